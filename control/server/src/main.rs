@@ -1,0 +1,2 @@
+//! control/server.
+fn main() {}

@@ -1,0 +1,2 @@
+//! deploy/samples/bookinfo/app.
+fn main() {}

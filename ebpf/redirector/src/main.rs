@@ -1,0 +1,2 @@
+//! ebpf/redirector.
+fn main() {}

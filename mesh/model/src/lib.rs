@@ -1,0 +1,16 @@
+//! Nouns (identity, workload, service, policy) and decisions (resolve, authorize) of the mesh.
+//!
+//! Pure: no I/O, no clock, no async, no randomness of its own (it is passed in). What arrives on the wire becomes these types in
+//! `tropis-xds`; what a user wrote becomes them in `tropis-compile`; the proxies decide with them. Start with [`view`], then
+//! [`resolve`] and [`authorize`].
+
+pub mod address;
+pub mod authorize;
+pub mod enrolment;
+pub mod identity;
+pub mod outcome;
+pub mod policy;
+pub mod resolve;
+pub mod service;
+pub mod view;
+pub mod workload;

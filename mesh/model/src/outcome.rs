@@ -1,0 +1,152 @@
+//! How a connection ended: the stage it had reached, the reason, and whose fault it was.
+//!
+//! `Stage` and `Reason` are closed sets of stable words: span names, metric labels, log fields and documentation headings use them.
+
+use std::fmt;
+
+/// A step of a connection's journey, in running order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stage {
+    /// A pod's `connect` reaches our listener, with its original destination kept.
+    Capture,
+    /// A listener gives a connection.
+    Accept,
+    /// Who is calling, or being called.
+    Identify,
+    /// Where it goes: the plan.
+    Resolve,
+    /// Whether it may: the permit.
+    Authorize,
+    /// The upstream is opened.
+    Connect,
+    /// Bytes move.
+    Relay,
+    /// The access log and the metrics are written.
+    Report,
+}
+
+impl Stage {
+    /// All stages in running order.
+    pub const ALL: [Stage; 8] =
+        [Self::Capture, Self::Accept, Self::Identify, Self::Resolve, Self::Authorize, Self::Connect, Self::Relay, Self::Report];
+
+    /// The stable word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Capture => "capture",
+            Self::Accept => "accept",
+            Self::Identify => "identify",
+            Self::Resolve => "resolve",
+            Self::Authorize => "authorize",
+            Self::Connect => "connect",
+            Self::Relay => "relay",
+            Self::Report => "report",
+        }
+    }
+}
+
+/// Whose fault it was: whom to page, and whether a retry may help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The side that called us.
+    Downstream,
+    /// The side that we called.
+    Upstream,
+    /// The mesh itself: its configuration or its state.
+    Mesh,
+}
+
+impl Side {
+    /// The stable word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Downstream => "downstream",
+            Self::Upstream => "upstream",
+            Self::Mesh => "mesh",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($variant:ident $word:literal $flags:literal $meaning:literal)*) => {
+        /// Why a connection ended, or was refused.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Reason { $(#[doc = $meaning] $variant,)* }
+
+        impl Reason {
+            /// All reasons, in the order of the documentation.
+            pub const ALL: &'static [Reason] = &[$(Self::$variant,)*];
+
+            /// The stable word.
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+
+            /// What it means, for the generated reference page.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => $meaning,)* }
+            }
+
+            /// Istio's `response_flags` for it; `-` for none.
+            pub const fn response_flags(self) -> &'static str {
+                match self { $(Self::$variant => $flags,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    Completed "completed" "-" "Both directions ended as the applications wished."
+    LimitReached "limit_reached" "CONNECT" "A limit on connections or streams was reached."
+    NoOriginalDestination "no_original_destination" "CONNECT" "The connection was not captured: somebody dialled the listener itself."
+    LoopDetected "loop_detected" "CONNECT" "The connection would come back to the proxy's own port."
+    WorkloadUnknown "workload_unknown" "CONNECT" "The control plane has not told this proxy about the pod."
+    PeerUntrusted "peer_untrusted" "TLS_FAILURE" "The peer's certificate does not prove an identity of this trust domain, or not the expected one."
+    CertificateUnavailable "certificate_unavailable" "IDENTITY_ERROR" "No certificate could be had for the workload."
+    BadRequest "bad_request" "CONNECT" "The tunnel request is malformed or names a destination that is not here."
+    NoEndpoint "no_endpoint" "CONNECT" "The service has no endpoint that may be used."
+    NoWaypoint "no_waypoint" "CONNECT" "A waypoint is required and cannot be reached; traffic never goes around it."
+    NoGateway "no_gateway" "CONNECT" "The destination is on another network and no gateway to it is known."
+    PolicyDenied "policy_denied" "DENY" "An authorization policy denied it, or none of the ALLOW policies allowed it."
+    PolicyMissing "policy_missing" "DENY" "A policy that applies has not arrived yet; doubt denies."
+    ConnectRefused "connect_refused" "CONNECT" "The upstream refused the connection."
+    ConnectTimeout "connect_timeout" "CONNECT" "The upstream did not answer in time."
+    ConnectFailed "connect_failed" "CONNECT" "The upstream could not be reached."
+    TunnelFailed "tunnel_failed" "H2_HANDSHAKE_FAILURE" "The tunnel to the peer could not be set up, or broke."
+    TunnelTimeout "tunnel_timeout" "NETWORK_POLICY" "Port 15008 of the peer did not answer in time; a NetworkPolicy may block it."
+    TunnelRefused "tunnel_refused" "CONNECT" "The peer answered the tunnel request with something else than 200."
+    TunnelDenied "tunnel_denied" "DENY" "The peer's policy denied the tunnel request (401)."
+    DownstreamReset "downstream_reset" "-" "The downstream reset the connection."
+    UpstreamReset "upstream_reset" "-" "The upstream reset the connection."
+    PermitRevoked "permit_revoked" "DENY" "Policy changed while the connection was open and no longer allows it."
+    Drained "drained" "-" "The proxy or the pod was drained and the time to finish ran out."
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// The stage that it had reached.
+    pub stage: Stage,
+    /// Why it ended.
+    pub reason: Reason,
+    /// Whose fault it was; `Mesh` for [`Reason::Completed`] means nobody's.
+    pub side: Side,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}

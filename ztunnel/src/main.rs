@@ -1,0 +1,2 @@
+//! ztunnel.
+fn main() {}
