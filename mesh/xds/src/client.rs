@@ -1,1 +1,354 @@
-//! x
+//! The proxy's end of delta xDS: one stream for all types, kept up for as long as the process lives.
+//!
+//! [`run`] subscribes to every workload, service and policy, hands what arrives to a function and acknowledges it afterwards, so that an
+//! acknowledged version is one that decides. A resource that is refused is named to the sender and changes nothing; a policy that is
+//! refused before any version of it was accepted is stood in for by one that denies ([`crate::convert::denying_policy`]). When the
+//! stream ends, what is held stays in force, and the next stream asks only for what differs. Start with [`run`]; what one response
+//! means is in [`held`], how long to wait between streams in [`backoff`]. TLS and tokens belong to the caller's `connect`.
+
+use std::{
+    collections::BTreeMap,
+    error::Error as StdError,
+    future::Future,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use prost::Message;
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Code, Request, Status as GrpcStatus,
+    body::Body,
+    client::GrpcService,
+    codegen::{Body as HttpBody, Bytes},
+    metadata::{Ascii, MetadataKey, MetadataValue},
+};
+use tracing::{debug, info, warn};
+use tropis_model::view::Change;
+use tropis_proto::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE,
+    xds::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient},
+};
+
+use self::{
+    backoff::{Backoff, Ending},
+    held::Held,
+};
+
+mod backoff;
+mod held;
+
+/// Largest response that is read. The first one carries the whole mesh, some 300 bytes a workload (Istio's proxy has the same limit).
+const MAX_RESPONSE_BYTES: usize = 200 << 20;
+/// How long the server may take to open a stream.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Requests that may wait to be sent: two subscriptions and an acknowledgement for each of the responses under way.
+const REQUEST_QUEUE: usize = 8;
+
+/// Who asks: the xDS node, which the server checks against the token.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// The proxy's address.
+    pub address: IpAddr,
+    /// Name of the proxy's pod.
+    pub pod_name: String,
+    /// Namespace of the proxy's pod.
+    pub pod_namespace: String,
+    /// Kubernetes node that it runs on.
+    pub node_name: String,
+    /// The cluster, for example `Kubernetes`.
+    pub cluster_id: String,
+    /// More metadata (`ISTIO_META_*` without the prefix).
+    pub metadata: BTreeMap<String, String>,
+    /// More headers of the stream (`XDS_HEADER_*` without the prefix); `clusterid` is set already.
+    pub headers: Vec<(String, String)>,
+    /// What is counted.
+    pub counters: Arc<Counters>,
+}
+
+/// What a client counts; monotonic.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Responses that carried workloads and services.
+    pub address_messages: AtomicU64,
+    /// Their encoded size.
+    pub address_bytes: AtomicU64,
+    /// Responses that carried policies.
+    pub authorization_messages: AtomicU64,
+    /// Their encoded size.
+    pub authorization_bytes: AtomicU64,
+    /// Resources that were refused.
+    pub rejected_resources: AtomicU64,
+    /// Streams that could not be opened.
+    pub ended_by_connection_error: AtomicU64,
+    /// Streams that ended with an error.
+    pub ended_by_error: AtomicU64,
+    /// Streams that ended because the server closes connections from time to time.
+    pub ended_by_reconnect: AtomicU64,
+    /// Streams that the server completed.
+    pub ended_completely: AtomicU64,
+}
+
+/// How a client is doing, for readiness and logs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    /// A stream is open.
+    pub connected: bool,
+    /// The workloads and services of a first response are in force.
+    pub addresses_synced: bool,
+    /// The policies of a first response are in force.
+    pub policies_synced: bool,
+    /// The server's name for the configuration in force; empty before the first.
+    pub version: Arc<str>,
+    /// Why there is no stream, if there is none.
+    pub failure: Option<Arc<str>>,
+}
+
+impl Status {
+    /// Whether everything arrived once. It stays true while the server is away: what is held stays in force.
+    pub fn synced(&self) -> bool {
+        self.addresses_synced && self.policies_synced
+    }
+}
+
+/// Why a connection could not be made: whatever the caller's `connect` failed with.
+pub type ConnectError = Box<dyn StdError + Send + Sync>;
+
+/// Why a stream ended.
+#[derive(Debug, Error)]
+enum StreamEnded {
+    #[error("cannot connect to the control plane")]
+    Connect(#[source] ConnectError),
+    #[error("the header {0:?} cannot be sent")]
+    Header(String),
+    #[error("the control plane did not open the stream in time")]
+    OpenTimeout,
+    #[error("the control plane refused the stream")]
+    Refused(#[source] GrpcStatus),
+    #[error("the stream broke")]
+    Broken(#[source] GrpcStatus),
+    #[error("the control plane ended the stream")]
+    Completed,
+}
+
+/// Keeps a stream up until `stop`. `connect` makes a fresh transport (channel, TLS, token) for each attempt; `apply` puts changes in
+/// force before it returns, in the order of the wire; `status` always shows the present.
+pub async fn run<T, C, F>(
+    config: ClientConfig,
+    mut connect: C,
+    mut apply: impl FnMut(Vec<Change>) + Send,
+    status: watch::Sender<Status>,
+    stop: CancellationToken,
+) where
+    C: FnMut() -> F + Send,
+    F: Future<Output = Result<T, ConnectError>> + Send,
+    T: GrpcService<Body> + Send,
+    T::Error: Into<ConnectError>,
+    T::Future: Send,
+    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
+    <T::ResponseBody as HttpBody>::Error: Into<ConnectError> + Send,
+{
+    let mut held = Held::default();
+    let mut backoff = Backoff::default();
+    loop {
+        let mut productive = false;
+        let ended = tokio::select! {
+            ended = stream(&config, connect(), &mut held, &mut apply, &status, &mut productive) => ended,
+            () = stop.cancelled() => return,
+        };
+        let ending = ending(&ended);
+        count_end(&config.counters, &ended, ending);
+        let wait = backoff.after(ending, productive, rand::random_range(0.8..1.2));
+        let failure: Arc<str> = chain(&ended).into();
+        match ending {
+            Ending::Routine => debug!(reason = %failure, ?wait, "control plane stream ended"),
+            Ending::Failed => warn!(reason = %failure, ?wait, "control plane stream ended; what is held stays in force"),
+        }
+        status.send_modify(|status| {
+            status.connected = false;
+            status.failure = Some(failure);
+        });
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn stream<T>(
+    config: &ClientConfig,
+    connect: impl Future<Output = Result<T, ConnectError>>,
+    held: &mut Held,
+    apply: &mut (impl FnMut(Vec<Change>) + Send),
+    status: &watch::Sender<Status>,
+    productive: &mut bool,
+) -> StreamEnded
+where
+    T: GrpcService<Body> + Send,
+    T::Error: Into<ConnectError>,
+    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
+    <T::ResponseBody as HttpBody>::Error: Into<ConnectError> + Send,
+{
+    let transport = match connect.await {
+        Ok(transport) => transport,
+        Err(error) => return StreamEnded::Connect(error),
+    };
+    let (requests, outgoing) = mpsc::channel(REQUEST_QUEUE);
+    // Policies first: a workload that names one should find it. The queue has room for both before the stream is read.
+    for type_url in [AUTHORIZATION_TYPE, ADDRESS_TYPE] {
+        let subscription = DeltaDiscoveryRequest {
+            node: Some(node(config)),
+            type_url: type_url.to_owned(),
+            initial_resource_versions: held.versions(type_url),
+            ..Default::default()
+        };
+        if requests.try_send(subscription).is_err() {
+            return StreamEnded::Completed;
+        }
+    }
+    let mut request = Request::new(ReceiverStream::new(outgoing));
+    if let Err(ended) = add_headers(config, &mut request) {
+        return ended;
+    }
+    let mut client = AggregatedDiscoveryServiceClient::new(transport).max_decoding_message_size(MAX_RESPONSE_BYTES);
+    let mut responses = match tokio::time::timeout(OPEN_TIMEOUT, client.delta_aggregated_resources(request)).await {
+        Ok(Ok(response)) => response.into_inner(),
+        Ok(Err(refusal)) => return StreamEnded::Refused(refusal),
+        Err(_) => return StreamEnded::OpenTimeout,
+    };
+    info!("control plane stream open");
+    status.send_modify(|status| {
+        status.connected = true;
+        status.failure = None;
+    });
+    loop {
+        let response = match responses.message().await {
+            Ok(Some(response)) => response,
+            Ok(None) => return StreamEnded::Completed,
+            Err(error) => return StreamEnded::Broken(error),
+        };
+        *productive = true;
+        let answer = absorb(config, held, apply, status, response);
+        if requests.send(answer).await.is_err() {
+            return StreamEnded::Completed;
+        }
+    }
+}
+
+/// Puts a response in force and gives the acknowledgement.
+fn absorb(
+    config: &ClientConfig,
+    held: &mut Held,
+    apply: &mut (impl FnMut(Vec<Change>) + Send),
+    status: &watch::Sender<Status>,
+    response: DeltaDiscoveryResponse,
+) -> DeltaDiscoveryRequest {
+    count_response(&config.counters, &response);
+    let version = if response.system_version_info.is_empty() { &response.nonce } else { &response.system_version_info };
+    let (version, nonce, type_url) = (Arc::from(version.as_str()), response.nonce.clone(), response.type_url.clone());
+    let absorbed = held.absorb(response);
+    debug!(type_url, %version, changes = absorbed.changes.len(), rejections = absorbed.rejections.len(), "configuration received");
+    config.counters.rejected_resources.fetch_add(absorbed.rejections.len() as u64, Ordering::Relaxed);
+    for (name, reason) in &absorbed.rejections {
+        warn!(type_url, resource = %name, %version, %reason, "resource refused");
+    }
+    if !absorbed.changes.is_empty() {
+        apply(absorbed.changes);
+    }
+    status.send_modify(|status| {
+        status.version = version;
+        // A refusal does not keep a proxy from being ready: what was refused is named, and denies where it would have decided.
+        status.addresses_synced |= type_url == ADDRESS_TYPE;
+        status.policies_synced |= type_url == AUTHORIZATION_TYPE;
+    });
+    let rejections: Vec<String> = absorbed.rejections.iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
+    DeltaDiscoveryRequest {
+        type_url,
+        response_nonce: nonce,
+        error_detail: (!rejections.is_empty()).then(|| xds::Status { code: 0, message: rejections.join("; "), details: Vec::new() }),
+        ..Default::default()
+    }
+}
+
+fn node(config: &ClientConfig) -> xds::Node {
+    let (name, namespace) = (&config.pod_name, &config.pod_namespace);
+    let own = [
+        ("NAME", name.clone()),
+        ("NAMESPACE", namespace.clone()),
+        ("INSTANCE_IPS", config.address.to_string()),
+        ("NODE_NAME", config.node_name.clone()),
+        ("CLUSTER_ID", config.cluster_id.clone()),
+    ];
+    let own = own.into_iter().map(|(key, value)| (key.to_owned(), value));
+    let more = config.metadata.iter().map(|(key, value)| (key.clone(), value.clone()));
+    let fields = more.chain(own).map(|(key, value)| (key, prost_types::Value::from(value))).collect();
+    xds::Node {
+        id: format!("ztunnel~{}~{name}.{namespace}~{namespace}.svc.cluster.local", config.address),
+        metadata: Some(prost_types::Struct { fields }),
+        ..Default::default()
+    }
+}
+
+fn add_headers<B>(config: &ClientConfig, request: &mut Request<B>) -> Result<(), StreamEnded> {
+    let own = [("clusterid".to_owned(), config.cluster_id.clone())];
+    for (name, value) in own.iter().chain(&config.headers) {
+        let invalid = || StreamEnded::Header(name.clone());
+        let key: MetadataKey<Ascii> = name.to_ascii_lowercase().parse().map_err(|_| invalid())?;
+        let value: MetadataValue<Ascii> = value.parse().map_err(|_| invalid())?;
+        request.metadata_mut().insert(key, value);
+    }
+    Ok(())
+}
+
+/// Whether the server meant no harm: it closes old connections as a matter of course.
+fn ending(ended: &StreamEnded) -> Ending {
+    match ended {
+        StreamEnded::Completed => Ending::Routine,
+        StreamEnded::Broken(status) => match status.code() {
+            Code::Unknown | Code::Cancelled | Code::DeadlineExceeded => Ending::Routine,
+            Code::Unavailable if ["transport is closing", "received prior goaway"].iter().any(|text| status.message().contains(text)) => {
+                Ending::Routine
+            }
+            _ => Ending::Failed,
+        },
+        StreamEnded::Connect(_) | StreamEnded::Header(_) | StreamEnded::OpenTimeout | StreamEnded::Refused(_) => Ending::Failed,
+    }
+}
+
+fn count_end(counters: &Counters, ended: &StreamEnded, ending: Ending) {
+    let counter = match (ended, ending) {
+        (StreamEnded::Completed, _) => &counters.ended_completely,
+        (StreamEnded::Connect(_), _) => &counters.ended_by_connection_error,
+        (_, Ending::Routine) => &counters.ended_by_reconnect,
+        (_, Ending::Failed) => &counters.ended_by_error,
+    };
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+fn count_response(counters: &Counters, response: &DeltaDiscoveryResponse) {
+    let (messages, bytes) = match response.type_url.as_str() {
+        ADDRESS_TYPE => (&counters.address_messages, &counters.address_bytes),
+        AUTHORIZATION_TYPE => (&counters.authorization_messages, &counters.authorization_bytes),
+        _ => return,
+    };
+    messages.fetch_add(1, Ordering::Relaxed);
+    bytes.fetch_add(response.encoded_len() as u64, Ordering::Relaxed);
+}
+
+fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

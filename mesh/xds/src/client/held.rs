@@ -1,0 +1,156 @@
+//! What a client holds, and what a response makes of it. No I/O: the streams come and go around it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use tropis_model::view::Change;
+use tropis_proto::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE,
+    xds::{DeltaDiscoveryResponse, Resource},
+};
+
+use crate::convert::{self, Interner, InvalidResource};
+
+/// Names that are in force, each with its accepted version.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    addresses: HashMap<Arc<str>, String>,
+    policies: HashMap<Arc<str>, String>,
+}
+
+/// What a response says.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Absorbed {
+    /// To put in force: updates, then removals.
+    pub(super) changes: Vec<Change>,
+    /// Refused resources by name.
+    pub(super) rejections: Vec<(String, InvalidResource)>,
+}
+
+impl Held {
+    /// `initial_resource_versions` of the next stream. A stand-in for a refused policy has an empty version: the server sends the
+    /// policy again, or tells that it is gone.
+    pub(super) fn versions(&self, type_url: &str) -> BTreeMap<String, String> {
+        let held = match type_url {
+            ADDRESS_TYPE => &self.addresses,
+            AUTHORIZATION_TYPE => &self.policies,
+            _ => return BTreeMap::new(),
+        };
+        held.iter().map(|(name, version)| (name.to_string(), version.clone())).collect()
+    }
+
+    /// Decodes a response and remembers what of it is in force. A response of an unknown type changes nothing and is acknowledged.
+    pub(super) fn absorb(&mut self, response: DeltaDiscoveryResponse) -> Absorbed {
+        let mut absorbed = Absorbed::default();
+        let mut strings = Interner::default();
+        let (held, decode): (_, fn(&Resource, &mut Interner) -> Result<Change, InvalidResource>) = match response.type_url.as_str() {
+            ADDRESS_TYPE => (&mut self.addresses, convert::decode_address),
+            AUTHORIZATION_TYPE => (&mut self.policies, convert::decode_authorization),
+            other => {
+                tracing::warn!(type_url = other, "response of an unknown type ignored");
+                return absorbed;
+            }
+        };
+        for resource in response.resources {
+            match decode(&resource, &mut strings) {
+                Ok(change) => {
+                    absorbed.changes.push(change);
+                    held.insert(resource.name.into(), resource.version);
+                }
+                Err(reason) => {
+                    if response.type_url == AUTHORIZATION_TYPE
+                        && !held.contains_key(resource.name.as_str())
+                        && let Some(stand_in) = convert::denying_policy(&resource)
+                    {
+                        absorbed.changes.push(Change::Policy(Arc::new(stand_in)));
+                        held.insert(resource.name.as_str().into(), String::new());
+                    }
+                    absorbed.rejections.push((resource.name, reason));
+                }
+            }
+        }
+        for name in response.removed_resources {
+            held.remove(name.as_str());
+            absorbed.changes.extend(convert::removal(&response.type_url, &name));
+        }
+        absorbed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use tropis_model::policy::{Action, PolicyKey, PolicyScope};
+    use tropis_proto::{security, workload};
+
+    use super::*;
+
+    fn policy(name: &str, version: &str, scope: i32) -> Resource {
+        let message = security::Authorization { namespace: "ns".into(), name: name.into(), scope, ..Default::default() };
+        let any = prost_types::Any { type_url: AUTHORIZATION_TYPE.into(), value: message.encode_to_vec() };
+        Resource { name: format!("ns/{name}"), version: version.into(), resource: Some(any), ..Default::default() }
+    }
+
+    fn pod(uid: &str, version: &str, tunnel_protocol: i32) -> Resource {
+        let pod = workload::Workload { uid: uid.into(), tunnel_protocol, ..Default::default() };
+        let message = workload::Address { r#type: Some(workload::address::Type::Workload(pod)) };
+        let any = prost_types::Any { type_url: ADDRESS_TYPE.into(), value: message.encode_to_vec() };
+        Resource { name: uid.into(), version: version.into(), resource: Some(any), ..Default::default() }
+    }
+
+    fn response(type_url: &str, resources: Vec<Resource>, removed: &[&str]) -> DeltaDiscoveryResponse {
+        DeltaDiscoveryResponse {
+            type_url: type_url.into(),
+            resources,
+            removed_resources: removed.iter().map(|name| (*name).to_owned()).collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn good_resources_apply_beside_refused_ones_which_keep_their_accepted_version() {
+        let mut held = Held::default();
+        held.absorb(response(ADDRESS_TYPE, vec![pod("a", "1", 1), pod("b", "1", 0)], &[]));
+        let absorbed = held.absorb(response(ADDRESS_TYPE, vec![pod("a", "2", 2), pod("b", "2", 1), pod("c", "2", 9)], &[]));
+        assert_eq!(absorbed.changes.len(), 1, "only b");
+        let refused: Vec<&str> = absorbed.rejections.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(refused, ["a", "c"]);
+        let versions = held.versions(ADDRESS_TYPE);
+        assert_eq!(versions, BTreeMap::from([("a".into(), "1".into()), ("b".into(), "2".into())]), "c was never accepted");
+    }
+
+    #[test]
+    fn removals_come_after_updates_and_are_forgotten() {
+        let mut held = Held::default();
+        held.absorb(response(ADDRESS_TYPE, vec![pod("a", "1", 0)], &[]));
+        let absorbed = held.absorb(response(ADDRESS_TYPE, vec![pod("b", "1", 0)], &["a", "ns/unheard-of"]));
+        assert!(matches!(absorbed.changes[0], Change::Workload(_)));
+        assert_eq!(absorbed.changes[1..], [Change::RemoveAddress("a".into()), Change::RemoveAddress("ns/unheard-of".into())]);
+        assert_eq!(held.versions(ADDRESS_TYPE).into_keys().collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn a_policy_that_was_never_accepted_denies_until_it_is_good_or_gone() {
+        let mut held = Held::default();
+        let absorbed = held.absorb(response(AUTHORIZATION_TYPE, vec![policy("new", "1", 9)], &[]));
+        let [Change::Policy(stand_in)] = absorbed.changes.as_slice() else { panic!("{absorbed:?}") };
+        assert_eq!((stand_in.action, stand_in.scope), (Action::Deny, PolicyScope::Namespace));
+        assert_eq!(held.versions(AUTHORIZATION_TYPE), BTreeMap::from([("ns/new".into(), String::new())]));
+
+        let absorbed = held.absorb(response(AUTHORIZATION_TYPE, vec![policy("new", "2", 1)], &[]));
+        assert!(absorbed.rejections.is_empty());
+        let absorbed = held.absorb(response(AUTHORIZATION_TYPE, vec![policy("new", "3", 9)], &[]));
+        assert!(absorbed.changes.is_empty(), "the accepted version stays in force: {absorbed:?}");
+        assert_eq!(held.versions(AUTHORIZATION_TYPE), BTreeMap::from([("ns/new".into(), "2".into())]));
+        let absorbed = held.absorb(response(AUTHORIZATION_TYPE, vec![], &["ns/new"]));
+        assert_eq!(absorbed.changes, [Change::RemovePolicy(PolicyKey("ns/new".into()))]);
+    }
+
+    #[test]
+    fn an_unknown_type_changes_nothing() {
+        let mut held = Held::default();
+        assert_eq!(held.absorb(response("type.googleapis.com/moon", vec![pod("a", "1", 0)], &["b"])), Absorbed::default());
+    }
+}

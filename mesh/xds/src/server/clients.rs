@@ -1,0 +1,141 @@
+//! Who is connected, and how far each one is.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::watch;
+
+/// How far a client is with one type.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SubscriptionState {
+    /// Whether it asked for the type.
+    pub subscribed: bool,
+    /// Everything up to this generation of the table that concerns the client is acknowledged.
+    pub acknowledged: u64,
+    /// The generation of a response that waits for its acknowledgement.
+    pub in_flight: Option<u64>,
+    /// Resources that the client refused, with its reasons: an older version of each is in force there, or none.
+    pub rejected: BTreeMap<String, String>,
+}
+
+/// A connected client.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClientState {
+    /// What its credentials prove.
+    pub client: String,
+    /// The xDS node that it says it is; empty before its first request.
+    pub node: String,
+    /// Workloads and services.
+    pub addresses: SubscriptionState,
+    /// Policies.
+    pub policies: SubscriptionState,
+}
+
+impl ClientState {
+    /// Whether everything up to `generation` is in force at this client.
+    pub fn has(&self, generation: u64) -> bool {
+        let fine = |state: &SubscriptionState| !state.subscribed || (state.acknowledged >= generation && state.rejected.is_empty());
+        fine(&self.addresses) && fine(&self.policies)
+    }
+}
+
+/// The connected clients. Clones are handles to one register.
+#[derive(Debug, Clone)]
+pub struct Clients {
+    register: Arc<Mutex<Register>>,
+    changed: Arc<watch::Sender<u64>>,
+}
+
+#[derive(Debug, Default)]
+struct Register {
+    next: u64,
+    clients: BTreeMap<u64, ClientState>,
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self { register: Arc::default(), changed: Arc::new(watch::Sender::new(0)) }
+    }
+}
+
+impl Clients {
+    /// All clients, in the order in which they came.
+    pub fn list(&self) -> Vec<ClientState> {
+        self.lock().clients.values().cloned().collect()
+    }
+
+    /// The clients at which `generation` is not in force yet; none of them: the change is live everywhere.
+    pub fn lagging(&self, generation: u64) -> Vec<ClientState> {
+        self.lock().clients.values().filter(|client| !client.has(generation)).cloned().collect()
+    }
+
+    /// Wakes when a client comes, goes or gets further.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// `None` when there are `limit` clients already.
+    pub(super) fn register(&self, client: &str, limit: usize) -> Option<Registration> {
+        let id = {
+            let mut register = self.lock();
+            if register.clients.len() >= limit {
+                return None;
+            }
+            let id = register.next;
+            register.next += 1;
+            register.clients.insert(id, ClientState { client: client.to_owned(), ..ClientState::default() });
+            id
+        };
+        self.wake();
+        Some(Registration { clients: self.clone(), id })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Register> {
+        // Nothing panics while holding it, and a state more or less would harm nobody.
+        self.register.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+}
+
+/// A client's place in the register, until dropped.
+#[derive(Debug)]
+pub(super) struct Registration {
+    clients: Clients,
+    id: u64,
+}
+
+impl Registration {
+    pub(super) fn name(&self, node: &str) {
+        if let Some(client) = self.clients.lock().clients.get_mut(&self.id) {
+            node.clone_into(&mut client.node);
+        }
+    }
+
+    pub(super) fn update(&self, [addresses, policies]: [&SubscriptionState; 2]) {
+        let changed = {
+            let mut register = self.clients.lock();
+            let Some(client) = register.clients.get_mut(&self.id) else { return };
+            let changed = client.addresses != *addresses || client.policies != *policies;
+            if changed {
+                client.addresses.clone_from(addresses);
+                client.policies.clone_from(policies);
+            }
+            changed
+        };
+        if changed {
+            self.clients.wake();
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.clients.lock().clients.remove(&self.id);
+        self.clients.wake();
+    }
+}

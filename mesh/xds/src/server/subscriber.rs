@@ -1,0 +1,236 @@
+//! What one client has, and what it is sent next. No I/O and no clock.
+//!
+//! The order matters, because a workload that names a policy which is not there is denied everything: new policies go first, then
+//! workloads and services, then removed policies. One response of a type is under way at a time.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use imbl::ordmap::DiffItem;
+use thiserror::Error;
+use tropis_proto::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE,
+    xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource},
+};
+
+use super::{
+    clients::SubscriptionState,
+    table::{Entries, Entry, Snapshot},
+};
+
+const WILDCARD: &str = "*";
+
+/// A request that cannot be served; the stream ends with it.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub(super) enum BadRequest {
+    #[error("only wildcard subscriptions are served, not one to {0:?}; unset XDS_ON_DEMAND")]
+    Named(String),
+}
+
+/// A client's subscriptions.
+#[derive(Debug, Default)]
+pub(super) struct Subscriber {
+    addresses: Subscription,
+    policies: Subscription,
+    nonces: u64,
+}
+
+#[derive(Debug, Default)]
+struct Subscription {
+    /// Named by the client in its first request; becomes `has` with the first snapshot.
+    reported: Option<BTreeMap<String, String>>,
+    /// What the client has once it processed all that was sent; shares its structure with the table.
+    has: Entries,
+    /// The first response is due even if it is empty: the client waits for it to become ready.
+    owes_first: bool,
+    in_flight: Option<InFlight>,
+    state: SubscriptionState,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    nonce: String,
+    generation: u64,
+    names: Vec<Arc<str>>,
+}
+
+/// Which differences a response carries.
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    Everything,
+    Updates,
+    Removals,
+}
+
+impl Subscriber {
+    /// How far the client is: addresses, policies.
+    pub(super) fn state(&self) -> [&SubscriptionState; 2] {
+        [&self.addresses.state, &self.policies.state]
+    }
+
+    /// Takes a subscription, an acknowledgement or a refusal.
+    pub(super) fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), BadRequest> {
+        match request.type_url.as_str() {
+            ADDRESS_TYPE => self.addresses.request(request),
+            AUTHORIZATION_TYPE => self.policies.request(request),
+            other => {
+                tracing::debug!(type_url = other, "subscription to a type that is not served");
+                Ok(())
+            }
+        }
+    }
+
+    /// The next response, or `None` when the client has everything or must acknowledge first. `policies_only`: the client had its time
+    /// to ask for workloads, so that removed policies need not wait for them.
+    pub(super) fn next(&mut self, snapshot: &Snapshot, policies_only: bool) -> Option<DeltaDiscoveryResponse> {
+        self.addresses.begin(&snapshot.addresses);
+        self.policies.begin(&snapshot.policies);
+        self.nonces += 1;
+        let nonce = format!("{}/{}", snapshot.version(), self.nonces);
+
+        if self.policies.pending(&snapshot.policies, Part::Updates) {
+            return self.policies.respond(AUTHORIZATION_TYPE, &snapshot.policies, Part::Updates, snapshot, nonce);
+        }
+        if self.addresses.pending(&snapshot.addresses, Part::Everything) {
+            return self.addresses.respond(ADDRESS_TYPE, &snapshot.addresses, Part::Everything, snapshot, nonce);
+        }
+        self.addresses.settle(&snapshot.addresses, snapshot.generation);
+        if self.policies.pending(&snapshot.policies, Part::Removals) {
+            let addresses_told = self.addresses.state.subscribed || policies_only;
+            return addresses_told
+                .then(|| self.policies.respond(AUTHORIZATION_TYPE, &snapshot.policies, Part::Removals, snapshot, nonce))
+                .flatten();
+        }
+        self.policies.settle(&snapshot.policies, snapshot.generation);
+        None
+    }
+}
+
+impl Subscription {
+    fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), BadRequest> {
+        if let Some(name) = request.resource_names_subscribe.iter().find(|name| *name != WILDCARD) {
+            return Err(BadRequest::Named(name.clone()));
+        }
+        if request.resource_names_unsubscribe.iter().any(|name| name == WILDCARD) {
+            *self = Self::default();
+            return Ok(());
+        }
+        if !self.state.subscribed {
+            self.state.subscribed = true;
+            self.owes_first = true;
+            self.reported = Some(request.initial_resource_versions);
+            return Ok(());
+        }
+        // An answer to anything but the response under way is late, and means nothing.
+        if let Some(in_flight) = self.in_flight.take_if(|in_flight| in_flight.nonce == request.response_nonce) {
+            let refusal = request.error_detail.map(|error| error.message).unwrap_or_default();
+            self.state.in_flight = None;
+            self.state.acknowledged = self.state.acknowledged.max(in_flight.generation);
+            for name in &in_flight.names {
+                self.state.rejected.remove(&**name);
+            }
+            if !refusal.is_empty() {
+                self.refused(&in_flight.names, &refusal);
+            }
+        }
+        Ok(())
+    }
+
+    /// A refusal reads `name: reason; name: reason`; what names nothing that was sent stands for the whole response.
+    fn refused(&mut self, names: &[Arc<str>], refusal: &str) {
+        let before = self.state.rejected.len();
+        for part in refusal.split("; ") {
+            if let Some((name, reason)) = part.split_once(": ")
+                && names.iter().any(|sent| &**sent == name)
+            {
+                self.state.rejected.insert(name.to_owned(), reason.to_owned());
+            }
+        }
+        if self.state.rejected.len() == before {
+            self.state.rejected.insert(String::new(), refusal.to_owned());
+        }
+    }
+
+    /// Compares what the client named with the table. An entry that differs is kept under a version that no content has.
+    fn begin(&mut self, table: &Entries) {
+        let Some(reported) = self.reported.take() else { return };
+        // Starting from the table keeps the shared structure where a client is up to date, as most are after a reconnect.
+        let mut has = table.clone();
+        for (name, entry) in table {
+            match reported.get(&**name) {
+                Some(version) if *version == entry.0.version => {}
+                Some(_) => _ = has.insert(name.clone(), Entry(Arc::default())),
+                None => _ = has.remove(name),
+            }
+        }
+        for name in reported.into_keys().filter(|name| !table.contains_key(name.as_str())) {
+            has.insert(name.into(), Entry(Arc::default()));
+        }
+        self.has = has;
+    }
+
+    fn pending(&self, table: &Entries, part: Part) -> bool {
+        self.state.subscribed && ((self.owes_first && part != Part::Removals) || self.has.diff(table).any(|item| wanted(&item, part)))
+    }
+
+    /// `None` if another response has to be acknowledged first.
+    fn respond(
+        &mut self,
+        type_url: &str,
+        table: &Entries,
+        part: Part,
+        snapshot: &Snapshot,
+        nonce: String,
+    ) -> Option<DeltaDiscoveryResponse> {
+        if self.in_flight.is_some() {
+            return None;
+        }
+        let (mut updated, mut removed): (Vec<(Arc<str>, Entry)>, Vec<Arc<str>>) = (Vec::new(), Vec::new());
+        for item in self.has.diff(table).filter(|item| wanted(item, part)) {
+            match item {
+                DiffItem::Add(name, entry) | DiffItem::Update { new: (name, entry), .. } => updated.push((name.clone(), entry.clone())),
+                DiffItem::Remove(name, _) => removed.push(name.clone()),
+            }
+        }
+        let resources: Vec<Resource> = updated.iter().map(|(_, entry)| Resource::clone(&entry.0)).collect();
+        let names = updated.iter().map(|(name, _)| name).chain(&removed).cloned().collect();
+        let removed_resources = removed.iter().map(|name| name.to_string()).collect();
+        for (name, entry) in updated {
+            self.has.insert(name, entry);
+        }
+        for name in &removed {
+            self.has.remove(name);
+        }
+        self.owes_first = false;
+        self.in_flight = Some(InFlight { nonce: nonce.clone(), generation: snapshot.generation, names });
+        self.state.in_flight = Some(snapshot.generation);
+        Some(DeltaDiscoveryResponse {
+            system_version_info: snapshot.version().to_owned(),
+            resources,
+            type_url: type_url.to_owned(),
+            nonce,
+            removed_resources,
+        })
+    }
+
+    /// Nothing differs: share the table's structure again, and if nothing is under way, the client is up to date.
+    fn settle(&mut self, table: &Entries, generation: u64) {
+        if !self.state.subscribed {
+            return;
+        }
+        self.has = table.clone();
+        if self.in_flight.is_none() {
+            self.state.acknowledged = generation;
+        }
+    }
+}
+
+fn wanted(item: &DiffItem<'_, '_, Arc<str>, Entry>, part: Part) -> bool {
+    match part {
+        Part::Everything => true,
+        Part::Updates => !matches!(item, DiffItem::Remove(..)),
+        Part::Removals => matches!(item, DiffItem::Remove(..)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,251 @@
+//! Sequences of requests and publications, as the reference describes them.
+
+use std::sync::Arc;
+
+use tropis_model::{
+    identity::Identity,
+    policy::{Action, Policy, PolicyKey, PolicyScope},
+    view::Change,
+    workload::Workload,
+};
+use tropis_proto::xds::Status;
+
+use super::*;
+use crate::server::Resources;
+
+fn pod(name: &str, node: &str) -> Change {
+    let mut workload = Workload::new(format!("k//Pod/ns/{name}"), name, Identity::new("cluster.local", "ns", "sa"));
+    workload.node = node.into();
+    Change::Workload(Arc::new(workload))
+}
+
+fn gone(name: &str) -> Change {
+    Change::RemoveAddress(format!("k//Pod/ns/{name}").into())
+}
+
+fn policy(name: &str) -> Change {
+    Change::Policy(Arc::new(Policy {
+        key: PolicyKey(format!("ns/{name}").into()),
+        namespace: "ns".into(),
+        scope: PolicyScope::Namespace,
+        action: Action::Allow,
+        rules: Vec::new(),
+        dry_run: false,
+    }))
+}
+
+fn policy_gone(name: &str) -> Change {
+    Change::RemovePolicy(PolicyKey(format!("ns/{name}").into()))
+}
+
+/// A subscriber with its table, spoken to as a client speaks.
+struct Talk {
+    table: Resources,
+    subscriber: Subscriber,
+    policies_only: bool,
+}
+
+impl Talk {
+    fn new(changes: &[Change]) -> Self {
+        let table = Resources::new("i");
+        table.publish(changes);
+        Self { table, subscriber: Subscriber::default(), policies_only: false }
+    }
+
+    fn subscribe(&mut self, type_url: &str, versions: &[(&str, &str)]) {
+        let request = DeltaDiscoveryRequest {
+            type_url: type_url.into(),
+            initial_resource_versions: versions.iter().map(|(name, version)| ((*name).to_owned(), (*version).to_owned())).collect(),
+            ..Default::default()
+        };
+        self.subscriber.request(request).unwrap();
+    }
+
+    fn next(&mut self) -> Option<DeltaDiscoveryResponse> {
+        self.subscriber.next(&self.table.snapshot().unwrap(), self.policies_only)
+    }
+
+    fn answer(&mut self, response: &DeltaDiscoveryResponse, refusal: Option<&str>) {
+        let request = DeltaDiscoveryRequest {
+            type_url: response.type_url.clone(),
+            response_nonce: response.nonce.clone(),
+            error_detail: refusal.map(|message| Status { message: message.into(), ..Default::default() }),
+            ..Default::default()
+        };
+        self.subscriber.request(request).unwrap();
+    }
+
+    /// Everything that comes, acknowledged; each as `type: +updated -removed`.
+    fn drain(&mut self) -> Vec<String> {
+        let mut seen = Vec::new();
+        while let Some(response) = self.next() {
+            seen.push(summary(&response));
+            self.answer(&response, None);
+        }
+        seen
+    }
+}
+
+fn summary(response: &DeltaDiscoveryResponse) -> String {
+    let kind = if response.type_url == ADDRESS_TYPE { "addresses" } else { "policies" };
+    let short = |name: &str| name.rsplit('/').next().unwrap_or_default().to_owned();
+    let updated = response.resources.iter().map(|resource| format!(" +{}", short(&resource.name)));
+    let removed = response.removed_resources.iter().map(|name| format!(" -{}", short(name)));
+    format!("{kind}:{}", updated.chain(removed).collect::<String>())
+}
+
+#[test]
+fn both_types_get_a_first_response_even_if_it_is_empty() {
+    let mut talk = Talk::new(&[]);
+    assert_eq!(talk.next(), None, "nothing is sent unasked");
+    talk.subscribe(ADDRESS_TYPE, &[]);
+    talk.subscribe(AUTHORIZATION_TYPE, &[]);
+    assert_eq!(talk.drain(), ["policies:", "addresses:"]);
+    assert_eq!(talk.drain(), [""; 0]);
+}
+
+#[test]
+fn only_what_changed_is_sent() {
+    let mut talk = Talk::new(&[pod("a", "1"), pod("b", "1")]);
+    talk.subscribe(ADDRESS_TYPE, &[]);
+    assert_eq!(talk.drain(), ["addresses: +a +b"]);
+    talk.table.publish(&[pod("b", "2"), pod("c", "1")]);
+    assert_eq!(talk.drain(), ["addresses: +b +c"]);
+    talk.table.publish(&[gone("a"), pod("c", "1")]);
+    assert_eq!(talk.drain(), ["addresses: -a"]);
+}
+
+#[test]
+fn a_slow_client_gets_several_changes_as_one() {
+    let mut talk = Talk::new(&[pod("a", "1")]);
+    talk.subscribe(ADDRESS_TYPE, &[]);
+    let first = talk.next().unwrap();
+    talk.table.publish(&[pod("b", "1")]);
+    talk.table.publish(&[pod("b", "2"), pod("c", "1")]);
+    talk.table.publish(&[gone("c"), gone("a")]);
+    assert_eq!(talk.next(), None, "one response is under way");
+    talk.answer(&first, None);
+    assert_eq!(talk.drain(), ["addresses: +b -a"]);
+}
+
+#[test]
+fn a_reconnecting_client_gets_the_difference_to_what_it_names() {
+    let changes = [pod("a", "1"), pod("b", "1"), pod("c", "1"), policy("p")];
+    let mut talk = Talk::new(&changes);
+    let snapshot = talk.table.snapshot().unwrap();
+    let version = |wanted: &str| snapshot.addresses().find(|(name, _)| name.ends_with(wanted)).unwrap().1.to_owned();
+    let held = [("k//Pod/ns/a", version("/a")), ("k//Pod/ns/b", "stale".to_owned()), ("k//Pod/ns/z", "gone".to_owned())];
+    let held: Vec<(&str, &str)> = held.iter().map(|(name, version)| (*name, version.as_str())).collect();
+    talk.subscribe(AUTHORIZATION_TYPE, &[("ns/p", ""), ("ns/q", "")]);
+    talk.subscribe(ADDRESS_TYPE, &held);
+    assert_eq!(talk.drain(), ["policies: +p", "addresses: +b +c -z", "policies: -q"]);
+}
+
+#[test]
+fn a_client_that_is_up_to_date_gets_empty_first_responses() {
+    let mut talk = Talk::new(&[pod("a", "1")]);
+    let snapshot = talk.table.snapshot().unwrap();
+    let held: Vec<(&str, &str)> = snapshot.addresses().collect();
+    talk.subscribe(ADDRESS_TYPE, &held);
+    assert_eq!(talk.drain(), ["addresses:"]);
+}
+
+#[test]
+fn policies_come_before_the_workloads_that_name_them_and_go_after() {
+    let mut talk = Talk::new(&[]);
+    talk.subscribe(ADDRESS_TYPE, &[]);
+    talk.subscribe(AUTHORIZATION_TYPE, &[]);
+    talk.drain();
+    talk.table.publish(&[pod("a", "1"), policy("p")]);
+    assert_eq!(talk.drain(), ["policies: +p", "addresses: +a"]);
+    talk.table.publish(&[policy_gone("p"), policy("q"), pod("a", "2")]);
+    assert_eq!(talk.drain(), ["policies: +q", "addresses: +a", "policies: -p"]);
+}
+
+#[test]
+fn workloads_wait_while_new_policies_cannot_be_sent() {
+    let mut talk = Talk::new(&[]);
+    talk.subscribe(ADDRESS_TYPE, &[]);
+    talk.subscribe(AUTHORIZATION_TYPE, &[]);
+    let first = talk.next().unwrap();
+    assert_eq!(summary(&first), "policies:");
+    talk.table.publish(&[policy("p"), pod("a", "1")]);
+    assert_eq!(talk.next(), None);
+    talk.answer(&first, None);
+    assert_eq!(talk.drain(), ["policies: +p", "addresses: +a"]);
+}
+
+#[test]
+fn a_policy_removed_before_its_workloads_were_told_is_still_told() {
+    let mut talk = Talk::new(&[]);
+    talk.subscribe(ADDRESS_TYPE, &[]);
+    talk.subscribe(AUTHORIZATION_TYPE, &[]);
+    talk.drain();
+    talk.table.publish(&[policy("p"), pod("a", "1")]);
+    let upsert = talk.next().unwrap();
+    assert_eq!(summary(&upsert), "policies: +p");
+    talk.table.publish(&[policy_gone("p")]);
+    talk.answer(&upsert, None);
+    assert_eq!(talk.drain(), ["addresses: +a", "policies: -p"]);
+}
+
+#[test]
+fn a_client_of_policies_only_hears_of_removals_after_a_while() {
+    let mut talk = Talk::new(&[]);
+    talk.subscribe(AUTHORIZATION_TYPE, &[("ns/old", "")]);
+    assert_eq!(talk.drain(), ["policies:"]);
+    talk.policies_only = true;
+    assert_eq!(talk.drain(), ["policies: -old"]);
+}
+
+#[test]
+fn a_refused_resource_is_remembered_until_it_is_accepted() {
+    let mut talk = Talk::new(&[pod("a", "1"), pod("b", "1")]);
+    talk.subscribe(ADDRESS_TYPE, &[]);
+    let response = talk.next().unwrap();
+    talk.answer(&response, Some("k//Pod/ns/a: no good; k//Pod/ns/b: too late"));
+    assert_eq!(talk.drain(), [""; 0], "what was refused is not sent again");
+    let rejected = |talk: &Talk| talk.subscriber.addresses.state.rejected.clone().into_iter().collect::<Vec<_>>();
+    let both = [("k//Pod/ns/a".to_owned(), "no good".to_owned()), ("k//Pod/ns/b".to_owned(), "too late".to_owned())];
+    assert_eq!(rejected(&talk), both);
+    talk.table.publish(&[pod("a", "2")]);
+    assert_eq!(talk.drain(), ["addresses: +a"]);
+    assert_eq!(rejected(&talk), both[1..]);
+    talk.table.publish(&[gone("b")]);
+    assert_eq!(talk.drain(), ["addresses: -b"]);
+    assert_eq!(rejected(&talk), []);
+}
+
+#[test]
+fn acknowledgements_tell_how_far_the_client_is() {
+    let mut talk = Talk::new(&[pod("a", "1")]);
+    talk.subscribe(ADDRESS_TYPE, &[]);
+    talk.subscribe(AUTHORIZATION_TYPE, &[]);
+    talk.drain();
+    let acknowledged = |talk: &Talk| talk.subscriber.state().map(|state| state.acknowledged);
+    assert_eq!(acknowledged(&talk), [1, 1]);
+    talk.table.publish(&[pod("a", "2")]);
+    let response = talk.next().unwrap();
+    assert_eq!(talk.subscriber.state()[0].in_flight, Some(2));
+    assert_eq!(talk.next(), None);
+    assert_eq!(acknowledged(&talk), [1, 2], "the change does not concern policies");
+    let stale = DeltaDiscoveryResponse { nonce: "another".into(), ..response.clone() };
+    talk.answer(&stale, None);
+    assert_eq!(acknowledged(&talk), [1, 2]);
+    talk.answer(&response, None);
+    assert_eq!(acknowledged(&talk), [2, 2]);
+}
+
+#[test]
+fn named_subscriptions_are_refused_and_a_wildcard_can_be_left() {
+    let mut talk = Talk::new(&[pod("a", "1")]);
+    let named =
+        DeltaDiscoveryRequest { type_url: ADDRESS_TYPE.into(), resource_names_subscribe: vec!["/10.0.0.1".into()], ..Default::default() };
+    assert_eq!(talk.subscriber.request(named), Err(BadRequest::Named("/10.0.0.1".into())));
+    talk.subscribe(ADDRESS_TYPE, &[]);
+    talk.drain();
+    let leave = DeltaDiscoveryRequest { type_url: ADDRESS_TYPE.into(), resource_names_unsubscribe: vec!["*".into()], ..Default::default() };
+    talk.subscriber.request(leave).unwrap();
+    talk.table.publish(&[pod("a", "2")]);
+    assert_eq!(talk.drain(), [""; 0]);
+}
