@@ -1,1 +1,3 @@
-//! tests.
+//! What the cross-process tests stand on.
+
+pub mod testkit;

@@ -1,0 +1,60 @@
+//! `tropis-testkit`: the application at both ends of a test connection. Its servers say whom they see, its clients print one JSON
+//! line on what they saw (the lines are `tropis_tests::testkit`). It knows nothing of any mesh.
+//!
+//! `serve.rs` starts at the accepting side, `client.rs` at the connecting one.
+
+mod bytes;
+mod client;
+mod connection;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Servers and clients for tests of connections.
+///
+/// A client prints exactly one JSON line and exits with 0 when everything it expected happened, else with 1 (2: bad arguments).
+/// `hold` and `serve` print a line an event.
+#[derive(Debug, Parser)]
+#[command(name = "tropis-testkit", version, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Listen, one role a port, until killed; at least one role is needed
+    Serve(serve::Options),
+    #[command(flatten)]
+    Client(client::Command),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    raise_descriptor_limit();
+    match arguments.command {
+        Command::Serve(options) => serve::run(options).await,
+        Command::Client(command) => client::run(command).await,
+    }
+}
+
+/// Storms and loads need more descriptors than the usual soft limit of 1024; the hard one stays what it is.
+fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // Not being allowed to is no error here: a storm that runs out of descriptors says so itself.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// One JSON line on standard output; a reader that went away is not our failure.
+fn print_line<T: serde::Serialize>(line: &T) {
+    use std::io::Write;
+    let mut text = serde_json::to_string(line).expect("report types are plain data with string keys");
+    text.push('\n');
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
