@@ -1,2 +1,51 @@
-//! xtask.
-fn main() {}
+//! `cargo xtask`: the one front door of the repository. Each command has a file; this one only reads arguments.
+
+mod check;
+mod ebpf;
+mod front;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Everything one does with this repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fast checks: format, lints, crate directions, stage words, file headers, paths in ARCHITECTURE.md, freshness of the BPF object.
+    Check,
+    /// Everything a contributor needs: `check`, then every test, fast ones first. Root (or sudo) runs the privileged ones too.
+    Test(test::Options),
+    /// Build or refresh what is compiled for the kernel.
+    Ebpf(ebpf::Options),
+    /// Install what this machine lacks.
+    Setup {
+        /// Which part.
+        #[command(subcommand)]
+        part: Option<setup::Part>,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Check => check::run(),
+        Command::Test(options) => test::run(&options),
+        Command::Ebpf(options) => ebpf::run(&options),
+        Command::Setup { part } => setup::run(part.unwrap_or(setup::Part::Run)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\n{} {error:#}", front::red("error:"));
+            ExitCode::FAILURE
+        }
+    }
+}

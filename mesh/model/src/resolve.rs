@@ -289,8 +289,10 @@ pub fn outbound(view: &View, question: &Question<'_>, draw: &mut Draw) -> Result
         let target = Target { service: Some(service.clone()), workload: None, authority: Authority::Address(destination) };
         return through_waypoint(view, question, waypoint, target, draw);
     }
-    if let Some(service) = service {
-        if service.load_balancing.mode == BalancingMode::Passthrough {
+    let passes_through = |service: &Arc<Service>| service.load_balancing.mode == BalancingMode::Passthrough;
+    // A workload's own address inside a pass-through block is the workload's: it is reached as a member of the mesh.
+    if let Some(service) = service.filter(|service| addressed_workload.is_none() || !passes_through(service)) {
+        if passes_through(service) {
             let to = Target { service: Some(service.clone()), workload: None, authority: Authority::Address(destination) };
             return Ok(Plan::Direct { to });
         }

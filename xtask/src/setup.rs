@@ -1,0 +1,68 @@
+//! `cargo xtask setup`: installs what the machine lacks, or says what to install.
+
+use std::process::Command;
+
+use anyhow::bail;
+use clap::Subcommand;
+
+use crate::{ebpf, front};
+
+#[derive(Subcommand, Clone, Copy)]
+pub(crate) enum Part {
+    /// What building and running need: a C compiler, `nft` and `ip`.
+    Run,
+    /// What rebuilding the BPF object needs: the standard library's sources and bpf-linker.
+    Ebpf,
+}
+
+/// A program that building or running needs, and the Debian package that has it.
+const NEEDED: [(&str, &str, &str); 3] =
+    [("cc", "gcc", "link Rust programs"), ("nft", "nftables", "stand in for kube-proxy"), ("ip", "iproute2", "make the test network")];
+
+pub(crate) fn run(part: Part) -> anyhow::Result<()> {
+    match part {
+        Part::Run => ensure_programs(),
+        Part::Ebpf => ebpf::setup(),
+    }
+}
+
+/// Installs the missing programs where that is possible, else says which and how.
+pub(crate) fn ensure_programs() -> anyhow::Result<()> {
+    let missing: Vec<_> = NEEDED.iter().filter(|(program, ..)| !found(program)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = missing.iter().map(|(_, package, _)| *package).collect();
+    let why: Vec<String> = missing.iter().map(|(program, _, why)| format!("{program} (to {why})")).collect();
+    if !found("apt-get") {
+        bail!("{} missing; install your distribution's packages for: {}", why.join(", "), packages.join(" "));
+    }
+    front::step(&format!("install {}", packages.join(", ")), || {
+        front::run(as_root("apt-get")?.args(["update", "-q"]))?;
+        front::run(as_root("apt-get")?.args(["install", "-y", "-q", "--no-install-recommends"]).args(&packages))
+    })
+}
+
+/// Whether `program` is on the path, or where administrators' programs are.
+pub(crate) fn found(program: &str) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':').chain(["/usr/sbin", "/sbin"]).any(|folder| std::path::Path::new(folder).join(program).is_file())
+}
+
+/// Whether this process is root.
+pub(crate) fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// A command that runs as root: directly, or through sudo.
+pub(crate) fn as_root(program: &str) -> anyhow::Result<Command> {
+    if is_root() {
+        return Ok(Command::new(program));
+    }
+    if !found("sudo") {
+        bail!("`{program}` needs root, and there is no sudo: run this command as root");
+    }
+    let mut command = Command::new("sudo");
+    command.args(["--preserve-env=TROPIS_E2E,RUST_LOG,NO_COLOR", program]);
+    Ok(command)
+}
