@@ -6,13 +6,14 @@ mod files;
 
 use anyhow::bail;
 
-use crate::{ebpf, front};
+use crate::{ebpf, front, generate};
 
 pub(crate) fn run() -> anyhow::Result<()> {
     front::step("format", || front::run(front::cargo().args(["fmt", "--all", "--check"])))?;
     front::step("crate directions", || report(directions::violations()?))?;
     front::step("stage words and file headers", || report(files::violations()?))?;
     front::step("paths and symbols in ARCHITECTURE.md", || report(architecture::violations()?))?;
+    front::step("generated pages", || report(generate::stale()))?;
     front::step("freshness of the BPF object", ebpf::check)?;
     front::step("lints", || {
         front::run(front::cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"]))

@@ -3,6 +3,7 @@
 mod check;
 mod ebpf;
 mod front;
+mod generate;
 mod setup;
 mod test;
 
@@ -24,6 +25,8 @@ enum Command {
     Check,
     /// Everything a contributor needs: `check`, then every test, fast ones first. Root (or sudo) runs the privileged ones too.
     Test(test::Options),
+    /// Write the pages of docs/reference that come from code.
+    Gen,
     /// Build or refresh what is compiled for the kernel.
     Ebpf(ebpf::Options),
     /// Install what this machine lacks.
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Check => check::run(),
         Command::Test(options) => test::run(&options),
+        Command::Gen => generate::run(),
         Command::Ebpf(options) => ebpf::run(&options),
         Command::Setup { part } => setup::run(part.unwrap_or(setup::Part::Run)),
     };
