@@ -1,0 +1,272 @@
+//! Client and server over real sockets: first sync, changes, refusals, reconnects.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::{net::TcpListener, sync::watch, time::timeout};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Extensions,
+    transport::{Channel, Endpoint, Server},
+};
+use tropis_model::{
+    identity::Identity,
+    policy::{Action, Policy, PolicyKey, PolicyScope},
+    view::{Change, View},
+    workload::Workload,
+};
+use tropis_xds::{
+    client::{self, ClientConfig, Counters, Status},
+    server::{Admitted, Clients, Discovery, Resources},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server on a port of its own, stopped and started again at will.
+struct Control {
+    address: SocketAddr,
+    resources: Resources,
+    clients: Clients,
+    stop: CancellationToken,
+    done: tokio::task::JoinHandle<()>,
+}
+
+impl Control {
+    async fn start(address: SocketAddr, resources: Resources) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (clients, stop) = (Clients::default(), CancellationToken::new());
+        let admit = |_: &Extensions| {
+            Ok(Admitted { client: "istio-system/z".into(), namespace: "istio-system".into(), service_account: "ztunnel".into() })
+        };
+        let service = Discovery::new(resources.clone(), clients.clone(), admit, stop.clone()).into_service();
+        let stopped = stop.clone().cancelled_owned();
+        let done = tokio::spawn(async move {
+            Server::builder().add_service(service).serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await.unwrap();
+        });
+        Self { address, resources, clients, stop, done }
+    }
+
+    async fn stop(self) -> SocketAddr {
+        self.stop.cancel();
+        self.done.await.unwrap();
+        self.address
+    }
+
+    /// Waits until every client acknowledged the present configuration.
+    async fn live(&self) {
+        let generation = self.resources.snapshot().unwrap().generation;
+        let mut changes = self.clients.watch();
+        let live = async {
+            while self.clients.list().is_empty() || !self.clients.lagging(generation).is_empty() {
+                changes.changed().await.unwrap();
+            }
+        };
+        timeout(PATIENCE, live).await.unwrap();
+    }
+}
+
+/// A client with the view that it feeds, and all that it was told.
+struct Proxy {
+    view: Arc<Mutex<View>>,
+    told: Arc<Mutex<Vec<Change>>>,
+    status: watch::Receiver<Status>,
+    counters: Arc<Counters>,
+    stop: CancellationToken,
+}
+
+impl Proxy {
+    fn start(address: SocketAddr, namespace: &str) -> Self {
+        let (view, told): (Arc<Mutex<View>>, Arc<Mutex<Vec<Change>>>) = Default::default();
+        let (sender, status) = watch::channel(Status::default());
+        let (counters, stop) = (Arc::new(Counters::default()), CancellationToken::new());
+        let config = ClientConfig {
+            address: "127.0.0.1".parse().unwrap(),
+            pod_name: "z".into(),
+            pod_namespace: namespace.into(),
+            node_name: "a".into(),
+            cluster_id: "Kubernetes".into(),
+            metadata: BTreeMap::new(),
+            headers: vec![("x-test".into(), "1".into())],
+            counters: counters.clone(),
+        };
+        let connect = move || async move {
+            let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
+            Ok::<Channel, client::ConnectError>(endpoint.connect().await?)
+        };
+        let (fed, heard) = (view.clone(), told.clone());
+        let apply = move |changes: Vec<Change>| {
+            heard.lock().unwrap().extend(changes.iter().cloned());
+            let mut view = fed.lock().unwrap();
+            *view = view.apply(changes);
+        };
+        tokio::spawn(client::run(config, connect, apply, sender, stop.clone()));
+        Self { view, told, status, counters, stop }
+    }
+
+    async fn until(&mut self, what: impl Fn(&Status) -> bool) -> Status {
+        timeout(PATIENCE, self.status.wait_for(|status| what(status))).await.unwrap().unwrap().clone()
+    }
+
+    fn workloads(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.view.lock().unwrap().workloads().map(|workload| workload.name.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    fn forget_told(&self) -> usize {
+        std::mem::take(&mut *self.told.lock().unwrap()).len()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn loopback() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+fn pod(name: &str) -> Change {
+    Change::Workload(Arc::new(Workload::new(format!("k//Pod/ns/{name}"), name, Identity::new("cluster.local", "ns", "sa"))))
+}
+
+fn policy(name: &str) -> Change {
+    Change::Policy(Arc::new(Policy {
+        key: PolicyKey(format!("ns/{name}").into()),
+        namespace: "ns".into(),
+        scope: PolicyScope::Namespace,
+        action: Action::Allow,
+        rules: Vec::new(),
+        dry_run: false,
+    }))
+}
+
+#[tokio::test]
+async fn a_client_syncs_follows_and_acknowledges() {
+    for loopback in ["127.0.0.1:0", "[::1]:0"] {
+        let control = Control::start(loopback.parse().unwrap(), Resources::new("i")).await;
+        let mut proxy = Proxy::start(control.address, "istio-system");
+        proxy.until(|status| status.connected).await;
+        assert!(!proxy.status.borrow().synced(), "a table that is not open tells nothing");
+        control.resources.publish(&[pod("a"), pod("b"), policy("p")]);
+        let status = proxy.until(Status::synced).await;
+        assert_eq!(&*status.version, "i.1");
+        assert_eq!(proxy.workloads(), ["a", "b"]);
+        assert!(proxy.view.lock().unwrap().policy(&PolicyKey("ns/p".into())).is_some());
+        control.live().await;
+
+        control.resources.publish(&[pod("c"), Change::RemoveAddress("k//Pod/ns/a".into()), Change::RemovePolicy(PolicyKey("ns/p".into()))]);
+        control.live().await;
+        assert_eq!(proxy.workloads(), ["b", "c"]);
+        assert!(proxy.view.lock().unwrap().policy(&PolicyKey("ns/p".into())).is_none());
+        let client = &control.clients.list()[0];
+        assert_eq!(client.node, "ztunnel~127.0.0.1~z.istio-system~istio-system.svc.cluster.local");
+        control.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn an_empty_mesh_makes_a_client_ready_too() {
+    let control = Control::start(loopback(), Resources::new("i")).await;
+    control.resources.publish([]);
+    let mut proxy = Proxy::start(control.address, "istio-system");
+    proxy.until(Status::synced).await;
+    assert_eq!(proxy.forget_told(), 0);
+}
+
+#[tokio::test]
+async fn what_is_held_survives_the_server_and_only_differences_come_after() {
+    let control = Control::start(loopback(), Resources::new("first")).await;
+    control.resources.publish(&[pod("a"), pod("b"), policy("p")]);
+    let mut proxy = Proxy::start(control.address, "istio-system");
+    proxy.until(Status::synced).await;
+    control.live().await;
+    assert_eq!(proxy.forget_told(), 3);
+    let address = control.stop().await;
+    let status = proxy.until(|status| !status.connected).await;
+    assert!(status.synced() && status.failure.is_some());
+    assert_eq!(proxy.workloads(), ["a", "b"]);
+
+    // Another process, which has not read its objects yet: it must not take anything away.
+    let control = Control::start(address, Resources::new("second")).await;
+    proxy.until(|status| status.connected).await;
+    assert_eq!(proxy.workloads(), ["a", "b"]);
+    control.resources.publish(&[pod("a"), pod("c"), policy("p")]);
+    control.live().await;
+    proxy.until(|status| &*status.version == "second.1").await;
+    assert_eq!(proxy.workloads(), ["a", "c"]);
+    let told = proxy.told.lock().unwrap().clone();
+    assert_eq!(told, [pod("c"), Change::RemoveAddress("k//Pod/ns/b".into())], "a and p were not sent again");
+    let counted = proxy.counters.ended_by_connection_error.load(std::sync::atomic::Ordering::Relaxed)
+        + proxy.counters.ended_by_error.load(std::sync::atomic::Ordering::Relaxed)
+        + proxy.counters.ended_by_reconnect.load(std::sync::atomic::Ordering::Relaxed)
+        + proxy.counters.ended_completely.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(counted >= 1);
+}
+
+#[tokio::test]
+async fn a_refused_resource_is_named_to_the_server() {
+    let control = Control::start(loopback(), Resources::new("i")).await;
+    // A key that says another namespace than the policy itself: the client cannot file it.
+    let Change::Policy(good) = policy("p") else { unreachable!() };
+    let bad = Policy { namespace: "elsewhere".into(), ..Policy::clone(&good) };
+    control.resources.publish(&[Change::Policy(Arc::new(bad)), policy("q"), pod("a")]);
+    let mut proxy = Proxy::start(control.address, "istio-system");
+    proxy.until(Status::synced).await;
+    let mut changes = control.clients.watch();
+    let rejected = timeout(PATIENCE, async {
+        loop {
+            if let Some(client) = control.clients.list().into_iter().find(|client| !client.policies.rejected.is_empty()) {
+                return client.policies.rejected;
+            }
+            changes.changed().await.unwrap();
+        }
+    });
+    let rejected = rejected.await.unwrap();
+    assert_eq!(rejected.keys().collect::<Vec<_>>(), ["ns/p"]);
+    assert!(rejected["ns/p"].contains("elsewhere/p"), "{rejected:?}");
+    let generation = control.resources.snapshot().unwrap().generation;
+    assert_eq!(control.clients.lagging(generation).len(), 1, "a refused change is not live");
+    let view = proxy.view.lock().unwrap().clone();
+    let stand_in = view.policy(&PolicyKey("ns/p".into())).unwrap();
+    assert_eq!(stand_in.action, Action::Deny, "until it is good, it denies");
+    assert!(view.policy(&PolicyKey("ns/q".into())).is_some());
+
+    control.resources.publish(&[policy("p")]);
+    control.live().await;
+    assert_eq!(proxy.view.lock().unwrap().policy(&PolicyKey("ns/p".into())).unwrap().action, Action::Allow);
+}
+
+#[tokio::test]
+async fn a_node_that_poses_as_another_is_turned_away() {
+    let control = Control::start(loopback(), Resources::new("i")).await;
+    control.resources.publish(&[pod("a")]);
+    let mut proxy = Proxy::start(control.address, "shop");
+    let status = proxy.until(|status| status.failure.as_ref().is_some_and(|failure| failure.contains("credentials prove"))).await;
+    assert!(!status.synced());
+    assert_eq!(proxy.forget_told(), 0);
+}
+
+#[tokio::test]
+async fn many_changes_reach_a_client_in_few_messages() {
+    let control = Control::start(loopback(), Resources::new("i")).await;
+    control.resources.publish([]);
+    let mut proxy = Proxy::start(control.address, "istio-system");
+    proxy.until(Status::synced).await;
+    control.live().await;
+    for number in 0..500 {
+        control.resources.publish(&[pod(&format!("p{number}"))]);
+    }
+    control.live().await;
+    assert_eq!(proxy.workloads().len(), 500);
+    let messages = proxy.counters.address_messages.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(messages < 500, "{messages} messages");
+}
