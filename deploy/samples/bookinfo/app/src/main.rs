@@ -63,10 +63,10 @@ struct Settings {
     #[arg(long, value_enum, env = "SERVICE_VERSION", default_value = "v1")]
     service_version: Version,
     /// Port to listen on; 0 takes a free one and prints it
-    #[arg(long, env = "BOOKINFO_PORT", default_value_t = 9080)]
+    #[arg(long, env = "BOOKINFO_LISTEN_PORT", default_value_t = 9080)]
     port: u16,
     /// Address to listen on; by default all, IPv4 and IPv6
-    #[arg(long, env = "BOOKINFO_LISTEN")]
+    #[arg(long, env = "BOOKINFO_LISTEN_ADDRESS")]
     listen: Option<IpAddr>,
     /// Where details is
     #[arg(long, env = "DETAILS_ADDRESS", value_name = "HOST:PORT", default_value = "details:9080")]

@@ -132,7 +132,7 @@ fn stars_of(page: &mut String, stars: u8, color: &str) {
 fn note(page: &mut String, headline: &str, role: &str, failure: &CallError) {
     let reason = failure.kindly();
     add(page, format_args!("<p class=\"note\"><strong>{headline}</strong>We asked <code>{role}</code>, but {}.", Escaped(&reason)));
-    page.push_str(" The rest of the page is not affected; please try again in a little while.</p>\n");
+    page.push_str(" Please try again in a little while.</p>\n");
 }
 
 /// Rows for one call: the pod that answered, then those that it asked.
