@@ -203,13 +203,21 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
         }
     }
 
+    fn deserialize_struct<V: Visitor<'de>>(self, _: &'static str, _: &'static [&'static str], visitor: V) -> Result<V::Value, Failure> {
+        // Derived types would take a list of their fields' values too.
+        match self.value {
+            Value::Object(_) => self.visit(visitor),
+            _ => Err(<Failure as de::Error>::invalid_type(de::Unexpected::Other("value"), &visitor).at(&self.path, self.value)),
+        }
+    }
+
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
         self.unknown.borrow_mut().push((self.path.to_string(), shorten(self.value)));
         visitor.visit_unit()
     }
 
     serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map struct identifier
+        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map identifier
     }
 }
 
