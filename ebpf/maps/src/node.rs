@@ -7,8 +7,8 @@ use std::{
 };
 
 use tropis_abi::{
-    Address, DNS_SLOTS, InboundCounters, ListenerKey, OutboundCounters, POD_CAPTURES_OUTBOUND, POD_HAS_IPV4, POD_HAS_IPV6, Pod, ResolverKey,
-    listener, map,
+    Address, DNS_SLOTS, InboundCounters, ListenerKey, OutboundCounters, POD_CAPTURES_OUTBOUND, POD_HAS_IPV4, POD_HAS_IPV6, Pod,
+    ResolverKey, listener, map,
 };
 pub use tropis_abi::{InboundCounters as InboundCount, OutboundCounters as OutboundCount};
 
@@ -126,7 +126,8 @@ impl NodeMaps {
     /// The entry of a namespace.
     pub fn pod(&self, netns_cookie: u64) -> Result<Option<PodEntry>, MapsError> {
         let mut raw = Pod::zeroed();
-        let found = bpf::lookup(self.pods.as_fd(), netns_cookie.bytes(), raw.bytes_mut()).map_err(element("BPF_MAP_LOOKUP_ELEM", map::PODS))?;
+        let found =
+            bpf::lookup(self.pods.as_fd(), netns_cookie.bytes(), raw.bytes_mut()).map_err(element("BPF_MAP_LOOKUP_ELEM", map::PODS))?;
         Ok(found.then(|| PodEntry::from_raw(&raw)))
     }
 

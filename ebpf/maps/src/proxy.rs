@@ -71,7 +71,8 @@ impl ProxyMaps {
     pub fn add_listener(&self, pod: IpAddr, kind: ListenerKind, socket: BorrowedFd<'_>) -> Result<(), MapsError> {
         let key = ListenerKey { pod: address(pod), kind: kind.number() };
         let value = socket.as_raw_fd() as u32;
-        bpf::update(self.listeners.as_fd(), key.bytes(), value.bytes()).map_err(|source| element("BPF_MAP_UPDATE_ELEM", map::LISTENERS, source))
+        bpf::update(self.listeners.as_fd(), key.bytes(), value.bytes())
+            .map_err(|source| element("BPF_MAP_UPDATE_ELEM", map::LISTENERS, source))
     }
 
     /// Takes a listener out before it closes. No error when it is not there.

@@ -40,8 +40,12 @@ fn answer(raw: *mut bpf_sockopt, level: i32) {
         return;
     }
     // SAFETY: fields of the context; the verifier knows the two as a packet's begin and end.
-    let (begin, end) =
-        unsafe { (read_volatile(addr_of!((*raw).__bindgen_anon_2.optval)).cast::<u8>(), read_volatile(addr_of!((*raw).__bindgen_anon_3.optval_end)).cast::<u8>()) };
+    let (begin, end) = unsafe {
+        (
+            read_volatile(addr_of!((*raw).__bindgen_anon_2.optval)).cast::<u8>(),
+            read_volatile(addr_of!((*raw).__bindgen_anon_3.optval_end)).cast::<u8>(),
+        )
+    };
     let port = kept.port.to_be();
     if level == SOL_IP && context::is_ipv4(&kept.address) {
         let words = context::split(&kept.address);

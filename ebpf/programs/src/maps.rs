@@ -10,8 +10,8 @@ use aya_ebpf::{
     maps::SockHash,
 };
 use tropis_abi::{
-    Address, Connection, InboundCounters, ListenerKey, MAX_HANDOVERS, MAX_LISTENERS, MAX_PODS, MAX_RESOLVERS, OutboundCounters, Pod, Resolver,
-    ResolverKey, Socket,
+    Address, Connection, InboundCounters, ListenerKey, MAX_HANDOVERS, MAX_LISTENERS, MAX_PODS, MAX_RESOLVERS, OutboundCounters, Pod,
+    Resolver, ResolverKey, Socket,
 };
 
 #[btf_map]
