@@ -1,0 +1,170 @@
+//! Image names to built programs: the test image, the sample bookstore under its own and under the guides' names, and the user's.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::process::find;
+
+/// Which program stands for which image.
+#[derive(Debug, Clone)]
+pub struct Images {
+    folder: PathBuf,
+    extra: Vec<(String, PathBuf)>,
+}
+
+/// What a container runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+}
+
+/// Nothing stands for an image.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum UnknownImage {
+    /// The name means nothing here.
+    #[error("image \"{image}\" stands for no program here; accepted are {accepted}; the container does not run (add --image {image}=PATH)")]
+    Name {
+        /// The name.
+        image: String,
+        /// The names that do.
+        accepted: String,
+    },
+    /// The program is not built.
+    #[error("image \"{image}\" stands for {program}, which does not exist; the container does not run")]
+    NotBuilt {
+        /// The name.
+        image: String,
+        /// The file.
+        program: String,
+    },
+    /// `command` names nothing.
+    #[error("command \"{0}\" does not exist here; the container does not run")]
+    Command(String),
+}
+
+/// The test image's name.
+pub const TESTKIT: &str = "tropis/testkit";
+/// The bookstore's name.
+pub const BOOKINFO: &str = "tropis/bookinfo";
+/// How the guides call the bookstore's images: this, and then a role.
+const GUIDES: &str = "istio/examples-bookinfo-";
+
+impl Images {
+    /// Images of the programs in `folder`, and the user's own.
+    pub fn new(folder: &Path, extra: Vec<(String, PathBuf)>) -> Self {
+        Self { folder: folder.to_path_buf(), extra }
+    }
+
+    /// Where the programs are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What the container `spec` with this image runs. As in Kubernetes, `command` replaces the program and `args` its arguments.
+    pub fn resolve(&self, image: &str, spec: &Value) -> Result<Entry, UnknownImage> {
+        let mut entry = self.entry(image)?;
+        let strings = |field: &str| -> Option<Vec<String>> {
+            spec[field].as_array().map(|items| items.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect())
+        };
+        let command = strings("command").filter(|command| !command.is_empty());
+        if let Some(arguments) = strings("args") {
+            entry.arguments = arguments;
+        } else if command.is_some() {
+            entry.arguments = Vec::new();
+        }
+        if let Some(command) = command {
+            let folders = [self.folder.clone(), "/usr/local/bin".into(), "/usr/bin".into(), "/bin".into()];
+            entry.program = find(OsStr::new(&command[0]), &folders).ok_or_else(|| UnknownImage::Command(command[0].clone()))?;
+            entry.arguments.splice(..0, command[1..].iter().cloned());
+        }
+        match entry.program.is_file() {
+            true => Ok(entry),
+            false => Err(UnknownImage::NotBuilt { image: image.to_owned(), program: entry.program.display().to_string() }),
+        }
+    }
+
+    fn entry(&self, image: &str) -> Result<Entry, UnknownImage> {
+        let program = |name: &str, arguments: &[&str]| Entry {
+            program: self.folder.join(name),
+            arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+        };
+        let name = repository(image);
+        if let Some((_, path)) = self.extra.iter().find(|(extra, _)| extra == image || repository(extra) == name) {
+            return Ok(Entry { program: path.clone(), arguments: Vec::new() });
+        }
+        if name == TESTKIT {
+            return Ok(program("tropis-testkit", &[]));
+        }
+        if name == BOOKINFO {
+            return Ok(program("bookinfo", &[]));
+        }
+        match name.strip_prefix(GUIDES) {
+            Some("productpage-v1") => Ok(program("bookinfo", &["productpage"])),
+            Some("details-v1" | "details-v2") => Ok(program("bookinfo", &["details"])),
+            Some("ratings-v1" | "ratings-v2") => Ok(program("bookinfo", &["ratings"])),
+            Some("reviews-v1") => Ok(program("bookinfo", &["reviews", "--service-version", "v1"])),
+            Some("reviews-v2") => Ok(program("bookinfo", &["reviews", "--service-version", "v2"])),
+            Some("reviews-v3") => Ok(program("bookinfo", &["reviews", "--service-version", "v3"])),
+            _ => {
+                let extra = self.extra.iter().map(|(name, _)| name.as_str());
+                let names: Vec<&str> = [TESTKIT, BOOKINFO, "istio/examples-bookinfo-*"].into_iter().chain(extra).collect();
+                Err(UnknownImage::Name { image: image.to_owned(), accepted: names.join(", ") })
+            }
+        }
+    }
+}
+
+/// An image name without the hub's host, the tag and the digest.
+fn repository(image: &str) -> &str {
+    let name = image.split('@').next().unwrap_or(image);
+    // A colon before the last slash belongs to the host's port.
+    let slash = name.rfind('/').unwrap_or(0);
+    let name = name[slash..].find(':').map_or(name, |colon| &name[..slash + colon]);
+    let host = |first: &str| first.contains('.') || first.contains(':') || first == "localhost";
+    name.split_once('/').filter(|(first, _)| host(first)).map_or(name, |(_, rest)| rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn tags_and_hosts_do_not_matter() {
+        for image in ["tropis/testkit", "tropis/testkit:1", "docker.io/tropis/testkit:1", "localhost:5000/tropis/testkit@sha256:00"] {
+            assert_eq!(repository(image), "tropis/testkit", "{image}");
+        }
+        assert_eq!(repository("nginx:1.27"), "nginx");
+    }
+
+    #[test]
+    fn the_guides_images_are_the_bookstore() {
+        let images = Images::new(Path::new("/bin"), Vec::new());
+        let entry = images.entry("docker.io/istio/examples-bookinfo-reviews-v3:1.20.3").expect("known");
+        assert_eq!(
+            entry,
+            Entry { program: "/bin/bookinfo".into(), arguments: vec!["reviews".into(), "--service-version".into(), "v3".into()] }
+        );
+    }
+
+    #[test]
+    fn command_and_args_replace_as_in_kubernetes() {
+        let images = Images::new(Path::new("/nowhere"), vec![("mine:1".into(), "/bin/true".into())]);
+        let run = |spec| images.resolve("mine", &spec).expect("runs");
+        assert_eq!(run(json!({"args": ["a"]})), Entry { program: "/bin/true".into(), arguments: vec!["a".into()] });
+        assert_eq!(run(json!({"command": ["sh", "-c"], "args": ["b"]})).arguments, ["-c", "b"]);
+    }
+
+    #[test]
+    fn what_is_unknown_says_what_is_known() {
+        let images = Images::new(Path::new("/nowhere"), Vec::new());
+        let error = images.resolve("nginx:1.27", &json!({})).expect_err("unknown").to_string();
+        assert!(error.contains("nginx:1.27") && error.contains("tropis/testkit") && error.contains("--image"), "{error}");
+        assert!(matches!(images.resolve("tropis/testkit", &json!({})), Err(UnknownImage::NotBuilt { .. })));
+    }
+}

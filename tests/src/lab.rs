@@ -1,0 +1,497 @@
+//! A whole mesh on this box: wires, cluster, and the programs of the mesh, in start order; and what a test or a demo does with it.
+
+pub mod objects;
+pub mod pod;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::capture::Capture;
+use crate::cgroup::{self, Groups};
+use crate::cluster::object::Key;
+use crate::cluster::pods::{ContainerState, ContainerStatus, NodeRecord, Origin, Phase, PodRecord, PodStatus};
+use crate::cluster::store::Store;
+use crate::cluster::{Cluster, Event, State, ids, seed};
+use crate::down::{self, Files};
+use crate::kubelet::images::Images;
+use crate::kubelet::{Kubelet, chain};
+use crate::layout::{Layout, valid_run_name};
+use crate::lock::{self, Held};
+use crate::network::Network;
+use crate::network::addresses::AddressPlan;
+use crate::network::commands;
+use crate::observe::{self, AccessLine, Metrics};
+use crate::programs::{Program, ProgramError, Programs};
+use crate::progress::Progress;
+use crate::tokens::TokenIssuer;
+use crate::wait;
+use crate::{dns, kube_proxy};
+pub use pod::{PodHandle, PodProcess};
+
+/// Ten times what a pod normally needs from its object to readiness.
+const POD_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What a lab shall be.
+#[derive(Debug, Clone)]
+pub struct LabOptions {
+    /// The run's name, part of every name that the run leaves on the box.
+    pub run: String,
+    /// The state directory; by default `/run/tropis/RUN`.
+    pub state: Option<PathBuf>,
+    /// A folder of the user's objects, read instead of `STATE/objects`.
+    pub manifests: Option<PathBuf>,
+    /// The nodes' names.
+    pub nodes: Vec<String>,
+    /// Whether the programs of the mesh are started.
+    pub mesh: bool,
+    /// Where the programs are; by default `TROPIS_BIN`, or where this program itself is.
+    pub programs: Option<PathBuf>,
+    /// Images of the user: name and program.
+    pub images: Vec<(String, PathBuf)>,
+    /// `RUST_LOG` of the programs.
+    pub log_level: String,
+    /// Who hears of each step.
+    pub progress: Progress,
+}
+
+impl LabOptions {
+    /// A lab of that name with two nodes, `a` and `b`, and the mesh on them.
+    pub fn new(run: &str) -> Self {
+        Self {
+            run: run.to_owned(),
+            state: None,
+            manifests: None,
+            nodes: vec!["a".to_owned(), "b".to_owned()],
+            mesh: true,
+            programs: None,
+            images: Vec::new(),
+            log_level: "info".to_owned(),
+            progress: Progress::silent(),
+        }
+    }
+}
+
+/// A lab could not be started, or something in it could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum LabError {
+    /// The name cannot be used.
+    #[error("{0:?} cannot name a run: 1 to 24 lower-case letters and digits")]
+    Name(String),
+    /// This box or this user cannot run a lab.
+    #[error("this cannot run here: {0}")]
+    Impossible(String),
+    /// Another process uses it.
+    #[error(transparent)]
+    Taken(#[from] lock::Taken),
+    /// What an earlier run left could not be taken away, or this run's end failed.
+    #[error("cleaning up")]
+    Down(#[from] down::DownError),
+    /// A file or folder.
+    #[error("{0}")]
+    File(String, #[source] io::Error),
+    /// The wires.
+    #[error("wiring the network")]
+    Network(#[from] crate::network::NetworkError),
+    /// A tool.
+    #[error(transparent)]
+    Command(#[from] commands::CommandError),
+    /// The token key.
+    #[error("token issuer")]
+    Tokens(#[from] crate::tokens::TokenError),
+    /// A program of the mesh.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// A condition did not come true.
+    #[error("{what}")]
+    TimedOut {
+        /// What was seen last.
+        what: String,
+        /// The wait.
+        #[source]
+        cause: wait::TimedOut,
+    },
+    /// There is no such object.
+    #[error("there is no {0} in the objects folder")]
+    NoObject(Key),
+}
+
+/// A running lab. Whatever ends this process ends everything in it; [`Lab::down`] waits for that.
+#[derive(Debug)]
+pub struct Lab {
+    layout: Layout,
+    /// The wires.
+    pub network: Arc<Network>,
+    /// The cluster's state.
+    pub cluster: Cluster,
+    kubelet: Arc<Kubelet>,
+    programs: Programs,
+    manifests: Option<PathBuf>,
+    tasks: Vec<JoinHandle<()>>,
+    janitor: Mutex<Option<Child>>,
+    _address_slot: Held,
+    _state_lock: Held,
+}
+
+impl Lab {
+    /// Says why a lab cannot run here, if it cannot: one line, with what to do.
+    pub fn impossible() -> Option<String> {
+        if !nix::unistd::geteuid().is_root() {
+            return Some("it makes network namespaces and control groups, which needs root (try sudo)".to_owned());
+        }
+        let root = match cgroup::root() {
+            Ok(root) => root,
+            Err(error) => return Some(format!("{error} (mount -t cgroup2 none /sys/fs/cgroup/unified)")),
+        };
+        if nix::unistd::access(&root, nix::unistd::AccessFlags::W_OK).is_err() {
+            return Some(format!("{} cannot be written (a container needs --privileged)", root.display()));
+        }
+        if !Path::new("/proc/sys/net/ipv6").exists() {
+            return Some("the kernel has no IPv6 (remove ipv6.disable=1 from its command line)".to_owned());
+        }
+        let folders = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
+        let tools = [("ip", "iproute2"), ("nft", "nftables")];
+        let missing = tools.iter().find(|(tool, _)| crate::process::find(tool.as_ref(), &folders).is_none());
+        missing.map(|(tool, package)| format!("{tool} is missing (apt-get install {package})"))
+    }
+
+    /// Starts a lab, after taking away what an earlier one of this name left.
+    pub async fn start(options: LabOptions) -> Result<Self, LabError> {
+        if !valid_run_name(&options.run) {
+            return Err(LabError::Name(options.run));
+        }
+        if let Some(reason) = Self::impossible() {
+            return Err(LabError::Impossible(reason));
+        }
+        let progress = options.progress.clone();
+        let layout = Layout::new(&options.run, options.state.as_deref());
+        let state_lock = lock::state_directory(layout.state()).await?;
+        let (address_slot, slot) = lock::address_slot()?;
+        let plan = AddressPlan::new(slot);
+        let folder = options.programs.clone().map_or_else(programs_folder, Ok)?;
+        let groups = Groups::of(&options.run).map_err(|error| LabError::Impossible(error.to_string()))?;
+
+        down::down(&layout, Files::Remove)?;
+        make_folders(&layout, options.manifests.as_deref())?;
+        let janitor = start_janitor(&folder, &layout, &state_lock, &progress);
+        progress.step(format!("network: a router, {} nodes, a control namespace", options.nodes.len()));
+        let (wiring, nodes) = (layout.clone(), options.nodes.clone());
+        let network = tokio::task::spawn_blocking(move || Network::create(&wiring, plan, &nodes)).await;
+        let network = Arc::new(network.map_err(|error| LabError::Impossible(error.to_string()))??);
+        for node in options.nodes.iter().map(String::as_str).chain([seed::CONTROL_NODE]) {
+            cgroup::create(&groups.agents(node)).map_err(|error| LabError::File("making control groups".to_owned(), error))?;
+        }
+
+        progress.step("cluster: API server, controllers, kubelets, kube-proxy, DNS");
+        let tokens = TokenIssuer::create(&layout.secrets())?;
+        let (records, ranges) = node_records(&network, plan);
+        let state = State::new(plan, records, ranges, SystemTime::now());
+        let (cluster, task) = Cluster::start(state, Store::new(layout.cluster()), progress.clone());
+        let mut tasks = vec![task];
+        tasks.push(crate::cluster::user::start(&layout.objects(), cluster.clone(), progress.clone()));
+        let (running, _) = watch::channel(Default::default());
+        let kubelet = Arc::new(Kubelet {
+            network: network.clone(),
+            groups: groups.clone(),
+            layout: layout.clone(),
+            images: Images::new(&folder, options.images.clone()),
+            tokens,
+            cluster: cluster.clone(),
+            progress: progress.clone(),
+            running,
+        });
+        tasks.push(kubelet.clone().start());
+        let namespaces = network.nodes.values().map(|node| node.namespace.clone()).collect();
+        tasks.push(kube_proxy::start(namespaces, cluster.watch(), progress.clone()));
+        let dns = dns::start(&network.control, &plan.control_sockets(dns::PORT), cluster.watch());
+        tasks.extend(dns.map_err(|error| LabError::File("starting the cluster DNS".to_owned(), error))?);
+        let (key, record) = dns_pod(plan);
+        cluster.tell(Event::Agent(key, record));
+
+        let programs = Programs::new(folder, layout.clone(), network.clone(), groups, cluster.clone(), options.log_level.clone());
+        let lab = Self {
+            layout,
+            network,
+            cluster,
+            kubelet,
+            programs,
+            manifests: options.manifests,
+            tasks,
+            janitor: Mutex::new(janitor),
+            _address_slot: address_slot,
+            _state_lock: state_lock,
+        };
+        if options.mesh {
+            lab.start_mesh(&progress).await?;
+        }
+        Ok(lab)
+    }
+
+    async fn start_mesh(&self, progress: &Progress) -> Result<(), LabError> {
+        let took = self.start_program(Program::Tropisd, seed::CONTROL_NODE).await?;
+        progress.step(format!("tropisd: ready after {} ms", took.as_millis()));
+        for program in [Program::Redirector, Program::Ztunnel] {
+            let starts = self.network.nodes.keys().map(|node| self.start_program(program, node));
+            let took = futures_util::future::try_join_all(starts).await?;
+            let took: Vec<String> = took.iter().map(|time| format!("{} ms", time.as_millis())).collect();
+            progress.step(format!("{program} on each node: ready after {}", took.join(", ")));
+        }
+        Ok(())
+    }
+
+    /// Where this run keeps its files.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Starts a program; tropisd's node is `control`. Gives the time until it was ready.
+    pub async fn start_program(&self, program: Program, node: &str) -> Result<Duration, LabError> {
+        Ok(self.programs.start(program, node, &self.kubelet.tokens).await?)
+    }
+
+    /// Sends a signal to a program.
+    pub async fn kill(&self, program: Program, node: &str, signal: Signal) -> Result<(), LabError> {
+        let killed = self.programs.kill(program, node, signal).await;
+        killed.map_err(|error| LabError::File(format!("{signal} to {program} on {node}"), error))
+    }
+
+    /// The programs, for their process ids and logs.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// A pod of that name, or a ready one of the Deployment of that name; waits until it is ready.
+    pub async fn pod(&self, namespace: &str, name: &str) -> Result<PodHandle, LabError> {
+        let what = format!("pod {namespace}/{name} to be ready");
+        let mut last = String::from("it does not exist");
+        let found = wait::until(POD_DEADLINE, &what, async || {
+            let snapshot = self.cluster.snapshot();
+            let mut candidates = snapshot.pods.iter().filter(|(key, record)| key.namespace == namespace && is_called(key, record, name));
+            let (key, record) = candidates.find(|(_, record)| record.status.ready()).or_else(|| {
+                last = snapshot.problems.iter().map(|(key, problem)| format!("{key}: {problem}")).collect::<Vec<_>>().join("; ");
+                None
+            })?;
+            if !record.status.ready() {
+                last = format!("{:?}", record.status);
+                return None;
+            }
+            let running = self.kubelet.running.borrow().get(key).cloned()?;
+            Some(PodHandle::new(running, self.kubelet.clone()))
+        });
+        found.await.map_err(|cause| LabError::TimedOut { what: format!("{namespace}/{name} is not ready: {last}"), cause })
+    }
+
+    /// Every ready pod of a Deployment.
+    pub fn pods(&self, namespace: &str, deployment: &str) -> Vec<PodHandle> {
+        let snapshot = self.cluster.snapshot();
+        let running = self.kubelet.running.borrow();
+        let of = snapshot.pods.iter().filter(|(key, record)| key.namespace == namespace && is_called(key, record, deployment));
+        of.filter(|(_, record)| record.status.ready())
+            .filter_map(|(key, _)| Some(PodHandle::new(running.get(key)?.clone(), self.kubelet.clone())))
+            .collect()
+    }
+
+    /// The address of a service in a family.
+    pub fn service_address(&self, namespace: &str, name: &str, family: crate::Family) -> Option<std::net::IpAddr> {
+        let snapshot = self.cluster.snapshot();
+        let service = snapshot.services.iter().find(|service| service.key.namespace == namespace && service.key.name == name)?;
+        service.addresses.iter().copied().find(|address| crate::Family::of(*address) == family)
+    }
+
+    /// What the redirector says of a pod: `enabled`, `pending`, or nothing.
+    pub fn redirection(&self, pod: &PodHandle) -> Option<String> {
+        objects::redirection(&self.layout, pod)
+    }
+
+    /// Waits until the redirector of a pod's node says that it is captured (or no longer is).
+    pub async fn wait_enrolled(&self, pod: &PodHandle, enrolled: bool) -> Result<Duration, LabError> {
+        let begun = std::time::Instant::now();
+        let what = format!("{} to be {}", pod.key(), if enrolled { "enrolled" } else { "un-enrolled" });
+        let done =
+            wait::until(POD_DEADLINE, &what, async || ((self.redirection(pod).as_deref() == Some("enabled")) == enrolled).then_some(()));
+        done.await.map_err(|cause| LabError::TimedOut { what: format!("redirection is {:?}", self.redirection(pod)), cause })?;
+        Ok(begun.elapsed())
+    }
+
+    /// Sees what passes between `node` and everybody else.
+    pub fn capture_link(&self, node: &str) -> Result<Capture, LabError> {
+        let link = &self.network.node(node)?.link;
+        Capture::start(&self.network.router, link).map_err(|error| LabError::File(format!("capturing {link}"), error))
+    }
+
+    /// The access log of a node's ztunnel.
+    pub fn access_log(&self, node: &str) -> Vec<AccessLine> {
+        observe::access_log(&self.programs.log(Program::Ztunnel, node))
+    }
+
+    /// Waits for an access log line on `node` that `matches`.
+    pub async fn wait_access_line(&self, node: &str, what: &str, matches: impl Fn(&AccessLine) -> bool) -> Result<AccessLine, LabError> {
+        let found = wait::until(Duration::from_secs(10), what, async || self.access_log(node).into_iter().rev().find(|line| matches(line)));
+        found.await.map_err(|cause| LabError::TimedOut {
+            what: format!("no such line in {}", self.programs.log(Program::Ztunnel, node).display()),
+            cause,
+        })
+    }
+
+    /// The metrics of a node's ztunnel.
+    pub async fn metrics(&self, node: &str) -> Result<Metrics, LabError> {
+        let namespace = self.network.node(node)?.namespace.clone();
+        let address = SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), 15020);
+        let asked = tokio::task::spawn_blocking(move || observe::get(&namespace, address, "/metrics")).await;
+        let answer = asked.map_err(io::Error::other).and_then(|answer| answer);
+        let (_, text) = answer.map_err(|error| LabError::File(format!("metrics of ztunnel on {node}"), error))?;
+        Ok(Metrics::parse(&text))
+    }
+
+    /// Every netfilter rule in every namespace of the run, and of the host.
+    pub async fn rulesets(&self) -> Result<Vec<(String, String)>, LabError> {
+        let mut namespaces = vec![self.network.router.clone(), self.network.control.clone()];
+        namespaces.extend(self.network.nodes.values().map(|node| node.namespace.clone()));
+        namespaces.extend(self.kubelet.running.borrow().values().map(|pod| pod.network.namespace.clone()));
+        let look = move || namespaces.iter().map(|namespace| Ok((namespace.name().to_owned(), commands::ruleset(namespace)?))).collect();
+        let looked: Result<_, commands::CommandError> =
+            tokio::task::spawn_blocking(look).await.map_err(|error| LabError::Impossible(error.to_string()))?;
+        Ok(looked?)
+    }
+
+    /// Ends everything and takes it away, files and all.
+    pub async fn down(self) -> Result<(), LabError> {
+        self.end(Files::Remove).await
+    }
+
+    /// Ends everything and takes it away.
+    pub async fn end(mut self, files: Files) -> Result<(), LabError> {
+        for task in self.tasks.drain(..) {
+            task.abort();
+        }
+        let layout = self.layout.clone();
+        let gone = tokio::task::spawn_blocking(move || down::down(&layout, files)).await;
+        gone.map_err(|error| LabError::Impossible(error.to_string()))??;
+        let janitor = self.janitor.lock().expect("never poisoned: nothing panics under it").take();
+        if let Some(mut janitor) = janitor {
+            // It finds nothing to do; once it has ended, nobody holds the run's name.
+            drop(janitor.stdin.take());
+            let _ = tokio::task::spawn_blocking(move || janitor.wait()).await;
+        }
+        Ok(())
+    }
+
+    /// Takes away what a run left that nobody ended.
+    pub fn clean(run: &str, state: Option<&Path>) -> Result<(), LabError> {
+        Ok(down::down(&Layout::new(run, state), Files::Remove)?)
+    }
+}
+
+fn is_called(key: &Key, record: &PodRecord, name: &str) -> bool {
+    record.deleting.is_none()
+        && match &record.origin {
+            Origin::Deployment { name: deployment, .. } => deployment == name || key.name == name,
+            Origin::Bare | Origin::Agent { .. } => key.name == name,
+        }
+}
+
+fn make_folders(layout: &Layout, manifests: Option<&Path>) -> Result<(), LabError> {
+    layout.create().map_err(|error| LabError::File(format!("making {}", layout.state().display()), error))?;
+    let Some(manifests) = manifests else { return Ok(()) };
+    // Everybody reads STATE/objects; the user's own folder stands there.
+    let objects = layout.objects();
+    let linked = std::fs::canonicalize(manifests)
+        .and_then(|folder| std::fs::remove_dir(&objects).and_then(|()| std::os::unix::fs::symlink(folder, &objects)));
+    linked.map_err(|error| LabError::File(format!("using {} as objects folder", manifests.display()), error))
+}
+
+/// `TROPIS_BIN`, or the folder of this program; a test binary lies one deeper, in `deps`.
+fn programs_folder() -> Result<PathBuf, LabError> {
+    if let Some(folder) = std::env::var_os("TROPIS_BIN") {
+        return Ok(PathBuf::from(folder));
+    }
+    let own = std::env::current_exe().map_err(|error| LabError::File("finding this program's own folder".to_owned(), error))?;
+    let folder = own.parent().unwrap_or(Path::new("/"));
+    Ok(if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder }.to_path_buf())
+}
+
+/// Starts the process that cleans up when this one is gone, however it goes. It shares the lock of the state directory.
+fn start_janitor(folder: &Path, layout: &Layout, lock: &Held, progress: &Progress) -> Option<Child> {
+    use std::os::unix::process::CommandExt;
+    let spawned = lock.duplicate().and_then(|lock| {
+        Command::new(folder.join("tropis-lab"))
+            .args(["janitor", "--run", layout.run(), "--state"])
+            .arg(layout.state())
+            .stdin(Stdio::piped())
+            // Not for writing: it holds the name for as long as the janitor lives.
+            .stdout(Stdio::from(lock))
+            .stderr(Stdio::null())
+            // Ctrl-C at the terminal is for the lab; the janitor must survive it.
+            .process_group(0)
+            .spawn()
+    });
+    match spawned {
+        Ok(child) => Some(child),
+        Err(error) => {
+            progress.step(format!("no janitor ({}): after a crash, `down` has to be called", chain(&error)));
+            None
+        }
+    }
+}
+
+fn node_records(network: &Network, plan: AddressPlan) -> (Vec<NodeRecord>, std::collections::BTreeMap<String, Vec<String>>) {
+    let mut records: Vec<NodeRecord> = network
+        .nodes
+        .iter()
+        .map(|(name, node)| NodeRecord {
+            name: name.clone(),
+            uid: ids::random_uid(),
+            labels: seed::node_labels(name, node.number % 2 == 1),
+            addresses: node.addresses,
+            schedulable: true,
+        })
+        .collect();
+    records.push(NodeRecord {
+        name: seed::CONTROL_NODE.to_owned(),
+        uid: ids::random_uid(),
+        labels: seed::node_labels(seed::CONTROL_NODE, true),
+        addresses: plan.control(),
+        schedulable: false,
+    });
+    let ranges = network.nodes.iter().map(|(name, node)| (name.clone(), plan.pod_ranges(node.number).to_vec())).collect();
+    (records, ranges)
+}
+
+/// The cluster DNS as a pod, so that its service has an endpoint like any other.
+fn dns_pod(plan: AddressPlan) -> (Key, PodRecord) {
+    let container = ContainerStatus {
+        name: "coredns".into(),
+        image: "coredns".into(),
+        ready: true,
+        restarts: 0,
+        state: ContainerState::Running(SystemTime::now()),
+    };
+    let record = PodRecord {
+        origin: Origin::Agent { owner_kind: "ReplicaSet", owner: "coredns-7db6d8ff4d".into() },
+        uid: ids::random_uid(),
+        created: SystemTime::now(),
+        template: json!({
+            "metadata": { "labels": { "k8s-app": "kube-dns" } },
+            "spec": { "hostNetwork": true, "serviceAccountName": "coredns", "containers": [{ "name": "coredns", "image": "coredns" }] },
+        }),
+        node: Some(seed::CONTROL_NODE.into()),
+        status: PodStatus {
+            phase: Phase::Running,
+            addresses: Some(plan.control()),
+            host: Some(plan.control()),
+            started: Some(SystemTime::now()),
+            containers: vec![container],
+            message: None,
+        },
+        deleting: None,
+    };
+    (Key::pod("kube-system", &format!("coredns-7db6d8ff4d-{}", ids::suffix())), record)
+}
