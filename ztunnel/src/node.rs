@@ -1,0 +1,126 @@
+//! The node's pods, as they are handed to us over ZDS.
+//!
+//! [`zds`] speaks the protocol, [`pods`] keeps what it says, [`listeners`] opens the sockets inside each pod's network namespace. What
+//! then arrives on those sockets is a worker's (`worker.rs`).
+
+pub mod listeners;
+pub mod pods;
+pub mod zds;
+
+use std::{
+    fmt,
+    net::IpAddr,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tropis_model::{identity::Identity, workload::WorkloadUid};
+use tropis_net::{
+    drain::{Drain, DrainSignal},
+    namespace::NetworkNamespace,
+};
+
+/// Who a pod is, as the node agent says; the control plane's word must agree before anything is done in its name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PodInfo {
+    /// Pod name.
+    pub name: Arc<str>,
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Service account.
+    pub service_account: Arc<str>,
+}
+
+/// A pod that we serve.
+#[derive(Debug)]
+pub struct Pod {
+    /// `metadata.uid`.
+    pub uid: Arc<str>,
+    /// Who it is.
+    pub info: PodInfo,
+    /// Its network namespace; `None` is our own.
+    pub namespace: Option<NetworkNamespace>,
+    /// Its addresses, as its interfaces have them; loopback and link-local ones left out.
+    pub addresses: Vec<IpAddr>,
+    /// What the control plane calls it, once it has said so.
+    pub known_as: OnceLock<(WorkloadUid, Identity)>,
+    drain: Drain,
+    open: AtomicUsize,
+}
+
+impl Pod {
+    /// A pod that is served from now on.
+    pub fn new(uid: Arc<str>, info: PodInfo, namespace: Option<NetworkNamespace>, addresses: Vec<IpAddr>) -> Self {
+        Self { uid, info, namespace, addresses, known_as: OnceLock::new(), drain: Drain::new(), open: AtomicUsize::new(0) }
+    }
+
+    /// Ends its listeners, later its connections. See [`tropis_net::drain`].
+    pub fn drain(&self) -> &Drain {
+        &self.drain
+    }
+
+    /// What a task of this pod obeys, and is counted by.
+    pub fn drain_signal(&self) -> DrainSignal {
+        self.drain.signal()
+    }
+
+    /// Runs `work` in its namespace, on this thread: for making sockets.
+    pub fn run<T>(&self, work: impl FnOnce() -> T) -> Result<T, tropis_net::namespace::NamespaceError> {
+        match &self.namespace {
+            Some(namespace) => namespace.run(work),
+            None => Ok(work()),
+        }
+    }
+
+    /// How many connections it has open.
+    pub fn open_connections(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Display for Pod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.info.namespace, self.info.name)
+    }
+}
+
+/// A place among the connections that a pod may have open. Dropping it frees the place.
+#[derive(Debug)]
+pub struct ConnectionSlot {
+    pod: Arc<Pod>,
+}
+
+impl ConnectionSlot {
+    /// Takes a place; `None` when all `limit` are taken.
+    pub fn take(pod: &Arc<Pod>, limit: usize) -> Option<Self> {
+        // Counted first, so that two workers at the limit cannot both pass.
+        let taken = pod.open.fetch_add(1, Ordering::AcqRel);
+        let slot = Self { pod: pod.clone() };
+        (taken < limit).then_some(slot)
+    }
+}
+
+impl Drop for ConnectionSlot {
+    fn drop(&mut self) {
+        self.pod.open.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_has_a_bounded_number_of_connections() {
+        let info = PodInfo { name: "a".into(), namespace: "b".into(), service_account: "c".into() };
+        let pod = Arc::new(Pod::new("u".into(), info, None, Vec::new()));
+        let slots: Vec<_> = (0..2).map(|_| ConnectionSlot::take(&pod, 2)).collect();
+        assert!(slots.iter().all(Option::is_some));
+        assert!(ConnectionSlot::take(&pod, 2).is_none());
+        assert_eq!(pod.open_connections(), 2);
+        drop(slots);
+        assert!(ConnectionSlot::take(&pod, 2).is_some());
+    }
+}

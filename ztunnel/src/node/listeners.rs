@@ -1,0 +1,176 @@
+//! The listeners inside a pod's network namespace: fixed ports, as istio-cni's rules and our hooks expect them.
+//!
+//! Each worker has listeners of its own (SO_REUSEPORT), so a connection stays on the thread that accepted it. Under our redirector one
+//! of each kind is put into the pinned map, from which the kernel picks among all that share its port.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    os::fd::AsFd,
+    sync::Arc,
+};
+
+use nix::ifaddrs::getifaddrs;
+use thiserror::Error;
+use tropis_maps::{ListenerKind, MapsError};
+use tropis_model::resolve::HBONE_PORT;
+use tropis_net::{
+    listen::{ListenError, ListenOptions, tcp_listener, udp_socket},
+    namespace::{NamespaceError, NetworkNamespace},
+};
+
+use super::Pod;
+use crate::{app::Shared, config::Capture};
+
+/// Where outbound connections are captured to.
+pub const OUTBOUND_PORT: u16 = 15001;
+/// Where plain inbound connections are captured to.
+pub const PASSTHROUGH_PORT: u16 = 15006;
+/// Where DNS is captured to; the following ports are for further resolvers of the same pod.
+pub const DNS_PORT: u16 = 15053;
+/// Resolvers that a pod may ask: one DNS port for each (Linux's own resolver asks three at most).
+pub const DNS_SLOTS: u8 = 8;
+
+/// What one worker serves of one pod.
+#[derive(Debug)]
+pub struct WorkerListeners {
+    /// Captured outbound connections.
+    pub outbound: TcpListener,
+    /// Captured plain inbound connections.
+    pub passthrough: TcpListener,
+    /// Tunnels.
+    pub hbone: TcpListener,
+    /// Callers' addresses can be kept by binding them (istio-cni).
+    pub transparent: bool,
+    /// DNS, on one of the workers.
+    pub dns: Vec<DnsListeners>,
+}
+
+/// The sockets of one DNS slot.
+#[derive(Debug)]
+pub struct DnsListeners {
+    /// Which of the pod's resolvers: 0 to 7.
+    pub slot: u8,
+    /// One a family.
+    pub udp: Vec<UdpSocket>,
+    /// One a family.
+    pub tcp: Vec<TcpListener>,
+}
+
+/// A pod's listeners cannot be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// Its namespace cannot be entered.
+    #[error("cannot open sockets in its network namespace")]
+    Namespace(#[source] NamespaceError),
+    /// A port cannot be bound.
+    #[error("a listener is missing")]
+    Listen(#[source] ListenError),
+    /// The capture's map does not take it.
+    #[error("a listener cannot be registered with the capture")]
+    Register(#[source] MapsError),
+}
+
+/// The addresses of a namespace's interfaces; loopback and link-local ones identify nothing and are left out.
+pub fn addresses(namespace: &NetworkNamespace) -> Result<Vec<IpAddr>, NamespaceError> {
+    let interfaces = namespace.run(getifaddrs)?;
+    let addresses = interfaces.into_iter().flatten().filter_map(|interface| {
+        let address = interface.address?;
+        let address = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip())).or(address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))?;
+        let link_local = match address {
+            IpAddr::V4(v4) => v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        (!address.is_loopback() && !link_local).then_some(address)
+    });
+    Ok(addresses.collect())
+}
+
+/// Opens a pod's listeners for `workers` workers and registers them with the capture.
+pub fn open(shared: &Shared, pod: &Arc<Pod>, workers: usize) -> Result<Vec<WorkerListeners>, OpenError> {
+    let mut opened = pod.run(|| open_here(shared, workers)).map_err(OpenError::Namespace)?.map_err(OpenError::Listen)?;
+    if shared.capture.wanted() && shared.capture.get().is_none() {
+        shared.capture.reopen().map_err(OpenError::Register)?;
+    }
+    if let (Some(maps), Some(first)) = (shared.capture.get(), opened.first()) {
+        for address in &pod.addresses {
+            let kinds = [
+                (ListenerKind::Inbound, &first.passthrough),
+                (ListenerKind::Hbone, &first.hbone),
+                (ListenerKind::Outbound, &first.outbound),
+            ];
+            for (kind, listener) in kinds {
+                maps.add_listener(*address, kind, listener.as_fd()).map_err(OpenError::Register)?;
+            }
+        }
+    }
+    if shared.config.dns {
+        // Spread over the workers by pod, since one pod's DNS needs one thread at most.
+        let at = pod.uid.bytes().fold(0usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % workers.max(1);
+        if let Some(worker) = opened.get_mut(at) {
+            worker.dns = pod.run(|| open_dns(shared)).map_err(OpenError::Namespace)?.map_err(OpenError::Listen)?;
+        }
+    }
+    Ok(opened)
+}
+
+fn open_here(shared: &Shared, workers: usize) -> Result<Vec<WorkerListeners>, ListenError> {
+    let config = &shared.config;
+    let any = |port| SocketAddr::new(if config.ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }, port);
+    let options = ListenOptions {
+        mark: config.capture.mark(),
+        transparent: config.capture.transparent(),
+        keepalive: config.keepalive,
+        ..ListenOptions::default()
+    };
+    // HTTP/2 PING keeps tunnels alive.
+    let hbone_options = ListenOptions { keepalive: None, ..options.clone() };
+    let one = |_| {
+        let outbound = tcp_listener(any(OUTBOUND_PORT), &options)?;
+        let passthrough = tcp_listener(any(PASSTHROUGH_PORT), &options)?;
+        let hbone = tcp_listener(any(HBONE_PORT), &hbone_options)?;
+        let transparent = passthrough.transparent && hbone.transparent;
+        Ok(WorkerListeners {
+            outbound: outbound.listener,
+            passthrough: passthrough.listener,
+            hbone: hbone.listener,
+            transparent,
+            dns: Vec::new(),
+        })
+    };
+    (0..workers).map(one).collect()
+}
+
+fn open_dns(shared: &Shared) -> Result<Vec<DnsListeners>, ListenError> {
+    let config = &shared.config;
+    let options = ListenOptions { mark: config.capture.mark(), only_v6: true, ..ListenOptions::default() };
+    let slots = match config.capture {
+        Capture::Hooks { .. } => DNS_SLOTS,
+        // Netfilter cannot tell us which resolver was asked.
+        Capture::Netfilter { .. } => 1,
+    };
+    let mut opened = Vec::new();
+    for slot in 0..slots {
+        let mut listeners = DnsListeners { slot, udp: Vec::new(), tcp: Vec::new() };
+        let loopbacks = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        for loopback in loopbacks.into_iter().filter(|loopback| loopback.is_ipv4() || config.ipv6) {
+            let address = SocketAddr::new(loopback, DNS_PORT + u16::from(slot));
+            let bound = udp_socket(address, &options).and_then(|udp| Ok((udp, tcp_listener(address, &options)?.listener)));
+            match bound {
+                Ok((udp, tcp)) => {
+                    listeners.udp.push(udp);
+                    listeners.tcp.push(tcp);
+                }
+                // The pod has no IPv6.
+                Err(error) if loopback.is_ipv6() && is_absent(&error.source) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        opened.push(listeners);
+    }
+    Ok(opened)
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT))
+}
