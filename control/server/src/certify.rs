@@ -1,0 +1,122 @@
+//! The certificate endpoint: `IstioCertificateService/CreateCertificate`.
+//!
+//! The identity comes from the caller's proof or, for a node proxy, from the pod that it asks for ([`crate::scope`]); of the CSR only
+//! the key is used ([`crate::ca::authority`]).
+
+use std::{sync::Arc, time::Duration};
+
+use prost_types::value::Kind;
+use time::OffsetDateTime;
+use tonic::{Request, Response, Status};
+use tracing::{debug, warn};
+use tropis_proto::{
+    IMPERSONATED_IDENTITY,
+    citadel::{
+        IstioCertificateRequest, IstioCertificateResponse,
+        istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer},
+    },
+};
+use tropis_telemetry::chain;
+
+use crate::{
+    ca::authority::{Authority, SignError},
+    caller::Caller,
+    metrics::Metrics,
+    scope::{Refused, Scope},
+};
+
+/// A request is a CSR and a name.
+const MAX_REQUEST_BYTES: usize = 64 << 10;
+
+/// Signs for those who may.
+pub(crate) struct Certify {
+    authority: Arc<Authority>,
+    scope: Arc<Scope>,
+    default_lifetime: Duration,
+    longest_lifetime: Duration,
+    metrics: Metrics,
+}
+
+impl Certify {
+    /// Lifetimes: without a wish, and at most.
+    pub(crate) fn new(
+        authority: Arc<Authority>,
+        scope: Arc<Scope>,
+        default_lifetime: Duration,
+        longest_lifetime: Duration,
+        metrics: Metrics,
+    ) -> Self {
+        Self { authority, scope, default_lifetime, longest_lifetime, metrics }
+    }
+
+    /// The service as tonic wants it, with its limit.
+    pub(crate) fn into_service(self) -> IstioCertificateServiceServer<Self> {
+        IstioCertificateServiceServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES)
+    }
+
+    fn sign(&self, caller: &Caller, request: &IstioCertificateRequest) -> Result<IstioCertificateResponse, Status> {
+        let lifetime = self.lifetime(request.validity_duration)?;
+        let identity = self.scope.identity(caller, requested(request)?).map_err(|refused| refusal(&refused))?;
+        let signed = self.authority.sign(&request.csr, &identity, lifetime, OffsetDateTime::now_utc()).map_err(|error| match error {
+            SignError::Sign(_) => Status::internal(chain(&error)),
+            SignError::TooLong(_) | SignError::BadRequest(_) | SignError::WeakKey => Status::invalid_argument(chain(&error)),
+        })?;
+        debug!(%identity, serial = signed.serial, not_after = %signed.not_after, "certificate signed");
+        Ok(IstioCertificateResponse { cert_chain: vec![signed.certificate, self.authority.root_pem().to_owned()] })
+    }
+
+    /// Longer than allowed is an error, not a shorter certificate: the caller would renew too late.
+    fn lifetime(&self, seconds: i64) -> Result<Duration, Status> {
+        let longest = self.longest_lifetime.as_secs();
+        match u64::try_from(seconds) {
+            Ok(0) => Ok(self.default_lifetime),
+            Ok(seconds) if seconds <= longest => Ok(Duration::from_secs(seconds)),
+            Ok(seconds) => Err(Status::invalid_argument(format!(
+                "requested certificate lifetime of {seconds} s is longer than the allowed {longest} s (set SECRET_TTL or --max-certificate-lifetime)"
+            ))),
+            Err(_) => Err(Status::invalid_argument(format!("{seconds} s is not a lifetime"))),
+        }
+    }
+}
+
+/// The identity that the caller asks for by name.
+fn requested(request: &IstioCertificateRequest) -> Result<Option<&str>, Status> {
+    let value = request.metadata.as_ref().and_then(|metadata| metadata.fields.get(IMPERSONATED_IDENTITY));
+    match value.and_then(|value| value.kind.as_ref()) {
+        None | Some(Kind::NullValue(_)) => Ok(None),
+        Some(Kind::StringValue(text)) if text.is_empty() => Ok(None),
+        Some(Kind::StringValue(text)) => Ok(Some(text)),
+        Some(_) => Err(Status::invalid_argument(format!("the metadata {IMPERSONATED_IDENTITY} is not a string"))),
+    }
+}
+
+/// As Istio's authority answers: a node proxy tries again, because the pod may be too new to be known here.
+pub(crate) fn refusal(refused: &Refused) -> Status {
+    let reason = refused.to_string();
+    match refused {
+        Refused::NotSynced => Status::unavailable(reason),
+        Refused::BadIdentity(_) => Status::invalid_argument(reason),
+        Refused::PodUnknown { .. } | Refused::PodDiffers { .. } | Refused::NotHere { .. } => Status::unauthenticated(reason),
+        Refused::NoConfiguration { .. } | Refused::OnlyOwn { .. } => Status::permission_denied(reason),
+    }
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for Certify {
+    async fn create_certificate(&self, request: Request<IstioCertificateRequest>) -> Result<Response<IstioCertificateResponse>, Status> {
+        let Some(caller) = request.extensions().get::<Caller>().cloned() else {
+            return Err(Status::unauthenticated("the caller was not authenticated"));
+        };
+        match self.sign(&caller, request.get_ref()) {
+            Ok(response) => {
+                self.metrics.certificate_signed();
+                Ok(Response::new(response))
+            }
+            Err(status) => {
+                self.metrics.certificate_refused();
+                warn!(?caller, code = ?status.code(), reason = status.message(), "certificate refused");
+                Err(status)
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Settings: flags, each with an environment twin, validated once.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use clap::Parser;
+use thiserror::Error;
+use tropis_telemetry::logs::LogFormat;
+
+/// What Kubernetes writes into tokens of its own clusters.
+const DEFAULT_ISSUER: &str = "https://kubernetes.default.svc";
+/// What Istio's proxies ask tokens for.
+const DEFAULT_AUDIENCE: &str = "istio-ca";
+
+/// The control plane of the mesh: reads objects, serves the proxies' configuration, signs their certificates.
+#[derive(Debug, Parser)]
+#[command(name = "tropisd", version)]
+pub(crate) struct Arguments {
+    /// Where objects come from: dir:PATH.
+    #[arg(long, env = "TROPIS_SOURCE")]
+    source: String,
+    /// Folder of the certificate authority's key; made if it is missing.
+    #[arg(long, env = "TROPIS_STATE")]
+    state: PathBuf,
+    /// Addresses to serve proxies on, with port.
+    #[arg(long, env = "TROPIS_LISTEN", value_delimiter = ',', default_value = "[::]:15012,0.0.0.0:15012")]
+    listen: Vec<SocketAddr>,
+    /// Address of metrics and health.
+    #[arg(long, env = "TROPIS_MONITORING", value_delimiter = ',', default_value = "[::]:15014")]
+    monitoring: Vec<SocketAddr>,
+    /// Unix socket of the debug endpoint; none if absent.
+    #[arg(long, env = "TROPIS_DEBUG_SOCKET")]
+    debug_socket: Option<PathBuf>,
+    /// Public key of the token issuer: PEM, or a JWKS.
+    #[arg(long, env = "TROPIS_TOKEN_KEY")]
+    token_key: PathBuf,
+    /// Issuer that tokens must name.
+    #[arg(long, env = "TROPIS_TOKEN_ISSUER", default_value = DEFAULT_ISSUER)]
+    token_issuer: String,
+    /// Audience that tokens must be for.
+    #[arg(long, env = "TROPIS_TOKEN_AUDIENCE", default_value = DEFAULT_AUDIENCE)]
+    token_audience: String,
+    /// File to write the root certificate to, for the proxies.
+    #[arg(long, env = "TROPIS_ROOT_CERT_OUT")]
+    root_cert_out: Option<PathBuf>,
+    /// Trust domain of the mesh.
+    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
+    trust_domain: String,
+    /// Namespace of the control plane and of mesh-wide policy.
+    #[arg(long, env = "TROPIS_ROOT_NAMESPACE", default_value = "istio-system")]
+    root_namespace: String,
+    /// Domain of the cluster's names.
+    #[arg(long, env = "TROPIS_CLUSTER_DOMAIN", default_value = "cluster.local")]
+    cluster_domain: String,
+    /// Name of the cluster.
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
+    cluster_id: String,
+    /// Name of the cluster's network; empty is the default network.
+    #[arg(long, env = "TROPIS_NETWORK", default_value = "")]
+    network: String,
+    /// Account of the node proxies, NAMESPACE/NAME: it may have the configuration, and identities of pods on its node.
+    #[arg(long, env = "CA_TRUSTED_NODE_ACCOUNTS", default_value = "istio-system/ztunnel")]
+    trusted_node_account: String,
+    /// The sidecar labels (istio-injection, sidecar.istio.io/inject, istio.io/rev) do not enrol.
+    #[arg(long, env = "TROPIS_IGNORE_SIDECAR_LABELS")]
+    ignore_sidecar_labels: bool,
+    /// Lifetime of a certificate whose request names none, and of tropisd's own, in seconds.
+    #[arg(long, env = "DEFAULT_WORKLOAD_CERT_TTL_SECONDS", default_value_t = 86_400)]
+    default_certificate_lifetime: u64,
+    /// Longest lifetime that may be asked for, in seconds.
+    #[arg(long, env = "MAX_WORKLOAD_CERT_TTL_SECONDS", default_value_t = 90 * 86_400)]
+    max_certificate_lifetime: u64,
+    /// Close a proxy's connection at this age, in seconds, so that load spreads over replicas; 0 never does.
+    #[arg(long, env = "TROPIS_MAX_CONNECTION_AGE_SECONDS", default_value_t = 1800)]
+    max_connection_age: u64,
+    /// Format of the log: text or json.
+    #[arg(long, env = "LOG_FORMAT", default_value = "text")]
+    log_format: LogFormat,
+    /// What to log.
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    log: String,
+}
+
+/// A setting that cannot be used.
+#[derive(Debug, Error)]
+pub(crate) enum InvalidConfig {
+    /// Not an account.
+    #[error("--trusted-node-account {0:?} is not NAMESPACE/NAME")]
+    Account(String),
+    /// The text would not fit into an identity.
+    #[error("--trust-domain {0:?} is not a trust domain (lower-case letters, digits, '.', '-', '_')")]
+    TrustDomain(String),
+    /// A lifetime makes no sense.
+    #[error("--default-certificate-lifetime {default} s is not between 1 s and --max-certificate-lifetime {longest} s")]
+    Lifetime {
+        /// Seconds.
+        default: u64,
+        /// Seconds.
+        longest: u64,
+    },
+}
+
+/// Validated settings.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) source: String,
+    pub(crate) state: PathBuf,
+    pub(crate) listen: Vec<SocketAddr>,
+    pub(crate) monitoring: Vec<SocketAddr>,
+    pub(crate) debug_socket: Option<PathBuf>,
+    pub(crate) token_key: PathBuf,
+    pub(crate) token_issuer: String,
+    pub(crate) token_audience: String,
+    pub(crate) root_cert_out: Option<PathBuf>,
+    pub(crate) trust_domain: Arc<str>,
+    pub(crate) root_namespace: String,
+    pub(crate) cluster_domain: String,
+    pub(crate) cluster_id: String,
+    pub(crate) network: String,
+    pub(crate) trusted_namespace: String,
+    pub(crate) trusted_account: String,
+    pub(crate) sidecar_labels: bool,
+    pub(crate) default_certificate_lifetime: Duration,
+    pub(crate) longest_certificate_lifetime: Duration,
+    pub(crate) longest_connection: Option<Duration>,
+    pub(crate) log_format: LogFormat,
+    pub(crate) log: String,
+}
+
+impl Config {
+    /// Checks the arguments.
+    pub(crate) fn validate(arguments: Arguments) -> Result<Self, InvalidConfig> {
+        let account = || InvalidConfig::Account(arguments.trusted_node_account.clone());
+        let (namespace, name) = arguments.trusted_node_account.split_once('/').ok_or_else(account)?;
+        if namespace.is_empty() || name.is_empty() || name.contains('/') {
+            return Err(account());
+        }
+        // SPIFFE ID §2.1.
+        let good = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || ".-_".contains(letter);
+        if arguments.trust_domain.is_empty() || !arguments.trust_domain.chars().all(good) {
+            return Err(InvalidConfig::TrustDomain(arguments.trust_domain));
+        }
+        let (default, longest) = (arguments.default_certificate_lifetime, arguments.max_certificate_lifetime);
+        if default == 0 || default > longest {
+            return Err(InvalidConfig::Lifetime { default, longest });
+        }
+        Ok(Self {
+            trusted_namespace: namespace.to_owned(),
+            trusted_account: name.to_owned(),
+            source: arguments.source,
+            state: arguments.state,
+            listen: arguments.listen,
+            monitoring: arguments.monitoring,
+            debug_socket: arguments.debug_socket,
+            token_key: arguments.token_key,
+            token_issuer: arguments.token_issuer,
+            token_audience: arguments.token_audience,
+            root_cert_out: arguments.root_cert_out,
+            trust_domain: arguments.trust_domain.into(),
+            root_namespace: arguments.root_namespace,
+            cluster_domain: arguments.cluster_domain,
+            cluster_id: arguments.cluster_id,
+            network: arguments.network,
+            sidecar_labels: !arguments.ignore_sidecar_labels,
+            default_certificate_lifetime: Duration::from_secs(default),
+            longest_certificate_lifetime: Duration::from_secs(longest),
+            longest_connection: (arguments.max_connection_age > 0).then(|| Duration::from_secs(arguments.max_connection_age)),
+            log_format: arguments.log_format,
+            log: arguments.log,
+        })
+    }
+
+    /// The names that proxies know the control plane by.
+    pub(crate) fn server_names(&self) -> Vec<String> {
+        let (namespace, domain) = (&self.root_namespace, &self.cluster_domain);
+        let mut names = Vec::new();
+        for service in ["istiod", "tropisd"] {
+            names.extend([
+                format!("{service}.{namespace}.svc"),
+                format!("{service}.{namespace}.svc.{domain}"),
+                format!("{service}.{namespace}"),
+                service.to_owned(),
+            ]);
+        }
+        names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(more: &[&str]) -> Result<Config, InvalidConfig> {
+        let own = ["tropisd", "--source", "dir:/x", "--state", "/x/state", "--token-key", "/x/token.pub"];
+        Config::validate(Arguments::try_parse_from(own.iter().chain(more)).unwrap())
+    }
+
+    #[test]
+    fn bad_settings_are_named() {
+        assert!(config(&[]).is_ok());
+        let refused = |more: &[&str]| config(more).unwrap_err().to_string();
+        for account in ["ztunnel", "/ztunnel", "a/b/c", "a/"] {
+            assert!(refused(&["--trusted-node-account", account]).contains(account));
+        }
+        assert!(refused(&["--trust-domain", "Bad/Domain"]).contains("Bad/Domain"));
+        assert!(refused(&["--default-certificate-lifetime", "0"]).contains("between 1 s"));
+        assert!(refused(&["--max-certificate-lifetime", "60"]).contains("86400"));
+    }
+
+    #[test]
+    fn the_server_is_known_by_istiods_name_and_its_own() {
+        let names = config(&[]).unwrap().server_names();
+        assert_eq!(names[0], "istiod.istio-system.svc");
+        assert!(names.contains(&"tropisd.istio-system.svc.cluster.local".to_owned()));
+    }
+}

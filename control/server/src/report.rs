@@ -1,0 +1,215 @@
+//! Findings, told to the user where the user looks: in `status.conditions` of the object.
+//!
+//! [`conditions`] decides what stands in the status, [`Reporter`] writes what differs from what stands there already and withdraws what
+//! no longer holds, also what an earlier process left. Reports are a courtesy: a status that cannot be written is tried again and holds
+//! up nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+use tropis_crds::{Finding, Kind, Level, Object, ObjectRef};
+use tropis_source::{Report, Source};
+use tropis_telemetry::chain;
+
+use crate::metrics::Metrics;
+
+/// Who writes these fields.
+const WRITER: &str = "tropisd";
+/// Wait before writing again what could not be written.
+const RETRY: Duration = Duration::from_secs(2);
+/// The condition of policies, as Istio calls it.
+const ZTUNNEL_ACCEPTED: &str = "ZtunnelAccepted";
+/// The condition of every other kind.
+const ACCEPTED: &str = "Accepted";
+
+/// What a condition says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Condition {
+    kind: String,
+    accepted: bool,
+    reason: String,
+    message: String,
+    generation: Option<i64>,
+}
+
+/// What should stand in the statuses, and what stood there when the objects were read first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Reports {
+    pub(crate) desired: BTreeMap<ObjectRef, Condition>,
+    pub(crate) found: BTreeMap<ObjectRef, Condition>,
+}
+
+/// The kinds whose status is the mesh's to write. The status of a Pod or a Service is Kubernetes'.
+fn has_status(kind: Kind) -> bool {
+    kind.group().ends_with("istio.io")
+}
+
+fn condition_type(kind: Kind) -> &'static str {
+    if kind == Kind::AuthorizationPolicy { ZTUNNEL_ACCEPTED } else { ACCEPTED }
+}
+
+/// The conditions of objects with findings, and of the policies that `obeyed` lists even without.
+pub(crate) fn conditions<'a>(
+    findings: &[Finding],
+    obeyed: impl IntoIterator<Item = &'a ObjectRef>,
+    generation: impl Fn(&ObjectRef) -> Option<i64>,
+) -> BTreeMap<ObjectRef, Condition> {
+    let mut by_object: BTreeMap<&ObjectRef, Vec<&Finding>> = BTreeMap::new();
+    for object in obeyed {
+        by_object.entry(object).or_default();
+    }
+    for finding in findings {
+        by_object.entry(&finding.object).or_default().push(finding);
+    }
+    let condition = |object: &ObjectRef, findings: &[&Finding]| {
+        let worst = findings.iter().max_by_key(|finding| finding.level);
+        let mut message = String::new();
+        for finding in findings {
+            let separator = if message.is_empty() { "" } else { "; " };
+            // Writing to a string cannot fail.
+            let _ = write!(message, "{separator}{finding}");
+        }
+        Condition {
+            kind: condition_type(object.kind).to_owned(),
+            accepted: worst.is_none_or(|worst| worst.level == Level::Info),
+            reason: worst.map_or_else(|| "Accepted".to_owned(), |worst| reason(worst).to_owned()),
+            message: if message.is_empty() { "in force".to_owned() } else { message },
+            generation: generation(object),
+        }
+    };
+    (by_object.into_iter())
+        .filter(|(object, _)| has_status(object.kind) && !object.name.is_empty())
+        .map(|(object, findings)| (object.clone(), condition(object, &findings)))
+        .collect()
+}
+
+fn reason(finding: &Finding) -> &'static str {
+    match finding.level {
+        Level::Error => "Invalid",
+        Level::Warning => "UnsupportedValue",
+        Level::Info => "Accepted",
+    }
+}
+
+/// The condition of ours that an object carries already.
+pub(crate) fn found(object: &Object) -> Option<Condition> {
+    if !has_status(object.kind) {
+        return None;
+    }
+    let kind = condition_type(object.kind);
+    let conditions = object.value.get("status")?.get("conditions")?.as_array()?;
+    let ours = conditions.iter().find(|condition| condition.get("type").and_then(Value::as_str) == Some(kind))?;
+    let text = |key: &str| ours.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    Some(Condition {
+        kind: kind.to_owned(),
+        accepted: text("status") == "True",
+        reason: text("reason"),
+        message: text("message"),
+        generation: ours.get("observedGeneration").and_then(Value::as_i64),
+    })
+}
+
+/// Writes statuses.
+pub(crate) struct Reporter {
+    source: Arc<dyn Source>,
+    metrics: Metrics,
+    written: BTreeMap<ObjectRef, Condition>,
+    /// When a condition got its present truth value.
+    since: BTreeMap<ObjectRef, (bool, String)>,
+    started: bool,
+}
+
+impl Reporter {
+    /// Writes to `source`.
+    pub(crate) fn new(source: Arc<dyn Source>, metrics: Metrics) -> Self {
+        Self { source, metrics, written: BTreeMap::new(), since: BTreeMap::new(), started: false }
+    }
+
+    /// Follows what is desired until `stop`.
+    pub(crate) async fn run(mut self, mut reports: watch::Receiver<Option<Arc<Reports>>>, stop: CancellationToken) {
+        loop {
+            let desired = reports.borrow_and_update().clone();
+            let done = match desired {
+                Some(desired) => self.write(&desired).await,
+                None => true,
+            };
+            tokio::select! {
+                changed = reports.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(RETRY), if !done => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Whether everything that differs was written.
+    async fn write(&mut self, reports: &Reports) -> bool {
+        if !self.started {
+            self.written.clone_from(&reports.found);
+            self.started = true;
+        }
+        let now = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
+        let mut done = true;
+        for (object, condition) in &reports.desired {
+            if self.written.get(object) == Some(condition) {
+                continue;
+            }
+            let since = match self.since.get(object) {
+                Some((accepted, since)) if *accepted == condition.accepted => since.clone(),
+                _ => now.clone(),
+            };
+            let report = Report::new(WRITER, object.clone(), status(condition, &since));
+            match self.source.report(report).await {
+                Ok(()) => {
+                    self.since.insert(object.clone(), (condition.accepted, since));
+                    self.written.insert(object.clone(), condition.clone());
+                }
+                Err(error) => {
+                    self.failed(object, &error);
+                    done = false;
+                }
+            }
+        }
+        let gone: BTreeSet<ObjectRef> = self.written.keys().filter(|object| !reports.desired.contains_key(object)).cloned().collect();
+        for object in gone {
+            match self.source.withdraw(WRITER, &object).await {
+                Ok(()) => {
+                    self.written.remove(&object);
+                    self.since.remove(&object);
+                }
+                Err(error) => {
+                    self.failed(&object, &error);
+                    done = false;
+                }
+            }
+        }
+        done
+    }
+
+    fn failed(&self, object: &ObjectRef, error: &(dyn std::error::Error + 'static)) {
+        self.metrics.report_failed();
+        warn!(%object, error = chain(error), retry = ?RETRY, "status not written");
+    }
+}
+
+fn status(condition: &Condition, since: &str) -> Value {
+    let mut fields = json!({
+        "type": condition.kind,
+        "status": if condition.accepted { "True" } else { "False" },
+        "reason": condition.reason,
+        "message": condition.message,
+        "lastTransitionTime": since,
+    });
+    if let Some(generation) = condition.generation {
+        fields["observedGeneration"] = generation.into();
+    }
+    json!({ "status": { "conditions": [fields] } })
+}

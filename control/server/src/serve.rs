@@ -1,0 +1,196 @@
+//! The port that proxies connect to (15012): TLS, and over it delta xDS and the certificate endpoint.
+//!
+//! Handshakes run beside each other, bounded in number and time, so that one that stalls holds up nobody. The server certificate is
+//! asked for at each handshake, hence it can be replaced while connections go on. A client certificate is asked for and not required.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::CryptoProvider,
+    server::{ResolvesServerCert, WebPkiClientVerifier},
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use thiserror::Error;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Extensions, Status,
+    service::interceptor::InterceptedService,
+    transport::{Server, server::Router},
+};
+use tracing::{debug, warn};
+use tropis_telemetry::chain;
+use tropis_xds::server::{Admitted, Clients, Discovery, Resources};
+
+use crate::{
+    ca::authority::Authority,
+    caller::{Authenticator, Caller},
+    certify::{self, Certify},
+    scope::Scope,
+};
+
+/// Connections that may wait in the kernel: all proxies of a mesh come back at once after a restart.
+const BACKLOG: i32 = 4096;
+/// Handshakes at a time; one takes a millisecond or two of a core.
+const MAX_HANDSHAKES: usize = 512;
+/// How long a handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Accepted connections that may wait for the HTTP/2 server.
+const ACCEPTED_QUEUE: usize = 64;
+/// Pings find proxies that are gone without a word (what Istio's control plane uses too).
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// How long a ping may stay without an answer.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Wait after accept(2) failed, for want of file descriptors most likely.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A connection carries one xDS stream and some certificate requests.
+const MAX_STREAMS: u32 = 128;
+/// How long the last answers may take when a connection is closed for its age.
+const AGE_GRACE: Duration = Duration::from_secs(5);
+
+/// The port cannot be served.
+#[derive(Debug, Error)]
+pub(crate) enum ServeError {
+    /// Another process holds it, or the address is not this host's.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the kernel said.
+        #[source]
+        cause: io::Error,
+    },
+    /// The TLS library refuses the settings.
+    #[error("cannot set up TLS")]
+    Tls(#[source] rustls::Error),
+    /// The authority's root cannot be used to check client certificates.
+    #[error("cannot check client certificates")]
+    Clients(#[source] rustls::server::VerifierBuilderError),
+}
+
+/// TLS 1.3 only, HTTP/2 only; clients may show a certificate of the authority.
+pub(crate) fn tls(
+    authority: &Authority,
+    provider: &Arc<CryptoProvider>,
+    certificate: Arc<dyn ResolvesServerCert>,
+) -> Result<ServerConfig, ServeError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.root().clone()).map_err(ServeError::Tls)?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(ServeError::Clients)?;
+    let mut config = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(ServeError::Tls)?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(certificate);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// Binds; an IPv6 address takes IPv6 only, so that `0.0.0.0` and `[::]` can be served side by side.
+pub(crate) fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let bind = || -> io::Result<TcpListener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    bind().map_err(|cause| ServeError::Listen { address, cause })
+}
+
+/// The gRPC services, behind authentication.
+pub(crate) fn services(
+    authenticator: Authenticator,
+    scope: Arc<Scope>,
+    resources: Resources,
+    clients: Clients,
+    certify: Certify,
+    longest_connection: Option<Duration>,
+    stop: CancellationToken,
+) -> Router {
+    let admit = move |extensions: &Extensions| -> Result<Admitted, Status> {
+        let caller = extensions.get::<Caller>().ok_or_else(|| Status::unauthenticated("the caller was not authenticated"))?;
+        scope.configuration(caller).map_err(|refused| certify::refusal(&refused))
+    };
+    let discovery = Discovery::new(resources, clients, admit, stop).into_service();
+    let mut server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(MAX_STREAMS);
+    if let Some(age) = longest_connection {
+        server = server.max_connection_age(age).max_connection_age_grace(AGE_GRACE);
+    }
+    server
+        .add_service(InterceptedService::new(discovery, authenticator.clone()))
+        .add_service(InterceptedService::new(certify.into_service(), authenticator))
+}
+
+/// Serves on all listeners until `stop`.
+pub(crate) async fn run(listeners: Vec<TcpListener>, tls: ServerConfig, services: Router, stop: CancellationToken) {
+    let (ready, accepted) = mpsc::channel(ACCEPTED_QUEUE);
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    for listener in listeners {
+        tokio::spawn(accept(listener, acceptor.clone(), handshakes.clone(), ready.clone(), stop.clone()));
+    }
+    drop(ready);
+    let connections = ReceiverStream::new(accepted);
+    if let Err(error) = services.serve_with_incoming_shutdown(connections, stop.cancelled_owned()).await {
+        warn!(error = chain(&error), "serving ended");
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    handshakes: Arc<Semaphore>,
+    ready: mpsc::Sender<io::Result<TlsStream<TcpStream>>>,
+    stop: CancellationToken,
+) {
+    loop {
+        // Waiting for a place leaves further connections in the kernel's queue.
+        let place = tokio::select! {
+            place = handshakes.clone().acquire_owned() => place,
+            () = stop.cancelled() => return,
+        };
+        let Ok(place) = place else { return };
+        let (stream, peer) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    warn!(error = chain(&error), "accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+            () = stop.cancelled() => return,
+        };
+        let (acceptor, ready) = (acceptor.clone(), ready.clone());
+        tokio::spawn(async move {
+            // Small messages should not wait for each other; without it they only do.
+            let _ = stream.set_nodelay(true);
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => {
+                    drop(place);
+                    // The server has stopped if nobody takes it.
+                    let _ = ready.send(Ok(stream)).await;
+                }
+                Ok(Err(error)) => debug!(%peer, error = chain(&error), "TLS handshake failed"),
+                Err(_) => debug!(%peer, "TLS handshake timed out"),
+            }
+        });
+    }
+}
