@@ -13,6 +13,9 @@ use tropis_proto::{
 
 use crate::convert::{self, Interner, InvalidResource};
 
+/// Makes a change of a resource of one type.
+type Decode = fn(&Resource, &mut Interner) -> Result<Change, InvalidResource>;
+
 /// Names that are in force, each with its accepted version.
 #[derive(Debug, Default)]
 pub(super) struct Held {
@@ -45,9 +48,9 @@ impl Held {
     pub(super) fn absorb(&mut self, response: DeltaDiscoveryResponse) -> Absorbed {
         let mut absorbed = Absorbed::default();
         let mut strings = Interner::default();
-        let (held, decode): (_, fn(&Resource, &mut Interner) -> Result<Change, InvalidResource>) = match response.type_url.as_str() {
-            ADDRESS_TYPE => (&mut self.addresses, convert::decode_address),
-            AUTHORIZATION_TYPE => (&mut self.policies, convert::decode_authorization),
+        let (held, decode) = match response.type_url.as_str() {
+            ADDRESS_TYPE => (&mut self.addresses, convert::decode_address as Decode),
+            AUTHORIZATION_TYPE => (&mut self.policies, convert::decode_authorization as Decode),
             other => {
                 tracing::warn!(type_url = other, "response of an unknown type ignored");
                 return absorbed;

@@ -184,7 +184,7 @@ impl Subscription {
         if self.in_flight.is_some() {
             return None;
         }
-        let (mut updated, mut removed): (Vec<(Arc<str>, Entry)>, Vec<Arc<str>>) = (Vec::new(), Vec::new());
+        let (mut updated, mut removed) = (Vec::new(), Vec::new());
         for item in self.has.diff(table).filter(|item| wanted(item, part)) {
             match item {
                 DiffItem::Add(name, entry) | DiffItem::Update { new: (name, entry), .. } => updated.push((name.clone(), entry.clone())),

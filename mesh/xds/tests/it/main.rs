@@ -1,4 +1,5 @@
 //! Client and server over real sockets: first sync, changes, refusals, reconnects.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     collections::BTreeMap,

@@ -249,3 +249,21 @@ fn named_subscriptions_are_refused_and_a_wildcard_can_be_left() {
     talk.table.publish(&[pod("a", "2")]);
     assert_eq!(talk.drain(), [""; 0]);
 }
+
+#[test]
+fn a_change_costs_in_proportion_to_itself() {
+    let mesh: Vec<Change> = (0..50_000).map(|number| pod(&format!("p{number}"), "1")).collect();
+    let mut talk = Talk::new(&mesh);
+    talk.subscribe(ADDRESS_TYPE, &[]);
+    talk.drain();
+    let started = std::time::Instant::now();
+    let changes = 100;
+    for number in 0..changes {
+        talk.table.publish(&[pod(&format!("p{number}"), "2")]);
+        assert_eq!(talk.drain(), [format!("addresses: +p{number}")]);
+    }
+    let each = started.elapsed() / changes;
+    println!("one change among 50 000: {each:?}");
+    // Normally some 30 microseconds; looking at every resource would take several milliseconds.
+    assert!(each < std::time::Duration::from_millis(1), "{each:?}");
+}
