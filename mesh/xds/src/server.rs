@@ -51,7 +51,7 @@ pub struct Admitted {
 pub struct Discovery<A> {
     resources: Resources,
     clients: Clients,
-    admit: A,
+    admit: Arc<A>,
     stop: CancellationToken,
 }
 
@@ -60,9 +60,9 @@ where
     A: Fn(&Extensions) -> Result<Admitted, Status> + Send + Sync + 'static,
 {
     /// A service that serves `resources` to whom `admit` lets in (it sees what the server's interceptors put into the request), until
-    /// `stop`.
+    /// `stop`. It is asked again whenever there is something new to tell: who lost its right loses its stream.
     pub fn new(resources: Resources, clients: Clients, admit: A, stop: CancellationToken) -> Self {
-        Self { resources, clients, admit, stop }
+        Self { resources, clients, admit: Arc::new(admit), stop }
     }
 
     /// The service as tonic wants it, with its limits.
@@ -95,6 +95,8 @@ where
             resources: self.resources.clone(),
             registration,
             admitted,
+            admit: self.admit.clone(),
+            proof: request.extensions().clone(),
             outgoing,
             stop: self.stop.clone(),
         };
@@ -103,16 +105,22 @@ where
     }
 }
 
-struct Stream {
+struct Stream<A> {
     subscriber: Subscriber,
     resources: Resources,
     registration: Registration,
     admitted: Admitted,
+    admit: Arc<A>,
+    /// What the caller proved itself with.
+    proof: Extensions,
     outgoing: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
     stop: CancellationToken,
 }
 
-impl Stream {
+impl<A> Stream<A>
+where
+    A: Fn(&Extensions) -> Result<Admitted, Status> + Send + Sync + 'static,
+{
     async fn run(mut self, incoming: Streaming<DeltaDiscoveryRequest>) {
         let client = self.admitted.client.clone();
         match self.serve(incoming).await {
@@ -135,6 +143,7 @@ impl Stream {
             if let Some(snapshot) = snapshot
                 && let Some(response) = self.subscriber.next(&snapshot, policies_only)
             {
+                (self.admit)(&self.proof)?;
                 self.registration.update(self.subscriber.state());
                 tokio::select! {
                     sent = self.outgoing.send(Ok(response)) => if sent.is_err() { return Ok(()) },

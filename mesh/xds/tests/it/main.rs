@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -33,6 +36,7 @@ struct Control {
     address: SocketAddr,
     resources: Resources,
     clients: Clients,
+    banned: Arc<AtomicBool>,
     stop: CancellationToken,
     done: tokio::task::JoinHandle<()>,
 }
@@ -42,7 +46,12 @@ impl Control {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (clients, stop) = (Clients::default(), CancellationToken::new());
-        let admit = |_: &Extensions| {
+        let banned = Arc::new(AtomicBool::new(false));
+        let ban = banned.clone();
+        let admit = move |_: &Extensions| {
+            if ban.load(Ordering::Relaxed) {
+                return Err(tonic::Status::unauthenticated("no longer"));
+            }
             Ok(Admitted { client: "istio-system/z".into(), namespace: "istio-system".into(), service_account: "ztunnel".into() })
         };
         let service = Discovery::new(resources.clone(), clients.clone(), admit, stop.clone()).into_service();
@@ -50,7 +59,7 @@ impl Control {
         let done = tokio::spawn(async move {
             Server::builder().add_service(service).serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await.unwrap();
         });
-        Self { address, resources, clients, stop, done }
+        Self { address, resources, clients, banned, stop, done }
     }
 
     async fn stop(self) -> SocketAddr {
@@ -206,10 +215,10 @@ async fn what_is_held_survives_the_server_and_only_differences_come_after() {
     assert_eq!(proxy.workloads(), ["a", "c"]);
     let told = proxy.told.lock().unwrap().clone();
     assert_eq!(told, [pod("c"), Change::RemoveAddress("k//Pod/ns/b".into())], "a and p were not sent again");
-    let counted = proxy.counters.ended_by_connection_error.load(std::sync::atomic::Ordering::Relaxed)
-        + proxy.counters.ended_by_error.load(std::sync::atomic::Ordering::Relaxed)
-        + proxy.counters.ended_by_reconnect.load(std::sync::atomic::Ordering::Relaxed)
-        + proxy.counters.ended_completely.load(std::sync::atomic::Ordering::Relaxed);
+    let counted = proxy.counters.ended_by_connection_error.load(Ordering::Relaxed)
+        + proxy.counters.ended_by_error.load(Ordering::Relaxed)
+        + proxy.counters.ended_by_reconnect.load(Ordering::Relaxed)
+        + proxy.counters.ended_completely.load(Ordering::Relaxed);
     assert!(counted >= 1);
 }
 
@@ -268,6 +277,22 @@ async fn many_changes_reach_a_client_in_few_messages() {
     }
     control.live().await;
     assert_eq!(proxy.workloads().len(), 500);
-    let messages = proxy.counters.address_messages.load(std::sync::atomic::Ordering::Relaxed);
+    let messages = proxy.counters.address_messages.load(Ordering::Relaxed);
     assert!(messages < 500, "{messages} messages");
+}
+
+#[tokio::test]
+async fn who_lost_its_right_is_told_nothing_more() {
+    let control = Control::start(loopback(), Resources::new("i")).await;
+    control.resources.publish(&[pod("a")]);
+    let mut proxy = Proxy::start(control.address, "istio-system");
+    proxy.until(Status::synced).await;
+    control.live().await;
+    control.banned.store(true, Ordering::Relaxed);
+    control.resources.publish(&[pod("b")]);
+    proxy.until(|status| status.failure.as_ref().is_some_and(|failure| failure.contains("no longer"))).await;
+    assert_eq!(proxy.workloads(), ["a"], "what it has stays");
+    control.banned.store(false, Ordering::Relaxed);
+    control.live().await;
+    assert_eq!(proxy.workloads(), ["a", "b"]);
 }
