@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod capture;
+pub mod certificates;
 pub mod cgroup;
 pub mod cluster;
 pub mod dns;

@@ -1,6 +1,7 @@
 //! `cargo xtask`: the one front door of the repository. Each command has a file; this one only reads arguments.
 
 mod check;
+mod demo;
 mod ebpf;
 mod front;
 mod generate;
@@ -21,6 +22,10 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// See the mesh work: two nodes, real pods, every claim with its proof.
+    Demo(demo::Options),
+    /// Take away what an interrupted run left.
+    Down(demo::DownOptions),
     /// Fast checks: format, lints, crate directions, stage words, file headers, paths in ARCHITECTURE.md, freshness of the BPF object.
     Check,
     /// Everything a contributor needs: `check`, then every test, fast ones first. Root (or sudo) runs the privileged ones too.
@@ -39,6 +44,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
+        Command::Demo(options) => demo::run(&options),
+        Command::Down(options) => demo::down(&options),
         Command::Check => check::run(),
         Command::Test(options) => test::run(&options),
         Command::Gen => generate::run(),

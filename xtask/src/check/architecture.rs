@@ -52,9 +52,7 @@ fn named(text: &str) -> anyhow::Result<Vec<Name>> {
     for word in quoted.captures_iter(&outside_code).map(|captures| captures[1].to_owned()) {
         if path.is_match(&word) && (word.contains('/') || ENDINGS.iter().any(|ending| word.ends_with(ending))) {
             names.push(Name::Path(word));
-        } else if (word.contains("::") || word.ends_with("()"))
-            && symbol.is_match(&word)
-        {
+        } else if (word.contains("::") || word.ends_with("()")) && symbol.is_match(&word) {
             names.extend(word.trim_end_matches("()").split("::").map(|part| Name::Symbol(part.to_owned())));
         }
     }
@@ -67,7 +65,8 @@ mod tests {
 
     #[test]
     fn paths_and_symbols_are_told_from_words() {
-        let names = named("see `ztunnel/src/app.rs`, `Cargo.toml`, `View::apply`, `decide()`, `istio.io/rev: x`, `stage`\n```\n`a/b.rs`\n```\n");
+        let names =
+            named("see `ztunnel/src/app.rs`, `Cargo.toml`, `View::apply`, `decide()`, `istio.io/rev: x`, `stage`\n```\n`a/b.rs`\n```\n");
         let expected = [
             Name::Path("ztunnel/src/app.rs".into()),
             Name::Path("Cargo.toml".into()),
