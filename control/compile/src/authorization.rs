@@ -1,263 +1,443 @@
-//! `AuthorizationPolicy` to L4 policies (WDS §7.5; HTTP parts by design: they never widen access).
+//! AuthorizationPolicy as the node proxy enforces it: what L4 can see of it, never wider than what the user wrote.
 //!
-//! An ALLOW rule that looks at HTTP is left out, so it allows nothing here. A DENY rule keeps what L4 can check; an alternative of which
-//! nothing is left may match anything, so its clause goes, and a rule without clauses denies everything.
+//! - ALLOW: a rule with a part that L4 cannot see (HTTP) allows nothing and is dropped.
+//! - DENY: parts that L4 cannot see are taken away, so that the rule denies on what is left, and everything if nothing is. A part that
+//!   became "always" is left out of its clause's conjunction instead of being written as an empty match, because Istio's ztunnel reads
+//!   an empty match as "never": both read a policy of ours alike.
+//! - A value that cannot be read as what its field means (a principal with blanks in it) is read in the way that allows less.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use ipnet::IpNet;
 use tropis_crds::{
-    Finding, Kind, Object, codes,
+    Finding, Level, Object, codes,
     istio::{
-        WorkloadSelector,
-        authorization_policy::{Action as Written, Condition, Operation, Rule as WrittenRule, Source},
+        authorization_policy::{self as istio, Condition, Operation, Source},
         block,
     },
+    names,
 };
-use tropis_model::{
-    identity::Identity,
-    policy::{Action, Clause, Match, Policy, PolicyKey, PolicyScope, Rule, ServiceAccountMatch, StringMatch},
-};
+use tropis_model::policy::{Action, Clause, Match, Policy, PolicyKey, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
 
-use crate::Index;
+use crate::{Index, Settings, index::selects, service::policy_key};
 
+/// Only logs, when it says `true`.
 const DRY_RUN: &str = "istio.io/dry-run";
 
-/// The policies, and which workloads the ones with a selector apply to.
-#[derive(Debug, Default)]
-pub(crate) struct Authorization {
-    pub(crate) policies: Vec<Policy>,
-    /// By the namespace in which they select, `None` for the whole mesh.
-    selecting: BTreeMap<Option<String>, Vec<(WorkloadSelector, Arc<str>)>>,
+/// The keys of the AuthorizationPolicies with a selector that a pod is subject to.
+pub(crate) fn attached(index: &Index, pod: &Object) -> Vec<Arc<str>> {
+    let keys = index.authorizations_selecting(&pod.metadata.namespace, &pod.metadata.labels);
+    let enforced = keys.iter().filter(|key| index.authorization(key).is_some_and(|policy| is_enforced(policy)));
+    enforced.map(|(namespace, name)| policy_key(namespace, name)).collect()
 }
 
-impl Authorization {
-    /// The keys of the policies that select a workload.
-    pub(crate) fn of(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Vec<Arc<str>> {
-        let scopes = [None, Some(namespace.to_owned())];
-        let selecting = scopes.iter().filter_map(|scope| self.selecting.get(scope)).flatten();
-        selecting.filter(|(selector, _)| selector.matches(labels)).map(|(_, key)| key.clone()).collect()
+/// Whether the node proxy enforces a policy at all.
+fn is_enforced(object: &Object) -> bool {
+    object.authorization_policy().is_some_and(|policy| {
+        let spec = &policy.spec;
+        matches!(spec.action, istio::Action::Allow | istio::Action::Deny) && spec.target_ref.is_none() && spec.target_refs.is_empty()
+    })
+}
+
+/// Compiles a policy; `None` for one that the node proxy does not enforce.
+pub fn compile(settings: &Settings, object: &Object) -> (Option<Policy>, Vec<Finding>) {
+    let Some(policy) = object.authorization_policy() else { return (None, Vec::new()) };
+    let spec = &policy.spec;
+    let mut findings = Vec::new();
+    if spec.target_ref.is_some() || !spec.target_refs.is_empty() {
+        findings.push(
+            Finding::warning(codes::NEEDS_WAYPOINT, object.reference())
+                .field(if spec.target_ref.is_some() { "spec.targetRef" } else { "spec.targetRefs" })
+                .problem("attaches the policy to a waypoint or gateway, and none runs")
+                .accepted("spec.selector, or neither, for a policy that node proxies enforce")
+                .effect("the policy is not enforced anywhere"),
+        );
+        return (None, findings);
     }
-}
-
-pub(crate) fn compile(index: &Index, findings: &mut Vec<Finding>) -> Authorization {
-    let mut compiled = Authorization::default();
-    for object in index.of(Kind::AuthorizationPolicy) {
-        let Some(spec) = object.authorization_policy().map(|policy| &policy.spec) else { continue };
-        let action = match spec.action {
-            Written::Allow => Action::Allow,
-            Written::Deny => Action::Deny,
-            Written::Audit | Written::Custom => {
-                findings.push(
-                    Finding::warning(codes::ACTION_UNSUPPORTED, object.reference())
-                        .field("spec.action")
-                        .found(format!("{:?}", spec.action).to_uppercase())
-                        .problem("is not enforced by the node proxy")
-                        .accepted("ALLOW or DENY")
-                        .effect("the policy has no effect"),
-                );
-                continue;
-            }
-        };
-        if spec.target_ref.is_some() || !spec.target_refs.is_empty() {
+    let action = match spec.action {
+        istio::Action::Allow => Action::Allow,
+        istio::Action::Deny => Action::Deny,
+        istio::Action::Audit | istio::Action::Custom => {
+            let found = if spec.action == istio::Action::Audit { "\"AUDIT\"" } else { "\"CUSTOM\"" };
             findings.push(
-                Finding::warning(codes::NEEDS_WAYPOINT, object.reference())
-                    .field("spec.targetRefs")
-                    .problem("attaches the policy to a waypoint")
-                    .accepted("spec.selector, for what the node proxy enforces")
-                    .effect("the policy has no effect without a waypoint"),
+                Finding::warning(codes::ACTION_UNSUPPORTED, object.reference())
+                    .field("spec.action")
+                    .found(found)
+                    .problem("is not an action of node proxies")
+                    .accepted("ALLOW or DENY")
+                    .effect("the policy is not enforced"),
             );
-            continue;
+            return (None, findings);
         }
-        let namespace = &object.metadata.namespace;
-        let key: Arc<str> = format!("{namespace}/{}", object.metadata.name).into();
-        let root = *namespace == index.settings().root_namespace;
-        let selector = spec.selector.as_ref().filter(|selector| !selector.is_empty());
-        let scope = match (selector, root) {
-            (Some(selector), _) => {
-                let within = (!root).then(|| namespace.clone());
-                if !selects_something(index, within.as_deref(), selector) {
-                    findings.push(no_matching_workloads(object));
-                }
-                compiled.selecting.entry(within).or_default().push((selector.clone(), key.clone()));
-                PolicyScope::WorkloadSelector
-            }
-            (None, true) => PolicyScope::Global,
-            (None, false) => PolicyScope::Namespace,
-        };
-        let written = spec.rules.as_deref().unwrap_or_default();
-        unreadable_principals(object, written, findings);
-        let rules = written.iter().enumerate();
-        let rules = rules.filter_map(|(number, rule)| translate(object, action, rule, number, findings)).collect();
-        let dry_run = object.annotation(DRY_RUN) == Some("true");
-        compiled.policies.push(Policy { key: PolicyKey(key), namespace: namespace.as_str().into(), scope, action, rules, dry_run });
+    };
+    let namespace = object.metadata.namespace.as_str();
+    let scope = match selects(spec.selector.as_ref()) {
+        Some(_) => PolicyScope::WorkloadSelector,
+        None if namespace == settings.root_namespace => PolicyScope::Global,
+        None => PolicyScope::Namespace,
+    };
+    let dry_run = object.annotation(DRY_RUN) == Some("true");
+    if dry_run {
+        findings.push(
+            Finding::info(codes::DRY_RUN, object.reference())
+                .field(format!("metadata.annotations[{DRY_RUN}]"))
+                .found("\"true\"")
+                .problem("makes the policy a dry run")
+                .effect("what it would do is logged and nothing is enforced"),
+        );
     }
-    compiled
+    let mut reading = Reading { object, action, findings };
+    let rules = spec.rules.iter().flatten().enumerate();
+    let rules: Vec<Rule> = rules.filter_map(|(index, rule)| reading.rule(rule, &format!("spec.rules[{index}]"))).collect();
+    let key = PolicyKey(policy_key(namespace, &object.metadata.name));
+    (Some(Policy { key, namespace: namespace.into(), scope, action, rules, dry_run }), reading.findings)
 }
 
-/// Whether a selector selects any pod.
-pub(crate) fn selects_something(index: &Index, namespace: Option<&str>, selector: &WorkloadSelector) -> bool {
-    match namespace {
-        Some(namespace) => index.within(Kind::Pod, namespace).any(|pod| selector.matches(&pod.metadata.labels)),
-        None => index.of(Kind::Pod).any(|pod| selector.matches(&pod.metadata.labels)),
+/// What there is to tell about what a policy selects.
+pub(crate) fn selection_findings(index: &Index, object: &Object) -> Vec<Finding> {
+    let Some(policy) = object.authorization_policy().filter(|_| is_enforced(object)) else { return Vec::new() };
+    let Some(selector) = selects(policy.spec.selector.as_ref()) else { return Vec::new() };
+    let namespace = object.metadata.namespace.as_str();
+    if !index.selected_by_authorization(namespace, selector).is_empty() {
+        return Vec::new();
     }
+    let place = if namespace == index.settings().root_namespace { "the mesh".to_owned() } else { format!("namespace {namespace}") };
+    vec![selects_nothing(object, &selector.match_labels, &place)]
 }
 
-pub(crate) fn no_matching_workloads(object: &Object) -> Finding {
+/// The finding for a selector that no workload matches.
+pub(crate) fn selects_nothing(object: &Object, labels: &BTreeMap<String, String>, place: &str) -> Finding {
+    let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     Finding::warning(codes::NO_MATCHING_WORKLOADS, object.reference())
         .field("spec.selector.matchLabels")
-        .problem("matches no pod")
-        .accepted("labels that a pod carries")
-        .effect("the policy applies to nothing until a pod matches")
+        .found(labels.join(","))
+        .problem(format!("matches no pod in {place}"))
+        .accepted("labels that pods carry")
+        .effect("the policy applies to nothing until a pod has these labels")
 }
 
-/// One rule; `None` for an ALLOW rule that L4 cannot check.
-fn translate(object: &Object, action: Action, written: &WrittenRule, number: usize, findings: &mut Vec<Finding>) -> Option<Rule> {
-    let namespace = &object.metadata.namespace;
-    let mut seen = Vec::new();
-    let mut clauses = Vec::new();
-    let to = written.to.iter().flatten().map(|to| operation(&to.operation)).collect();
-    clauses.extend(clause(to, "to", &mut seen));
-    let from = written.from.iter().flatten().map(|from| source(&from.source, namespace)).collect();
-    clauses.extend(clause(from, "from", &mut seen));
-    for (index, written) in written.when.iter().flatten().enumerate() {
-        clauses.extend(clause(vec![condition(written, namespace)], &format!("when[{index}]"), &mut seen));
-    }
-    if seen.is_empty() {
-        return Some(Rule { clauses });
-    }
-    let effect = match (action, clauses.is_empty()) {
-        (Action::Allow, _) => "the rule allows nothing at L4",
-        (Action::Deny, false) => "the rule denies by its remaining parts, more than it says",
-        (Action::Deny, true) => "the rule denies everything at L4",
-    };
-    findings.push(
-        Finding::warning(codes::NEEDS_WAYPOINT, object.reference())
-            .field(format!("spec.rules[{number}].{}", seen[0]))
-            .problem("looks at HTTP, which the node proxy does not see")
-            .accepted("a waypoint for the service")
-            .effect(effect),
-    );
-    (action == Action::Deny).then_some(Rule { clauses })
+/// A part of a policy as L4 reads it.
+enum Part<T> {
+    /// It is decided by this.
+    Decided(T),
+    /// It holds whatever happens, as far as L4 is concerned.
+    Always,
+    /// It never holds.
+    Never,
 }
 
-/// What L4 can check of one alternative, and whether there was more.
-struct Part {
-    one: Match,
-    http: bool,
+/// Reads the rules of one policy.
+struct Reading<'a> {
+    object: &'a Object,
+    action: Action,
+    findings: Vec<Finding>,
 }
 
-/// Joins alternatives. `None` where an alternative has nothing left: the clause would be true, so it is left out. `seen` learns where
-/// HTTP was found.
-fn clause(parts: Vec<Part>, name: &str, seen: &mut Vec<String>) -> Option<Clause> {
-    if parts.is_empty() {
-        return None;
-    }
-    for (index, _) in parts.iter().enumerate().filter(|(_, part)| part.http) {
-        seen.push(if name.starts_with("when") { name.to_owned() } else { format!("{name}[{index}]") });
-    }
-    let unlimited = parts.iter().any(|part| part.http && part.one == Match::default());
-    (!unlimited).then(|| Clause { matches: parts.into_iter().map(|part| part.one).collect() })
-}
+/// A rule has a part that L4 cannot see.
+struct Unseen;
 
-fn operation(operation: &Operation) -> Part {
-    let http = [&operation.hosts, &operation.not_hosts, &operation.methods, &operation.not_methods, &operation.paths, &operation.not_paths];
-    let one = Match { destination_ports: ports(&operation.ports), not_destination_ports: ports(&operation.not_ports), ..Match::default() };
-    Part { one, http: http.iter().any(|list| !list.is_empty()) }
-}
-
-fn source(source: &Source, namespace: &str) -> Part {
-    let http = [
-        &source.request_principals,
-        &source.not_request_principals,
-        &source.remote_ip_blocks,
-        &source.not_remote_ip_blocks,
-        &source.trust_domains,
-        &source.not_trust_domains,
-    ];
-    let one = Match {
-        principals: strings(&source.principals),
-        not_principals: strings(&source.not_principals),
-        namespaces: strings(&source.namespaces),
-        not_namespaces: strings(&source.not_namespaces),
-        service_accounts: accounts(&source.service_accounts, namespace),
-        not_service_accounts: accounts(&source.not_service_accounts, namespace),
-        source_ips: blocks(&source.ip_blocks),
-        not_source_ips: blocks(&source.not_ip_blocks),
-        ..Match::default()
-    };
-    Part { one, http: http.iter().any(|list| !list.is_empty()) }
-}
-
-fn condition(condition: &Condition, namespace: &str) -> Part {
-    let (values, not_values) = (&condition.values, &condition.not_values);
-    let mut one = Match::default();
-    match condition.key.as_str() {
-        "source.ip" => (one.source_ips, one.not_source_ips) = (blocks(values), blocks(not_values)),
-        "source.namespace" => (one.namespaces, one.not_namespaces) = (strings(values), strings(not_values)),
-        "source.principal" => (one.principals, one.not_principals) = (strings(values), strings(not_values)),
-        "source.serviceAccount" => {
-            (one.service_accounts, one.not_service_accounts) = (accounts(values, namespace), accounts(not_values, namespace));
+impl Reading<'_> {
+    fn rule(&mut self, rule: &istio::Rule, path: &str) -> Option<Rule> {
+        let unseen = self.unseen_parts(rule, path);
+        if unseen.is_some() && self.action == Action::Allow {
+            return None;
         }
-        "destination.ip" => (one.destination_ips, one.not_destination_ips) = (blocks(values), blocks(not_values)),
-        "destination.port" => (one.destination_ports, one.not_destination_ports) = (ports(values), ports(not_values)),
-        _ => return Part { one, http: true },
-    }
-    Part { one, http: false }
-}
-
-/// `*` is anything that is not empty, `*x` a suffix, `x*` a prefix, all else exact.
-fn strings(values: &[String]) -> Vec<StringMatch> {
-    let one = |value: &String| match (value.as_str(), value.strip_prefix('*'), value.strip_suffix('*')) {
-        ("*", ..) => StringMatch::Presence,
-        (_, Some(suffix), _) => StringMatch::Suffix(suffix.into()),
-        (_, _, Some(prefix)) => StringMatch::Prefix(prefix.into()),
-        (exact, ..) => StringMatch::Exact(exact.into()),
-    };
-    values.iter().map(one).collect()
-}
-
-fn accounts(values: &[String], own_namespace: &str) -> Vec<ServiceAccountMatch> {
-    let one = |value: &String| {
-        let (namespace, account) = value.split_once('/').unwrap_or((own_namespace, value));
-        ServiceAccountMatch { namespace: namespace.into(), service_account: account.into() }
-    };
-    values.iter().map(one).collect()
-}
-
-/// Decoding refused what is no address or block.
-fn blocks(values: &[String]) -> Vec<IpNet> {
-    values.iter().filter_map(|value| block(value)).collect()
-}
-
-/// Decoding refused what is no port.
-fn ports(values: &[String]) -> Vec<u16> {
-    values.iter().filter_map(|value| value.parse().ok()).collect()
-}
-
-/// A finding for each principal that no certificate can prove.
-fn unreadable_principals(object: &Object, rules: &[WrittenRule], findings: &mut Vec<Finding>) {
-    let readable = |text: &str| text.contains('*') || format!("spiffe://{text}").parse::<Identity>().is_ok();
-    for (number, rule) in rules.iter().enumerate() {
-        let sources = rule.from.iter().flatten().enumerate().flat_map(|(index, from)| {
-            let path = format!("from[{index}].source");
-            [(format!("{path}.principals"), &from.source.principals), (format!("{path}.notPrincipals"), &from.source.not_principals)]
+        let mut clauses = Vec::new();
+        let to: Option<Vec<_>> = rule.to.as_ref().map(|to| to.iter().map(|to| self.operation(&to.operation)).collect());
+        let from: Option<Vec<_>> = rule.from.as_ref().map(|from| {
+            let entries = from.iter().enumerate();
+            entries.map(|(index, from)| self.source(&from.source, &format!("{path}.from[{index}].source"))).collect()
         });
-        let conditions = rule.when.iter().flatten().enumerate().filter(|(_, condition)| condition.key == "source.principal");
-        let conditions = conditions.flat_map(|(index, condition)| {
-            [(format!("when[{index}].values"), &condition.values), (format!("when[{index}].notValues"), &condition.not_values)]
-        });
-        for (path, values) in sources.chain(conditions) {
-            for (index, value) in values.iter().enumerate().filter(|(_, value)| !readable(value)) {
-                findings.push(
-                    Finding::warning(codes::UNREADABLE_VALUE, object.reference())
-                        .field(format!("spec.rules[{number}].{path}[{index}]"))
-                        .found(format!("{value:?}"))
-                        .problem("is not a principal")
-                        .accepted("TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT, PREFIX*, *SUFFIX or *")
-                        .effect("the value never matches a caller"),
-                );
+        let conditions = rule.when.iter().flatten().enumerate();
+        let when: Vec<Vec<_>> = conditions.map(|(index, when)| vec![self.condition(when, &format!("{path}.when[{index}]"))]).collect();
+        for alternatives in to.into_iter().chain(from).chain(when) {
+            match any(alternatives) {
+                Part::Decided(clause) => clauses.push(clause),
+                Part::Always => {}
+                Part::Never => return None,
             }
         }
+        Some(Rule { clauses })
     }
+
+    /// Tells of every part that L4 cannot see.
+    fn unseen_parts(&mut self, rule: &istio::Rule, path: &str) -> Option<Unseen> {
+        let mut unseen: Vec<(String, String)> = Vec::new();
+        for (index, from) in rule.from.iter().flatten().enumerate() {
+            let source = &from.source;
+            let lists = [
+                ("requestPrincipals", &source.request_principals),
+                ("notRequestPrincipals", &source.not_request_principals),
+                ("remoteIpBlocks", &source.remote_ip_blocks),
+                ("notRemoteIpBlocks", &source.not_remote_ip_blocks),
+                ("trustDomains", &source.trust_domains),
+                ("notTrustDomains", &source.not_trust_domains),
+            ];
+            unseen.extend(present(&lists, &format!("{path}.from[{index}].source")));
+        }
+        for (index, to) in rule.to.iter().flatten().enumerate() {
+            let operation = &to.operation;
+            let lists = [
+                ("hosts", &operation.hosts),
+                ("notHosts", &operation.not_hosts),
+                ("methods", &operation.methods),
+                ("notMethods", &operation.not_methods),
+                ("paths", &operation.paths),
+                ("notPaths", &operation.not_paths),
+            ];
+            unseen.extend(present(&lists, &format!("{path}.to[{index}].operation")));
+        }
+        for (index, condition) in rule.when.iter().flatten().enumerate() {
+            if !is_seen(&condition.key) {
+                unseen.push((format!("{path}.when[{index}].key"), format!("{:?}", condition.key)));
+            }
+        }
+        let effect = match self.action {
+            Action::Allow => "the whole rule allows nothing at L4",
+            Action::Deny if rule_is_unseen(rule) => "without it nothing is left of the rule, so it denies everything at L4",
+            Action::Deny => "the rule denies on its other parts alone at L4, which is more",
+        };
+        let any = unseen.first().map(|_| Unseen);
+        for (field, found) in unseen {
+            self.findings.push(
+                Finding::warning(codes::NEEDS_WAYPOINT, self.object.reference())
+                    .field(field)
+                    .found(found)
+                    .problem("is not visible to a node proxy (L4)")
+                    .accepted("principals, namespaces, service accounts, IP blocks and ports; the rest by targetRefs at a waypoint")
+                    .effect(effect),
+            );
+        }
+        any
+    }
+
+    fn operation(&mut self, operation: &Operation) -> Part<Match> {
+        decided(Match {
+            destination_ports: ports(&operation.ports),
+            not_destination_ports: ports(&operation.not_ports),
+            ..Match::default()
+        })
+    }
+
+    fn source(&mut self, source: &Source, path: &str) -> Part<Match> {
+        let lists = [
+            self.strings(&source.principals, true, principal, &format!("{path}.principals")),
+            self.strings(&source.not_principals, false, principal, &format!("{path}.notPrincipals")),
+            self.strings(&source.namespaces, true, namespace, &format!("{path}.namespaces")),
+            self.strings(&source.not_namespaces, false, namespace, &format!("{path}.notNamespaces")),
+        ];
+        let Some([principals, not_principals, namespaces, not_namespaces]) = values(lists) else { return Part::Never };
+        decided(Match {
+            principals,
+            not_principals,
+            namespaces,
+            not_namespaces,
+            service_accounts: self.accounts(&source.service_accounts),
+            not_service_accounts: self.accounts(&source.not_service_accounts),
+            source_ips: blocks(&source.ip_blocks),
+            not_source_ips: blocks(&source.not_ip_blocks),
+            ..Match::default()
+        })
+    }
+
+    fn condition(&mut self, condition: &Condition, path: &str) -> Part<Match> {
+        let (with, without) = (&condition.values, &condition.not_values);
+        decided(match condition.key.as_str() {
+            "source.ip" => Match { source_ips: blocks(with), not_source_ips: blocks(without), ..Match::default() },
+            "destination.ip" => Match { destination_ips: blocks(with), not_destination_ips: blocks(without), ..Match::default() },
+            "destination.port" => Match { destination_ports: ports(with), not_destination_ports: ports(without), ..Match::default() },
+            "source.serviceAccount" => {
+                Match { service_accounts: self.accounts(with), not_service_accounts: self.accounts(without), ..Match::default() }
+            }
+            key @ ("source.principal" | "source.namespace") => {
+                let read = if key == "source.principal" { principal } else { namespace };
+                let lists = [
+                    self.strings(with, true, read, &format!("{path}.values")),
+                    self.strings(without, false, read, &format!("{path}.notValues")),
+                ];
+                let Some([with, without]) = values(lists) else { return Part::Never };
+                match key {
+                    "source.principal" => Match { principals: with, not_principals: without, ..Match::default() },
+                    _ => Match { namespaces: with, not_namespaces: without, ..Match::default() },
+                }
+            }
+            // Told by `unseen_parts`; only DENY comes this far.
+            _ => Match::default(),
+        })
+    }
+
+    /// Reads a list of strings; what cannot be read is read in the way that allows less, and told.
+    fn strings(&mut self, list: &[String], positive: bool, read: fn(&str) -> Text<'_>, path: &str) -> Part<Vec<StringMatch>> {
+        let mut values = Vec::new();
+        let mut lifted = list.is_empty();
+        let mut impossible = false;
+        for (index, text) in list.iter().enumerate() {
+            // Matching more denies more; not matching allows less.
+            let matching_is_safe = (self.action == Action::Deny) == positive;
+            let (accepted, effect) = match read(text) {
+                Text::Good => {
+                    values.push(string_match(text));
+                    continue;
+                }
+                Text::Scheme(rest, accepted) if matching_is_safe => {
+                    values.push(string_match(rest));
+                    (accepted, "it is read without its scheme, which denies it")
+                }
+                Text::Scheme(_, accepted) | Text::Unreadable(accepted) => {
+                    let effect = match (self.action, positive) {
+                        (Action::Allow, true) => "it allows nobody",
+                        (Action::Allow, false) => {
+                            impossible = true;
+                            "as nobody can tell whom it excepts, its part of the rule allows nobody"
+                        }
+                        (Action::Deny, true) => {
+                            lifted = true;
+                            "as nobody can tell whom it denies, its part of the rule denies whoever matches the rest"
+                        }
+                        (Action::Deny, false) => "it excepts nobody from being denied",
+                    };
+                    (accepted, effect)
+                }
+            };
+            self.findings.push(
+                Finding::new(Level::Error, codes::UNREADABLE_VALUE, self.object.reference())
+                    .field(format!("{path}[{index}]"))
+                    .found(format!("{text:?}"))
+                    .problem("matches no identity")
+                    .accepted(accepted)
+                    .effect(effect),
+            );
+        }
+        if impossible || (values.is_empty() && !lifted && self.action == Action::Allow) {
+            return Part::Never;
+        }
+        if lifted || values.is_empty() { Part::Always } else { Part::Decided(values) }
+    }
+
+    fn accounts(&self, list: &[String]) -> Vec<ServiceAccountMatch> {
+        let own = self.object.metadata.namespace.as_str();
+        let parts = list.iter().map(|text| text.split_once('/').unwrap_or((own, text)));
+        parts.map(|(namespace, account)| ServiceAccountMatch { namespace: namespace.into(), service_account: account.into() }).collect()
+    }
+}
+
+/// One of them must hold.
+fn any(alternatives: Vec<Part<Match>>) -> Part<Clause> {
+    let mut matches = Vec::new();
+    for alternative in alternatives {
+        match alternative {
+            Part::Decided(one) => matches.push(one),
+            Part::Always => return Part::Always,
+            Part::Never => {}
+        }
+    }
+    if matches.is_empty() { Part::Never } else { Part::Decided(Clause { matches }) }
+}
+
+/// A match without any field restricts nothing; written out it would mean "never".
+fn decided(one: Match) -> Part<Match> {
+    if one == Match::default() { Part::Always } else { Part::Decided(one) }
+}
+
+/// The values of lists that all must hold; an absent list is empty. `None` if one never holds.
+fn values<const N: usize>(lists: [Part<Vec<StringMatch>>; N]) -> Option<[Vec<StringMatch>; N]> {
+    let mut possible = true;
+    let lists = lists.map(|list| match list {
+        Part::Decided(values) => values,
+        Part::Always => Vec::new(),
+        Part::Never => {
+            possible = false;
+            Vec::new()
+        }
+    });
+    possible.then_some(lists)
+}
+
+fn present<'a>(lists: &'a [(&str, &'a Vec<String>)], path: &'a str) -> impl Iterator<Item = (String, String)> + 'a {
+    let present = lists.iter().filter(|(_, list)| !list.is_empty());
+    present.map(move |(name, list)| {
+        let found: Vec<String> = list.iter().map(|text| format!("{text:?}")).collect();
+        (format!("{path}.{name}"), found.join(", "))
+    })
+}
+
+/// Whether L4 sees an attribute.
+fn is_seen(key: &str) -> bool {
+    ["source.ip", "source.namespace", "source.principal", "source.serviceAccount", "destination.ip", "destination.port"].contains(&key)
+}
+
+/// Whether a rule of DENY denies everything at L4: each of its conjuncts has an alternative of which L4 sees nothing.
+fn rule_is_unseen(rule: &istio::Rule) -> bool {
+    let source = |source: &Source| {
+        let seen = [&source.principals, &source.not_principals, &source.namespaces, &source.not_namespaces];
+        let more = [&source.service_accounts, &source.not_service_accounts, &source.ip_blocks, &source.not_ip_blocks];
+        seen.iter().chain(&more).all(|list| list.is_empty())
+    };
+    let operation = |operation: &Operation| operation.ports.is_empty() && operation.not_ports.is_empty();
+    rule.from.as_ref().is_none_or(|from| from.iter().any(|from| source(&from.source)))
+        && rule.to.as_ref().is_none_or(|to| to.iter().any(|to| operation(&to.operation)))
+        && rule.when.iter().flatten().all(|condition| !is_seen(&condition.key))
+}
+
+fn ports(list: &[String]) -> Vec<u16> {
+    list.iter().filter_map(|port| port.parse().ok()).collect()
+}
+
+fn blocks(list: &[String]) -> Vec<IpNet> {
+    list.iter().filter_map(|text| block(text)).collect()
+}
+
+fn string_match(text: &str) -> StringMatch {
+    match (text.strip_prefix('*'), text.strip_suffix('*')) {
+        (Some(""), _) => StringMatch::Presence,
+        (Some(suffix), _) => StringMatch::Suffix(suffix.into()),
+        (_, Some(prefix)) => StringMatch::Prefix(prefix.into()),
+        (None, None) => StringMatch::Exact(text.into()),
+    }
+}
+
+/// What a string of a policy is.
+enum Text<'a> {
+    /// What the field means.
+    Good,
+    /// That, with the scheme `spiffe://` before it, with which it would never match; what is accepted.
+    Scheme(&'a str, &'static str),
+    /// Nothing that could ever match; what is accepted.
+    Unreadable(&'static str),
+}
+
+const PRINCIPAL: &str = "TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT, PREFIX*, *SUFFIX or *";
+const NAMESPACE: &str = "a namespace, PREFIX*, *SUFFIX or *";
+
+fn principal(text: &str) -> Text<'_> {
+    if let Some(rest) = text.strip_prefix("spiffe://") {
+        return if matches!(principal(rest), Text::Good) { Text::Scheme(rest, PRINCIPAL) } else { Text::Unreadable(PRINCIPAL) };
+    }
+    let readable = match string_match(text) {
+        StringMatch::Presence => true,
+        StringMatch::Prefix(part) | StringMatch::Suffix(part) => !part.is_empty() && part.bytes().all(is_spiffe),
+        StringMatch::Exact(whole) => match whole.split('/').collect::<Vec<_>>().as_slice() {
+            [domain, "ns", namespace, "sa", account] => {
+                [domain, namespace, account].iter().all(|part| !part.is_empty() && part.bytes().all(is_spiffe))
+            }
+            _ => false,
+        },
+    };
+    if readable { Text::Good } else { Text::Unreadable(PRINCIPAL) }
+}
+
+/// Characters of a SPIFFE ID (SPIFFE ID §2), the separator included.
+fn is_spiffe(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_./".contains(&byte)
+}
+
+fn namespace(text: &str) -> Text<'_> {
+    let readable = match string_match(text) {
+        StringMatch::Presence => true,
+        StringMatch::Prefix(part) | StringMatch::Suffix(part) => {
+            !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        }
+        StringMatch::Exact(whole) => names::is_dns_label(&whole),
+    };
+    if readable { Text::Good } else { Text::Unreadable(NAMESPACE) }
 }

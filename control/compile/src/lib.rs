@@ -1,36 +1,40 @@
-//! Kubernetes and Istio objects to the model and findings. Pure: no cluster, no wire, no clock.
+//! Kubernetes objects become the mesh's model, and findings about what they mean. Pure: no cluster, no wire, no clock.
 //!
-//! [`Index`] holds the objects as facts that refer to each other by name; [`compile`] makes workloads, services and policies of them and
-//! says what cannot be honoured. Compiling never fails as a whole: what is good is returned, each thing that is not is a
-//! [`Finding`]. Meaning follows Istio's control plane (`docs/guide/differences.md` lists where it does not).
+//! [`Index`] keeps the objects by what refers to them and says what a change [`Affected`]; [`Compiler`] compiles only that and gives
+//! the [`Change`](tropis_model::view::Change)s; [`compile()`] does the same for everything at once. Each noun has its file:
+//! [`workload`], [`service`], [`authorization`] (AuthorizationPolicy) and [`peer_authentication`]. Compiling never fails as a whole:
+//! what is good comes out, and a [`Finding`] for each thing that is not.
 
 pub mod authorization;
+pub mod compiler;
 pub mod index;
-pub mod peers;
+pub mod namespace;
+pub mod peer_authentication;
 pub mod service;
 pub mod workload;
 
 use std::sync::Arc;
 
-use tropis_crds::{Finding, Kind, Level, codes, kind::Support};
+use tropis_crds::Finding;
 use tropis_model::{policy::Policy, service::Service, workload::Workload};
 
-pub use index::Index;
+pub use compiler::{Compiler, compile};
+pub use index::{Affected, Index};
 
-/// What holds for the whole mesh.
+/// What compiling depends on besides the objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The trust domain of every identity.
     pub trust_domain: Arc<str>,
-    /// The namespace whose policies hold for the mesh.
+    /// The namespace whose policies hold for the whole mesh.
     pub root_namespace: String,
-    /// The DNS domain of the cluster.
+    /// What service names end in.
     pub cluster_domain: String,
-    /// The cluster's name.
+    /// The first part of every workload's uid.
     pub cluster_id: Arc<str>,
-    /// The cluster's network; empty is the default one.
+    /// The network that addresses are in; empty is the default one.
     pub network: Arc<str>,
-    /// The labels of sidecar users enrol too.
+    /// Labels of the sidecar model enrol too.
     pub sidecar_labels: bool,
 }
 
@@ -47,58 +51,15 @@ impl Default for Settings {
     }
 }
 
-/// What came of compiling.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// Everything that the objects of an [`Index`] mean, in order of their keys.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Compiled {
-    /// Pods, and addresses that endpoint slices name without a pod.
+    /// Workloads by uid.
     pub workloads: Vec<Workload>,
-    /// Services.
+    /// Services by namespace and hostname.
     pub services: Vec<Service>,
-    /// L4 policies, converted PeerAuthentications among them.
+    /// Policies by key.
     pub policies: Vec<Policy>,
-    /// What a user should know.
+    /// What is to be told, by object.
     pub findings: Vec<Finding>,
 }
-
-/// Compiles everything that the index holds.
-pub fn compile(index: &Index) -> Compiled {
-    let mut findings = Vec::new();
-    let authorization = authorization::compile(index, &mut findings);
-    let peers = peers::compile(index, &mut findings);
-    let workloads = workload::compile(index, &authorization, &peers);
-    let services = service::compile(index);
-    unhonoured(index, &mut findings);
-    let policies = authorization.policies.into_iter().chain(peers.policies).collect();
-    findings.sort();
-    Compiled { workloads, services, policies, findings }
-}
-
-/// A finding for every object that nothing obeys yet, and a note for namespaces that enrol by a label of the sidecar model.
-fn unhonoured(index: &Index, findings: &mut Vec<Finding>) {
-    for object in index.objects() {
-        if object.kind.support() == Support::NotHonoured {
-            findings.push(
-                Finding::warning(codes::KIND_NOT_HONOURED, object.reference())
-                    .problem("is valid in shape, but this version does not obey its kind")
-                    .effect("nothing; traffic is not changed by it"),
-            );
-        }
-        if object.kind == Kind::Namespace && index.settings().sidecar_labels {
-            let native = object.label("istio.io/dataplane-mode").is_some();
-            let sidecar =
-                ["istio-injection", "istio.io/rev"].into_iter().find(|key| object.label(key).is_some_and(|value| value != "disabled"));
-            if let Some(key) = sidecar.filter(|_| !native) {
-                findings.push(
-                    Finding::new(Level::Info, codes::SIDECAR_LABEL_ENROLS, object.reference())
-                        .field(format!("metadata.labels[{key}]"))
-                        .problem("enrols the namespace without sidecars")
-                        .accepted("istio.io/dataplane-mode: ambient says the same natively")
-                        .effect("its pods are in the mesh"),
-                );
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests;

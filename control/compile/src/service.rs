@@ -1,106 +1,111 @@
-//! `Service` objects to services of the model (WDS §11.6).
+//! A Kubernetes Service becomes a service of the mesh.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use ipnet::IpNet;
 use k8s_openapi::{
-    api::core::v1::{Service as Kubernetes, ServicePort as KubernetesPort},
+    api::core::v1::{self as core, ServiceSpec},
     apimachinery::pkg::util::intstr::IntOrString,
 };
-use tropis_crds::{Kind, Object};
+use tropis_crds::{Finding, Object, codes};
 use tropis_model::{
     address::NamespacedHostname,
-    service::{AppProtocol, BalancingMode, HealthPolicy, IpFamilies, LoadBalancing, Scope, Service, ServiceAddress, ServicePort},
+    service::{
+        AppProtocol, BalancingMode, HealthPolicy, IpFamilies, LoadBalancing, Scope, Service, ServiceAddress, ServicePort, Visibility,
+    },
 };
 
-use crate::{Index, Settings};
+use crate::Settings;
 
-const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
+/// What Istio's users wrote before `spec.trafficDistribution` existed.
+const DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
+/// Ports that are TCP unless they say otherwise (traffic-api.md 0.5): protocols in which the server speaks first, and DNS.
+const TCP_PORTS: &[u16] = &[25, 53, 3306, 27017];
 
-/// All services; those of type ExternalName are only DNS and have none.
-pub(crate) fn compile(index: &Index) -> Vec<Service> {
-    index.of(Kind::Service).filter_map(|object| service(object, index.settings())).collect()
+/// The name under which the mesh knows a Service.
+pub fn hostname(settings: &Settings, namespace: &str, name: &str) -> NamespacedHostname {
+    NamespacedHostname { namespace: namespace.into(), hostname: format!("{name}.{namespace}.svc.{}", settings.cluster_domain).into() }
 }
 
-/// The key of a Kubernetes Service.
-pub(crate) fn hostname(namespace: &str, name: &str, settings: &Settings) -> NamespacedHostname {
-    let hostname = format!("{name}.{namespace}.svc.{}", settings.cluster_domain);
-    NamespacedHostname { namespace: namespace.into(), hostname: hostname.into() }
-}
-
-fn service(object: &Object, settings: &Settings) -> Option<Service> {
-    let kubernetes = object.service()?;
-    let spec = kubernetes.spec.as_ref()?;
+/// Compiles a Service; `None` for one that the mesh does not carry (ExternalName).
+pub fn compile(settings: &Settings, object: &Object) -> (Option<Service>, Vec<Finding>) {
+    let Some(spec) = object.service().and_then(|service| service.spec.as_ref()) else { return (None, Vec::new()) };
+    let mut findings = Vec::new();
     if spec.type_.as_deref() == Some("ExternalName") {
-        return None;
+        findings.push(
+            Finding::info(codes::OBJECT_SKIPPED, object.reference())
+                .field("spec.type")
+                .found("\"ExternalName\"")
+                .problem("is a name for DNS alone")
+                .effect("the mesh does not carry it; its name resolves as before"),
+        );
+        return (None, findings);
     }
-    let mut service = Service::new(object.metadata.name.as_str(), hostname(&object.metadata.namespace, &object.metadata.name, settings));
-    let addresses = cluster_ips(kubernetes).into_iter();
-    service.addresses = addresses.map(|ip| ServiceAddress { network: settings.network.clone(), block: IpNet::from(ip) }).collect();
-    service.ports =
-        spec.ports.iter().flatten().filter(|port| is_tcp(port)).filter_map(|port| Some((number(port.port)?, declared(port)))).collect();
-    service.load_balancing = load_balancing(object, kubernetes);
-    service.ip_families = families(spec.ip_families.as_deref().unwrap_or_default());
-    service.canonical = true;
-    Some(service)
-}
-
-/// The service's virtual addresses; none for a headless one.
-pub(crate) fn cluster_ips(service: &Kubernetes) -> Vec<IpAddr> {
-    let Some(spec) = &service.spec else { return Vec::new() };
-    let all = spec.cluster_ips.as_ref().filter(|ips| !ips.is_empty());
-    let texts: Vec<&String> = all.map_or_else(|| spec.cluster_ip.iter().collect(), |ips| ips.iter().collect());
-    texts.into_iter().filter_map(|text| text.parse().ok()).collect()
-}
-
-/// The endpoint ports of a workload: service port → its own port. A named port that the workload does not have is left out.
-pub(crate) fn endpoint_ports(service: &Kubernetes, named: impl Fn(&str) -> Option<u16>) -> BTreeMap<u16, u16> {
-    let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten()).filter(|port| is_tcp(port));
-    ports
-        .filter_map(|port| {
-            let own = match &port.target_port {
-                None => number(port.port),
-                Some(IntOrString::Int(own)) => number(*own),
-                Some(IntOrString::String(name)) => named(name),
+    let mut service = Service::new(object.metadata.name.as_str(), hostname(settings, &object.metadata.namespace, &object.metadata.name));
+    service.addresses = addresses(settings, spec);
+    for (index, port) in spec.ports.iter().flatten().enumerate() {
+        let field = format!("spec.ports[{index}]");
+        if !is_tcp(port) {
+            findings.push(
+                Finding::info(codes::FIELD_NOT_HONOURED, object.reference())
+                    .field(format!("{field}.protocol"))
+                    .found(format!("{:?}", port.protocol.as_deref().unwrap_or_default()))
+                    .problem("is not carried by the mesh")
+                    .accepted("TCP")
+                    .effect("traffic to this port goes as without the mesh"),
+            );
+        } else if let Ok(number) = u16::try_from(port.port) {
+            let target_port = match &port.target_port {
+                None => Some(number),
+                Some(IntOrString::Int(target)) => u16::try_from(*target).ok(),
+                Some(IntOrString::String(_)) => None,
             };
-            Some((number(port.port)?, own?))
-        })
-        .collect()
-}
-
-fn is_tcp(port: &KubernetesPort) -> bool {
-    port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
-}
-
-/// A port's number; 0 and what does not fit are none.
-fn number(port: i32) -> Option<u16> {
-    u16::try_from(port).ok().filter(|port| *port != 0)
-}
-
-fn declared(port: &KubernetesPort) -> ServicePort {
-    let target_port = match &port.target_port {
-        None => number(port.port),
-        Some(IntOrString::Int(own)) => number(*own),
-        Some(IntOrString::String(_)) => None,
-    };
-    ServicePort { target_port, app_protocol: app_protocol(port) }
-}
-
-/// `appProtocol`, else the port name's first part (`http`, `http2`, `grpc`, `grpc-web`, `tcp`, `tls`, `https`, …).
-fn app_protocol(port: &KubernetesPort) -> AppProtocol {
-    let named = port.name.as_deref().map(|name| name.split('-').next().unwrap_or(name));
-    match port.app_protocol.as_deref().or(named).unwrap_or_default().to_ascii_lowercase().as_str() {
-        "http" | "kubernetes.io/ws" => AppProtocol::Http11,
-        "http2" | "kubernetes.io/h2c" => AppProtocol::Http2,
-        "grpc" => AppProtocol::Grpc,
-        "tcp" | "mongo" | "mysql" | "redis" => AppProtocol::Tcp,
-        "tls" | "https" => AppProtocol::Tls,
-        _ => AppProtocol::Unknown,
+            service.ports.insert(number, ServicePort { target_port, app_protocol: app_protocol(port, number) });
+        }
     }
+    service.load_balancing = load_balancing(object, spec);
+    service.ip_families = ip_families(spec);
+    service.canonical = true;
+    service.visibility = Visibility::Public;
+    (Some(service), findings)
 }
 
-fn families(families: &[String]) -> IpFamilies {
-    let has = |family: &str| families.iter().any(|own| own == family);
+/// Whether a port is one that the mesh carries.
+pub(crate) fn is_tcp(port: &core::ServicePort) -> bool {
+    port.protocol.as_deref().unwrap_or("TCP") == "TCP"
+}
+
+fn addresses(settings: &Settings, spec: &ServiceSpec) -> Vec<ServiceAddress> {
+    let all = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    let mut addresses: Vec<ServiceAddress> = Vec::new();
+    // `None` (headless) and "" (not assigned yet) are no addresses.
+    for address in all.filter_map(|text| text.parse::<IpAddr>().ok()) {
+        let address = ServiceAddress { network: settings.network.clone(), block: address.to_canonical().into() };
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    addresses
+}
+
+fn load_balancing(object: &Object, spec: &ServiceSpec) -> LoadBalancing {
+    let health_policy = match spec.publish_not_ready_addresses {
+        Some(true) => HealthPolicy::AllowAll,
+        _ => HealthPolicy::OnlyHealthy,
+    };
+    let distribution = spec.traffic_distribution.as_deref().or_else(|| object.annotation(DISTRIBUTION));
+    let (mode, routing_preference) = match (spec.internal_traffic_policy.as_deref(), distribution) {
+        (Some("Local"), _) => (BalancingMode::Strict, vec![Scope::Node]),
+        (_, Some("PreferClose" | "PreferSameZone")) => (BalancingMode::Failover, vec![Scope::Network, Scope::Region, Scope::Zone]),
+        (_, Some("PreferSameNode")) => {
+            (BalancingMode::Failover, vec![Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node])
+        }
+        _ => (BalancingMode::Any, Vec::new()),
+    };
+    LoadBalancing { routing_preference, mode, health_policy }
+}
+
+fn ip_families(spec: &ServiceSpec) -> IpFamilies {
+    let has = |family: &str| spec.ip_families.iter().flatten().any(|own| own == family);
     match (has("IPv4"), has("IPv6")) {
         (true, true) => IpFamilies::Dual,
         (true, false) => IpFamilies::Ipv4Only,
@@ -109,20 +114,63 @@ fn families(families: &[String]) -> IpFamilies {
     }
 }
 
-fn load_balancing(object: &Object, service: &Kubernetes) -> LoadBalancing {
-    let Some(spec) = &service.spec else { return LoadBalancing::default() };
-    let health_policy = match spec.publish_not_ready_addresses {
-        Some(true) => HealthPolicy::AllowAll,
-        _ => HealthPolicy::OnlyHealthy,
+/// What a port speaks: `appProtocol`, then what its name begins with, then its number (traffic-api.md 0.5).
+fn app_protocol(port: &core::ServicePort, number: u16) -> AppProtocol {
+    let said = port.app_protocol.as_deref().map(|said| match said {
+        "kubernetes.io/h2c" => "http2",
+        "kubernetes.io/ws" => "http",
+        "kubernetes.io/wss" => "https",
+        said => said,
+    });
+    let named =
+        port.name.as_deref().map(|name| if name.starts_with("grpc-web") { "grpc-web" } else { name.split('-').next().unwrap_or(name) });
+    let known = |text: Option<&str>| match text?.to_ascii_lowercase().as_str() {
+        "http" | "http_proxy" => Some(AppProtocol::Http11),
+        "http2" => Some(AppProtocol::Http2),
+        "grpc" | "grpc-web" => Some(AppProtocol::Grpc),
+        "https" | "tls" => Some(AppProtocol::Tls),
+        "tcp" | "mongo" | "redis" | "mysql" => Some(AppProtocol::Tcp),
+        _ => None,
     };
-    let near = [Scope::Network, Scope::Region, Scope::Zone];
-    let nearest = [Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node];
-    let distribution = spec.traffic_distribution.as_deref().or_else(|| object.annotation(TRAFFIC_DISTRIBUTION));
-    let (mode, routing_preference) = match (spec.internal_traffic_policy.as_deref(), distribution) {
-        (Some("Local"), _) => (BalancingMode::Strict, vec![Scope::Node]),
-        (_, Some("PreferClose" | "PreferSameZone")) => (BalancingMode::Failover, near.to_vec()),
-        (_, Some("PreferSameNode")) => (BalancingMode::Failover, nearest.to_vec()),
-        _ => (BalancingMode::Any, Vec::new()),
-    };
-    LoadBalancing { routing_preference, mode, health_policy }
+    let by_number = || TCP_PORTS.contains(&number).then_some(AppProtocol::Tcp);
+    known(said).or_else(|| known(named)).or_else(by_number).unwrap_or_default()
+}
+
+/// The ports of a service as an endpoint has them: service port → its own port. `named` resolves a named target port.
+pub(crate) fn endpoint_ports(spec: &ServiceSpec, named: impl Fn(&str) -> Option<u16>) -> BTreeMap<u16, u16> {
+    let ports = spec.ports.iter().flatten().filter(|port| is_tcp(port));
+    ports
+        .filter_map(|port| {
+            let number = u16::try_from(port.port).ok()?;
+            let own = match &port.target_port {
+                None => number,
+                Some(IntOrString::Int(target)) => u16::try_from(*target).ok()?,
+                Some(IntOrString::String(name)) => named(name)?,
+            };
+            Some((number, own))
+        })
+        .collect()
+}
+
+/// The ports of a service as an EndpointSlice gives them: matched by the port's name.
+pub(crate) fn slice_ports(spec: &ServiceSpec, slice: &k8s_openapi::api::discovery::v1::EndpointSlice) -> BTreeMap<u16, u16> {
+    let ports = spec.ports.iter().flatten().filter(|port| is_tcp(port));
+    ports
+        .filter_map(|port| {
+            let same = slice.ports.iter().flatten().find(|own| {
+                own.protocol.as_deref().unwrap_or("TCP") == "TCP" && own.name.as_deref().unwrap_or("") == port.name.as_deref().unwrap_or("")
+            })?;
+            Some((u16::try_from(port.port).ok()?, u16::try_from(same.port?).ok()?))
+        })
+        .collect()
+}
+
+/// The key under which an endpoint lists a service.
+pub(crate) fn key(settings: &Settings, service: &Object) -> NamespacedHostname {
+    hostname(settings, &service.metadata.namespace, &service.metadata.name)
+}
+
+/// `namespace/name`.
+pub(crate) fn policy_key(namespace: &str, name: &str) -> Arc<str> {
+    format!("{namespace}/{name}").into()
 }

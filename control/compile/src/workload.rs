@@ -1,191 +1,204 @@
-//! Pods, and endpoint addresses without a pod, to workloads of the model (WDS §11.3 to §11.5).
+//! Pods, and addresses that an EndpointSlice gives without a pod, become workloads.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use k8s_openapi::api::core::v1::{Pod, Service as KubernetesService};
-use tropis_crds::{Kind, Object};
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use tropis_crds::{Object, OwnerReference};
 use tropis_model::{
-    address::NamespacedHostname,
     identity::Identity,
     workload::{Health, Locality, NetworkMode, TunnelProtocol, Workload, WorkloadKind},
 };
 
-use crate::{Index, authorization::Authorization, peers::Peers, service};
+use crate::{
+    Index, Settings, authorization,
+    index::{Key, key_of},
+    peer_authentication, service,
+};
 
-/// Written by the redirector once ztunnel listens in the pod.
+/// Written by the redirector (or istio-cni) once the pod accepts HBONE.
 const REDIRECTION: &str = "ambient.istio.io/redirection";
-/// Set by workloads that terminate HBONE themselves.
+/// The workload terminates HBONE itself when it says `http`.
 const TUNNEL: &str = "networking.istio.io/tunnel";
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Locality labels of a node.
+const REGION: &str = "topology.kubernetes.io/region";
+const ZONE: &str = "topology.kubernetes.io/zone";
+const SUBZONE: &str = "topology.istio.io/subzone";
+/// Names for metrics, the first that is set.
+const CANONICAL_NAMES: &[&str] = &["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
+const CANONICAL_REVISIONS: &[&str] = &["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
+/// Set by the ReplicaSet controller's owner; the end of the ReplicaSet's name.
+const TEMPLATE_HASH: &str = "pod-template-hash";
+const DEFAULT_ACCOUNT: &str = "default";
 
-pub(crate) fn compile(index: &Index, authorization: &Authorization, peers: &Peers) -> Vec<Workload> {
-    let pods = index.of(Kind::Pod).filter_map(|object| from_pod(index, object, authorization, peers));
-    pods.chain(from_slices(index)).collect()
-}
-
-fn from_pod(index: &Index, object: &Object, authorization: &Authorization, peers: &Peers) -> Option<Workload> {
+/// Compiles a pod; `None` for one that has ended or has no address yet.
+pub fn from_pod(index: &Index, object: &Object) -> Option<Workload> {
     let settings = index.settings();
     let pod = object.pod()?;
-    let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref()?);
+    let spec = pod.spec.as_ref()?;
+    let status = pod.status.as_ref()?;
     if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return None;
     }
-    let addresses = addresses(pod);
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    let ips = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()).chain(status.pod_ip.as_deref());
+    for address in ips.filter_map(|text| text.parse::<IpAddr>().ok()).map(|address| address.to_canonical()) {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
     if addresses.is_empty() {
         return None;
     }
-    let (namespace, labels) = (&object.metadata.namespace, &object.metadata.labels);
-    let account = spec.service_account_name.as_deref().filter(|account| !account.is_empty()).unwrap_or("default");
-    let identity = Identity::new(settings.trust_domain.clone(), namespace.as_str(), account);
-    let uid = format!("{}//Pod/{namespace}/{}", settings.cluster_id, object.metadata.name);
-    let mut workload = Workload::new(uid, object.metadata.name.as_str(), identity);
+    let (namespace, name) = (object.metadata.namespace.as_str(), object.metadata.name.as_str());
+    let account = spec.service_account_name.as_deref().or(spec.service_account.as_deref()).filter(|account| !account.is_empty());
+    let identity = Identity::new(settings.trust_domain.clone(), namespace, account.unwrap_or(DEFAULT_ACCOUNT));
+    let mut workload = Workload::new(format!("{}//Pod/{namespace}/{name}", settings.cluster_id), name, identity);
     workload.addresses = addresses;
     workload.network = settings.network.clone();
     workload.cluster_id = settings.cluster_id.clone();
-    workload.native_tunnel = labels.get(TUNNEL).is_some_and(|value| value == "http");
-    let captured = object.annotation(REDIRECTION) == Some("enabled");
-    if captured || workload.native_tunnel {
+    workload.native_tunnel = object.label(TUNNEL) == Some("http");
+    // Only what the redirector reported: peers never dial 15008 before it listens (embedded.md §4).
+    if object.annotation(REDIRECTION) == Some("enabled") || workload.native_tunnel {
         workload.tunnel_protocol = TunnelProtocol::Hbone;
     }
     if spec.host_network == Some(true) {
         workload.network_mode = NetworkMode::HostNetwork;
-        workload.tunnel_protocol = TunnelProtocol::None;
     }
-    workload.health = health(object, pod);
-    workload.node = spec.node_name.as_deref().unwrap_or_default().into();
-    workload.locality = locality(index, &workload.node);
-    workload.workload_name = owner_name(index, object).into();
-    workload.workload_kind = WorkloadKind::Pod;
-    let label = |keys: &[&str]| keys.iter().find_map(|key| labels.get(*key)).filter(|value| !value.is_empty());
-    let name = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
-    workload.canonical_name = name.map_or_else(|| workload.workload_name.clone(), |name| name.as_str().into());
-    let revision = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
-    workload.canonical_revision = revision.map_or("latest", String::as_str).into();
-    workload.services = services_of(index, object, pod);
-    let mut policies = authorization.of(namespace, labels);
-    policies.extend(peers.of(namespace, labels));
+    let node = spec.node_name.as_deref().unwrap_or_default();
+    workload.node = node.into();
+    workload.locality = index.node(node).map(|node| locality(node)).unwrap_or_default();
+    let (owner, kind) = owner(object);
+    workload.workload_kind = kind;
+    workload.canonical_name = first_label(object, CANONICAL_NAMES).unwrap_or(&owner).into();
+    workload.canonical_revision = first_label(object, CANONICAL_REVISIONS).unwrap_or("latest").into();
+    workload.workload_name = owner.into();
+    workload.health = if is_ready(pod) && object.metadata.deletion_timestamp.is_none() { Health::Healthy } else { Health::Unhealthy };
+    workload.services = services(index, object, spec);
+    let mut policies = authorization::attached(index, object);
+    policies.extend(peer_authentication::attached(index, object));
     policies.sort();
     policies.dedup();
     workload.authorization_policies = policies;
     Some(workload)
 }
 
-/// The pod's addresses, the primary one first.
-fn addresses(pod: &Pod) -> Vec<IpAddr> {
-    let Some(status) = &pod.status else { return Vec::new() };
-    let all = status.pod_ips.iter().flatten().map(|own| own.ip.as_str());
-    let mut addresses: Vec<IpAddr> = status.pod_ip.as_deref().into_iter().chain(all).filter_map(|text| text.parse().ok()).collect();
-    let mut seen = std::collections::BTreeSet::new();
-    addresses.retain(|address| seen.insert(*address));
-    addresses
+/// The name of the node's place.
+fn locality(node: &Object) -> Locality {
+    let label = |key: &str| node.label(key).unwrap_or_default().into();
+    Locality { region: label(REGION), zone: label(ZONE), subzone: label(SUBZONE) }
 }
 
-fn health(object: &Object, pod: &Pod) -> Health {
+fn first_label<'a>(object: &'a Object, keys: &[&str]) -> Option<&'a str> {
+    keys.iter().find_map(|key| object.label(key)).filter(|value| !value.is_empty())
+}
+
+fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let ready = conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
-    if ready && object.metadata.deletion_timestamp.is_none() { Health::Healthy } else { Health::Unhealthy }
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-fn locality(index: &Index, node: &str) -> Locality {
-    let Some(node) = index.get(Kind::Node, "", node) else { return Locality::default() };
-    let label = |key: &str| Arc::from(node.label(key).unwrap_or_default());
-    Locality {
-        region: label("topology.kubernetes.io/region"),
-        zone: label("topology.kubernetes.io/zone"),
-        subzone: label("topology.istio.io/subzone"),
-    }
+/// Whose pod it is, as people name it: the Deployment behind the ReplicaSet, the CronJob behind the Job.
+///
+/// The kind is always Pod, as istiod has it; names differ from istiod's nowhere.
+fn owner(object: &Object) -> (String, WorkloadKind) {
+    let owners = &object.metadata.owner_references;
+    let controller = owners.iter().find(|owner| owner.controller == Some(true)).or_else(|| match owners.as_slice() {
+        [only] => Some(only),
+        _ => None,
+    });
+    let name = controller.map_or_else(|| object.metadata.name.clone(), |owner| owner_name(object, owner));
+    (name, WorkloadKind::Pod)
 }
 
-/// The name of what the user wrote: a ReplicaSet's Deployment, a Job's CronJob, another controller itself, else the pod.
-fn owner_name(index: &Index, object: &Object) -> String {
-    let controller = |object: &Object| object.metadata.owner_references.iter().find(|owner| owner.controller == Some(true)).cloned();
-    let Some(owner) = controller(object) else { return object.metadata.name.clone() };
-    let grandparent = |kind| index.get(kind, &object.metadata.namespace, &owner.name).and_then(|parent| controller(parent));
-    match owner.kind.as_str() {
-        "ReplicaSet" => grandparent(Kind::ReplicaSet).map_or_else(|| without_hash(object, &owner.name), |deployment| deployment.name),
-        "Job" => grandparent(Kind::Job).map_or(owner.name, |cron_job| cron_job.name),
-        _ => owner.name,
-    }
-}
-
-/// A ReplicaSet's name without the hash that its pods carry as a label: its Deployment's name.
-fn without_hash(pod: &Object, replica_set: &str) -> String {
-    let hash = pod.label("pod-template-hash").map(|hash| format!("-{hash}"));
-    let deployment = hash.as_deref().and_then(|hash| replica_set.strip_suffix(hash));
-    deployment.unwrap_or(replica_set).to_owned()
-}
-
-/// The services that the pod is an endpoint of: by selector, and by endpoint slices of services without one.
-fn services_of(index: &Index, object: &Object, pod: &Pod) -> BTreeMap<NamespacedHostname, BTreeMap<u16, u16>> {
-    let namespace = &object.metadata.namespace;
-    let own = |service: &Object| {
-        let ports = service::endpoint_ports(service.service()?, |name| container_port(pod, name));
-        Some((service::hostname(namespace, &service.metadata.name, index.settings()), ports))
+fn owner_name(object: &Object, owner: &OwnerReference) -> String {
+    let stem = match owner.kind.as_str() {
+        "ReplicaSet" => object.label(TEMPLATE_HASH).and_then(|hash| owner.name.strip_suffix(hash)?.strip_suffix('-')),
+        // A CronJob's Jobs end in the minute that they were due.
+        "Job" => owner
+            .name
+            .rsplit_once('-')
+            .filter(|(_, end)| end.len() >= 8 && end.bytes().all(|byte| byte.is_ascii_digit()))
+            .map(|(stem, _)| stem),
+        _ => None,
     };
-    let selected = index.within(Kind::Service, namespace).filter(|service| {
-        let selector = service.service().and_then(selector);
-        selector.is_some_and(|selector| selector.iter().all(|(key, value)| object.metadata.labels.get(key) == Some(value)))
-    });
-    let sliced = index.within(Kind::EndpointSlice, namespace).filter_map(|slice| {
-        let service = index.get(Kind::Service, namespace, slice.label(SERVICE_NAME)?)?;
-        let without_selector = service.service().is_some_and(|service| selector(service).is_none());
-        let endpoints = slice.endpoint_slice().into_iter().flat_map(|slice| slice.endpoints.iter().flatten());
-        let mut targets = endpoints.filter_map(|endpoint| endpoint.target_ref.as_ref());
-        let named = targets.any(|target| target.kind.as_deref() == Some("Pod") && target.name.as_ref() == Some(&object.metadata.name));
-        (without_selector && named).then_some(service)
-    });
-    selected.chain(sliced).filter_map(|service| own(service)).collect()
+    stem.filter(|stem| !stem.is_empty()).unwrap_or(&owner.name).to_owned()
 }
 
-/// A selector that selects something.
-fn selector(service: &KubernetesService) -> Option<&BTreeMap<String, String>> {
-    service.spec.as_ref()?.selector.as_ref().filter(|selector| !selector.is_empty())
-}
-
-fn container_port(pod: &Pod, name: &str) -> Option<u16> {
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
-    let port =
-        ports.find(|port| port.name.as_deref() == Some(name) && port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"))?;
-    u16::try_from(port.container_port).ok()
-}
-
-/// Addresses that endpoint slices name without a pod (the API server's own Service, say). They may be shared, so they are not found by
-/// address.
-fn from_slices(index: &Index) -> Vec<Workload> {
+/// The services that a pod serves: those that select it, and those without a selector whose slices point at it.
+fn services(index: &Index, object: &Object, spec: &PodSpec) -> BTreeMap<tropis_model::address::NamespacedHostname, BTreeMap<u16, u16>> {
     let settings = index.settings();
-    let mut workloads = BTreeMap::new();
-    for object in index.of(Kind::EndpointSlice) {
-        let (Some(slice), Some(service_name)) = (object.endpoint_slice(), object.label(SERVICE_NAME)) else { continue };
-        let namespace = &object.metadata.namespace;
-        let Some(service) = index.get(Kind::Service, namespace, service_name).and_then(|service| service.service()) else { continue };
-        let slice_port = |name: Option<&str>| {
-            let mut ports = slice.ports.iter().flatten();
-            let port = ports.find(|port| port.name.as_deref().unwrap_or_default() == name.unwrap_or_default())?;
-            u16::try_from(port.port?).ok()
-        };
-        let declared = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
-        let ports: BTreeMap<u16, u16> =
-            declared.filter_map(|port| Some((u16::try_from(port.port).ok()?, slice_port(port.name.as_deref())?))).collect();
-        for endpoint in slice.endpoints.iter().flatten() {
-            if endpoint.target_ref.as_ref().is_some_and(|target| target.kind.as_deref() == Some("Pod")) {
-                continue;
-            }
-            let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
-            for address in endpoint.addresses.iter().filter_map(|text| text.parse::<IpAddr>().ok()) {
-                let name = &object.metadata.name;
-                let uid = format!("{}/discovery.k8s.io/EndpointSlice/{namespace}/{name}/{address}", settings.cluster_id);
-                let identity = Identity::new(settings.trust_domain.clone(), namespace.as_str(), "default");
-                let mut workload = Workload::new(uid.clone(), name.as_str(), identity);
-                workload.addresses = vec![address];
-                workload.network = settings.network.clone();
-                workload.cluster_id = settings.cluster_id.clone();
-                workload.network_mode = NetworkMode::HostNetwork;
-                workload.health = if ready { Health::Healthy } else { Health::Unhealthy };
-                workload.services = [(service::hostname(namespace, service_name, settings), ports.clone())].into();
-                workloads.insert(uid, workload);
-            }
+    let named = |name: &str| named_port(spec, name);
+    let mut services = BTreeMap::new();
+    for selecting in index.services_selecting(&object.metadata.namespace, &object.metadata.labels) {
+        if let Some(spec) = carried(selecting) {
+            services.insert(service::key(settings, selecting), service::endpoint_ports(spec, named));
         }
     }
-    workloads.into_values().collect()
+    let own: Key = key_of(object);
+    for (slice, pointing) in index.slices_to(&own) {
+        if let (Some(spec), Some(slice)) = (carried(pointing), slice.endpoint_slice()) {
+            let ports = services.entry(service::key(settings, pointing)).or_insert_with(BTreeMap::new);
+            ports.extend(service::slice_ports(spec, slice));
+        }
+    }
+    services
+}
+
+fn carried(service: &Object) -> Option<&k8s_openapi::api::core::v1::ServiceSpec> {
+    service.service()?.spec.as_ref().filter(|spec| spec.type_.as_deref() != Some("ExternalName"))
+}
+
+/// The number of a container's TCP port of this name; the first in order, as Kubernetes has it.
+fn named_port(spec: &PodSpec, name: &str) -> Option<u16> {
+    let sidecars = spec.init_containers.iter().flatten().filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
+    let mut named = ports.filter(|port| port.name.as_deref() == Some(name) && port.protocol.as_deref().unwrap_or("TCP") == "TCP");
+    named.next().and_then(|port| u16::try_from(port.container_port).ok())
+}
+
+/// Compiles the addresses of a slice that belong to no pod (the API server, a machine outside): a workload each.
+pub fn from_slice(index: &Index, object: &Object) -> Vec<Workload> {
+    let settings = index.settings();
+    let Some(slice) = object.endpoint_slice().filter(|slice| slice.address_type != "FQDN") else { return Vec::new() };
+    let Some((of, spec)) = index.service_of(object).and_then(|of| Some((of, carried(of)?))) else { return Vec::new() };
+    let services = BTreeMap::from([(service::key(settings, of), service::slice_ports(spec, slice))]);
+    let (namespace, name) = (object.metadata.namespace.as_str(), object.metadata.name.as_str());
+    let mut workloads: Vec<Workload> = Vec::new();
+    for endpoint in slice.endpoints.iter().flatten() {
+        if endpoint.target_ref.as_ref().is_some_and(|target| target.kind.as_deref() == Some("Pod")) {
+            continue;
+        }
+        for address in endpoint.addresses.iter().filter_map(|text| text.parse::<IpAddr>().ok()).map(|address| address.to_canonical()) {
+            let workload = address_workload(settings, namespace, name, of, address);
+            if workloads.iter().any(|known| known.uid == workload.uid) {
+                continue;
+            }
+            let node = endpoint.node_name.as_deref().unwrap_or_default();
+            let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
+            workloads.push(Workload {
+                node: node.into(),
+                locality: index.node(node).map(|node| locality(node)).unwrap_or_default(),
+                health: if ready { Health::Healthy } else { Health::Unhealthy },
+                services: services.clone(),
+                ..workload
+            });
+        }
+    }
+    workloads
+}
+
+fn address_workload(settings: &Settings, namespace: &str, slice: &str, of: &Object, address: IpAddr) -> Workload {
+    let uid = format!("{}/discovery.k8s.io/EndpointSlice/{namespace}/{slice}/{address}", settings.cluster_id);
+    let identity = Identity::new(settings.trust_domain.clone(), namespace, DEFAULT_ACCOUNT);
+    let service: Arc<str> = of.metadata.name.as_str().into();
+    Workload {
+        addresses: vec![address],
+        network: settings.network.clone(),
+        cluster_id: settings.cluster_id.clone(),
+        // The address may be a node's, or a pod's that is a workload of its own.
+        network_mode: NetworkMode::HostNetwork,
+        canonical_name: service.clone(),
+        workload_name: service,
+        ..Workload::new(uid, slice, identity)
+    }
 }

@@ -1,0 +1,286 @@
+//! Compiles what a change affects, and says what became different.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use tropis_crds::{Finding, Kind, Object, ObjectRef};
+use tropis_model::{
+    policy::{Policy, PolicyKey},
+    service::Service,
+    view::Change,
+    workload::Workload,
+};
+
+use crate::{Affected, Compiled, Index, Settings, authorization, index::Key, namespace, peer_authentication, service, workload};
+
+/// An index with what its objects mean, kept up to date at the cost of what changes.
+#[derive(Debug)]
+pub struct Compiler {
+    index: Index,
+    affected: Affected,
+    pods: HashMap<Key, Arc<Workload>>,
+    slices: HashMap<Key, BTreeMap<Arc<str>, Arc<Workload>>>,
+    services: HashMap<Key, Arc<Service>>,
+    authorizations: HashMap<Key, Arc<Policy>>,
+    peers: HashMap<Key, Arc<Policy>>,
+    static_strict: Option<Arc<Policy>>,
+    findings: BTreeMap<ObjectRef, Vec<Finding>>,
+}
+
+impl Compiler {
+    /// A compiler of nothing.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            index: Index::new(settings),
+            affected: Affected::default(),
+            pods: HashMap::new(),
+            slices: HashMap::new(),
+            services: HashMap::new(),
+            authorizations: HashMap::new(),
+            peers: HashMap::new(),
+            static_strict: None,
+            findings: BTreeMap::new(),
+        }
+    }
+
+    /// The index.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Takes an object in; what follows is compiled by [`Self::changes`].
+    pub fn apply(&mut self, object: &Arc<Object>) {
+        let affected = self.index.apply(object);
+        self.affected.extend(affected);
+    }
+
+    /// Takes an object out; what follows is compiled by [`Self::changes`].
+    pub fn remove(&mut self, object: &ObjectRef) {
+        let affected = self.index.remove(object);
+        self.affected.extend(affected);
+    }
+
+    /// Compiles what was affected since the last call. The changes come in an order in which a view that takes them one by one never
+    /// allows more than it should: policies before the workloads that name them, and what goes away last.
+    pub fn changes(&mut self) -> Vec<Change> {
+        let affected = std::mem::take(&mut self.affected);
+        let mut changes = Changes::default();
+        if affected.static_strict {
+            let now = self.index.has_peers().then(|| peer_authentication::static_strict(self.index.settings()));
+            changes.policy(&mut self.static_strict, now);
+        }
+        for key in affected.authorizations {
+            self.compile_authorization(key, &mut changes);
+        }
+        for key in affected.peers {
+            self.compile_peer(key, &mut changes);
+        }
+        for key in affected.services {
+            self.compile_service(key, &mut changes);
+        }
+        for key in affected.pods {
+            let now = self.index.pod(&key).and_then(|object| workload::from_pod(&self.index, object));
+            slot(&mut self.pods, key, now, |old, new| changes.workload(old, new));
+        }
+        for key in affected.slices {
+            self.compile_slice(key, &mut changes);
+        }
+        for name in affected.namespaces {
+            let object = self.index.namespace(&name);
+            let findings = object.map(|object| namespace::findings(self.index.settings(), object)).unwrap_or_default();
+            self.tell(ObjectRef::cluster(Kind::Namespace, name), findings);
+        }
+        changes.in_order()
+    }
+
+    /// What is to be told now, by object.
+    pub fn findings(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.values().flatten()
+    }
+
+    /// Everything that was compiled, in order of the keys.
+    pub fn compiled(&self) -> Compiled {
+        let pods = self.pods.values();
+        let mut workloads: Vec<Workload> = pods.chain(self.slices.values().flat_map(BTreeMap::values)).map(|own| (**own).clone()).collect();
+        workloads.sort_by(|one, other| one.uid.cmp(&other.uid));
+        let mut services: Vec<Service> = self.services.values().map(|own| (**own).clone()).collect();
+        services.sort_by(|one, other| one.hostname.cmp(&other.hostname));
+        let policies = self.authorizations.values().chain(self.peers.values()).chain(&self.static_strict);
+        let mut policies: Vec<Policy> = policies.map(|own| (**own).clone()).collect();
+        policies.sort_by(|one, other| one.key.cmp(&other.key));
+        Compiled { workloads, services, policies, findings: self.findings().cloned().collect() }
+    }
+
+    fn compile_authorization(&mut self, key: Key, changes: &mut Changes) {
+        let (mut now, mut findings) = (None, Vec::new());
+        if let Some(object) = self.index.authorization(&key) {
+            (now, findings) = authorization::compile(self.index.settings(), object);
+            findings.extend(authorization::selection_findings(&self.index, object));
+        }
+        self.tell(ObjectRef::new(Kind::AuthorizationPolicy, key.0.clone(), key.1.clone()), findings);
+        slot(&mut self.authorizations, key, now, |old, new| changes.policy_slot(old, new));
+    }
+
+    fn compile_peer(&mut self, key: Key, changes: &mut Changes) {
+        let object = self.index.peer(&key);
+        let now = object.and_then(|object| peer_authentication::compile(&self.index, object));
+        let findings = object.map(|object| peer_authentication::findings(&self.index, object)).unwrap_or_default();
+        self.tell(ObjectRef::new(Kind::PeerAuthentication, key.0.clone(), key.1.clone()), findings);
+        slot(&mut self.peers, key, now, |old, new| changes.policy_slot(old, new));
+    }
+
+    fn compile_service(&mut self, key: Key, changes: &mut Changes) {
+        let compiled = self.index.service(&key).map(|object| service::compile(self.index.settings(), object));
+        let (now, findings) = compiled.unwrap_or_default();
+        self.tell(ObjectRef::new(Kind::Service, key.0.clone(), key.1.clone()), findings);
+        slot(&mut self.services, key, now, |old, new| changes.service(old, new));
+    }
+
+    fn compile_slice(&mut self, key: Key, changes: &mut Changes) {
+        let now = self.index.slice(&key).map(|object| workload::from_slice(&self.index, object)).unwrap_or_default();
+        let mut known = self.slices.remove(&key).unwrap_or_default();
+        let mut now: BTreeMap<Arc<str>, Workload> = now.into_iter().map(|own| (own.uid.0.clone(), own)).collect();
+        let uids: BTreeSet<Arc<str>> = known.keys().chain(now.keys()).cloned().collect();
+        for uid in uids {
+            let new = now.remove(&uid);
+            match changes.workload(known.get(&uid), new) {
+                Some(own) => known.insert(uid, own),
+                None => known.remove(&uid),
+            };
+        }
+        if !known.is_empty() {
+            self.slices.insert(key, known);
+        }
+    }
+
+    fn tell(&mut self, object: ObjectRef, findings: Vec<Finding>) {
+        if findings.is_empty() {
+            self.findings.remove(&object);
+        } else {
+            self.findings.insert(object, findings);
+        }
+    }
+}
+
+/// Everything that the objects of an index mean, from nothing.
+pub fn compile(index: &Index) -> Compiled {
+    let settings = index.settings();
+    let everything = index.everything();
+    let mut compiled = Compiled::default();
+    let mut findings: BTreeMap<ObjectRef, Vec<Finding>> = BTreeMap::new();
+    for name in &everything.namespaces {
+        if let Some(object) = index.namespace(name) {
+            findings.entry(object.reference()).or_default().extend(namespace::findings(settings, object));
+        }
+    }
+    for object in everything.services.iter().filter_map(|key| index.service(key)) {
+        let (service, told) = service::compile(settings, object);
+        compiled.services.extend(service);
+        findings.entry(object.reference()).or_default().extend(told);
+    }
+    for object in everything.authorizations.iter().filter_map(|key| index.authorization(key)) {
+        let (policy, told) = authorization::compile(settings, object);
+        compiled.policies.extend(policy);
+        let told = told.into_iter().chain(authorization::selection_findings(index, object));
+        findings.entry(object.reference()).or_default().extend(told);
+    }
+    for object in everything.peers.iter().filter_map(|key| index.peer(key)) {
+        compiled.policies.extend(peer_authentication::compile(index, object));
+        findings.entry(object.reference()).or_default().extend(peer_authentication::findings(index, object));
+    }
+    compiled.policies.extend(index.has_peers().then(|| peer_authentication::static_strict(settings)));
+    let pods = everything.pods.iter().filter_map(|key| index.pod(key));
+    compiled.workloads.extend(pods.filter_map(|object| workload::from_pod(index, object)));
+    let slices = everything.slices.iter().filter_map(|key| index.slice(key));
+    compiled.workloads.extend(slices.flat_map(|object| workload::from_slice(index, object)));
+    compiled.workloads.sort_by(|one, other| one.uid.cmp(&other.uid));
+    compiled.services.sort_by(|one, other| one.hostname.cmp(&other.hostname));
+    compiled.policies.sort_by(|one, other| one.key.cmp(&other.key));
+    compiled.findings = findings.into_values().flatten().collect();
+    compiled
+}
+
+#[derive(Default)]
+struct Changes {
+    policies: Vec<Change>,
+    services: Vec<Change>,
+    workloads: Vec<Change>,
+    removed_addresses: Vec<Change>,
+    removed_policies: Vec<Change>,
+}
+
+impl Changes {
+    fn in_order(self) -> Vec<Change> {
+        let kept = self.policies.into_iter().chain(self.services).chain(self.workloads);
+        kept.chain(self.removed_addresses).chain(self.removed_policies).collect()
+    }
+
+    fn workload(&mut self, old: Option<&Arc<Workload>>, new: Option<Workload>) -> Option<Arc<Workload>> {
+        difference(
+            old,
+            new,
+            |new| self.workloads.push(Change::Workload(new)),
+            |old| {
+                self.removed_addresses.push(Change::RemoveAddress(old.uid.0.clone()));
+            },
+        )
+    }
+
+    fn service(&mut self, old: Option<&Arc<Service>>, new: Option<Service>) -> Option<Arc<Service>> {
+        difference(
+            old,
+            new,
+            |new| self.services.push(Change::Service(new)),
+            |old| {
+                self.removed_addresses.push(Change::RemoveAddress(old.hostname.to_string().into()));
+            },
+        )
+    }
+
+    fn policy_slot(&mut self, old: Option<&Arc<Policy>>, new: Option<Policy>) -> Option<Arc<Policy>> {
+        difference(
+            old,
+            new,
+            |new| self.policies.push(Change::Policy(new)),
+            |old| {
+                self.removed_policies.push(Change::RemovePolicy(PolicyKey(old.key.0.clone())));
+            },
+        )
+    }
+
+    fn policy(&mut self, known: &mut Option<Arc<Policy>>, new: Option<Policy>) {
+        *known = self.policy_slot(known.as_ref(), new);
+    }
+}
+
+/// Says what became of something, and gives what is to be kept of it: the old one, if it is the same.
+fn difference<T: PartialEq>(
+    old: Option<&Arc<T>>,
+    new: Option<T>,
+    changed: impl FnOnce(Arc<T>),
+    removed: impl FnOnce(&T),
+) -> Option<Arc<T>> {
+    match (old, new) {
+        (None, None) => None,
+        (Some(old), Some(new)) if **old == new => Some(old.clone()),
+        (_, Some(new)) => {
+            let new = Arc::new(new);
+            changed(new.clone());
+            Some(new)
+        }
+        (Some(old), None) => {
+            removed(old);
+            None
+        }
+    }
+}
+
+/// Replaces what a map holds under a key by what `decide` makes of old and new.
+fn slot<T>(map: &mut HashMap<Key, Arc<T>>, key: Key, new: Option<T>, decide: impl FnOnce(Option<&Arc<T>>, Option<T>) -> Option<Arc<T>>) {
+    match decide(map.get(&key), new) {
+        Some(kept) => map.insert(key, kept),
+        None => map.remove(&key),
+    };
+}
