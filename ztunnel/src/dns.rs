@@ -314,6 +314,3 @@ pub fn system_resolvers(resolv_conf: &str) -> Vec<SocketAddr> {
         resolv_conf.lines().filter_map(|line| line.trim().strip_prefix("nameserver")).filter_map(|rest| rest.trim().parse().ok());
     addresses.map(|address: IpAddr| SocketAddr::new(address, 53)).collect()
 }
-
-#[cfg(test)]
-mod tests;

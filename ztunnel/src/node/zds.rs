@@ -223,6 +223,3 @@ fn own(received: RawFd) -> io::Result<OwnedFd> {
     close(received)?;
     Ok(opened?.into())
 }
-
-#[cfg(test)]
-mod tests;

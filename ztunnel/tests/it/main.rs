@@ -1,0 +1,13 @@
+//! The proxy from outside: two nodes' proxies, pods in network namespaces of their own, a node agent that speaks ZDS, captured by the
+//! packet rules of istio-cni. What our own hooks do is tested by the scenarios.
+//!
+//! Needs root, `ip` and `nft`; where they are missing each test says so and fails only under `TROPIS_E2E=require`.
+
+mod agent;
+mod confinement;
+mod dns;
+mod failures;
+mod journeys;
+mod log;
+mod mesh;
+mod network;
