@@ -48,9 +48,10 @@ pub(crate) struct Reports {
     pub(crate) found: BTreeMap<ObjectRef, Condition>,
 }
 
-/// The kinds whose status is the mesh's to write. The status of a Pod or a Service is Kubernetes'.
+/// The kinds whose `status.conditions` are the mesh's to write. The status of a Pod or a Service is Kubernetes', and a route has a status
+/// for each gateway that it names.
 fn has_status(kind: Kind) -> bool {
-    kind.group().ends_with("istio.io")
+    kind.group().ends_with(".istio.io") || matches!(kind, Kind::Gateway | Kind::GatewayClass)
 }
 
 fn condition_type(kind: Kind) -> &'static str {

@@ -4,7 +4,7 @@
 //! so that a rollout is one change and not a hundred, and never before everything was told once.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -12,14 +12,8 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use tropis_compile::{Compiled, Index, Settings};
+use tropis_compile::{Compiler, Settings};
 use tropis_crds::{Finding, Kind, Level, Object, ObjectRef};
-use tropis_model::{
-    policy::{Policy, PolicyKey},
-    service::Service,
-    view::Change,
-    workload::Workload,
-};
 use tropis_source::{SourceEvent, Watch as Events};
 use tropis_telemetry::readiness::ReadinessTask;
 use tropis_xds::server::Resources;
@@ -73,7 +67,7 @@ fn log(finding: &Finding) {
 
 /// Follows the source.
 pub(crate) struct Watch {
-    index: Index,
+    compiler: Compiler,
     scope: Arc<Scope>,
     resources: Resources,
     findings: Findings,
@@ -81,8 +75,12 @@ pub(crate) struct Watch {
     ready: ReadinessTask,
     metrics: Metrics,
     synced: bool,
-    served: Served,
     file_findings: BTreeMap<String, Vec<Finding>>,
+    compiled_findings: Vec<Finding>,
+    /// The policies, whose status says that they are in force.
+    policies: BTreeSet<ObjectRef>,
+    /// Something besides the findings of compiling changed what is to be told.
+    untold: bool,
     /// `metadata.generation` of every object; its size is the number of objects.
     generations: HashMap<ObjectRef, Option<i64>>,
     /// Conditions of ours that objects carried when they were told first.
@@ -114,7 +112,7 @@ impl Watch {
         metrics: Metrics,
     ) -> Self {
         Self {
-            index: Index::new(settings),
+            compiler: Compiler::new(settings),
             scope,
             resources,
             findings,
@@ -122,8 +120,10 @@ impl Watch {
             ready,
             metrics,
             synced: false,
-            served: Served::default(),
             file_findings: BTreeMap::new(),
+            compiled_findings: Vec::new(),
+            policies: BTreeSet::new(),
+            untold: true,
             generations: HashMap::new(),
             found: BTreeMap::new(),
         }
@@ -170,15 +170,21 @@ impl Watch {
                     self.found.insert(reference.clone(), condition);
                 }
                 self.scope.apply(fact(&object));
+                if object.kind == Kind::AuthorizationPolicy {
+                    self.policies.insert(reference.clone());
+                    self.untold = true;
+                }
                 self.generations.insert(reference, object.metadata.generation);
-                self.index.apply(&object);
+                self.compiler.apply(&object);
             }
             SourceEvent::Deleted(reference) => {
                 self.scope.apply(gone(&reference));
+                self.untold |= self.policies.remove(&reference);
                 self.generations.remove(&reference);
-                self.index.remove(&reference);
+                self.compiler.remove(&reference);
             }
             SourceEvent::Findings { file, findings } => {
+                self.untold = true;
                 if findings.is_empty() {
                     self.file_findings.remove(&file);
                 } else {
@@ -197,9 +203,7 @@ impl Watch {
             return;
         }
         let started = Instant::now();
-        let compiled = tropis_compile::compile(&self.index);
-        let Compiled { workloads, services, policies, findings } = compiled;
-        let changes = self.served.update(workloads, services, policies);
+        let changes = self.compiler.changes();
         let published = self.resources.publish(&changes);
         let seconds = started.elapsed().as_secs_f64();
         self.metrics.published(published.generation, published.changed, seconds);
@@ -208,14 +212,20 @@ impl Watch {
             info!(generation = published.generation, changed = published.changed, seconds, "configuration published");
         }
         self.ready.ready();
-        self.tell(findings);
+        self.tell();
     }
 
-    fn tell(&mut self, compiled: Vec<Finding>) {
+    /// Tells the findings that stand, if they are not the ones that stood before.
+    fn tell(&mut self) {
+        let compiled: Vec<Finding> = self.compiler.findings().cloned().collect();
+        if compiled == self.compiled_findings && !self.untold {
+            return;
+        }
+        self.compiled_findings = compiled;
+        self.untold = false;
         let mut all: Vec<Finding> = self.file_findings.values().flatten().cloned().collect();
-        all.extend(compiled);
-        let policies = self.generations.keys().filter(|object| object.kind == Kind::AuthorizationPolicy);
-        let desired = report::conditions(&all, policies, |object| self.generations.get(object).copied().flatten());
+        all.extend(self.compiled_findings.iter().cloned());
+        let desired = report::conditions(&all, &self.policies, |object| self.generations.get(object).copied().flatten());
         self.metrics.findings(all.len());
         self.findings.replace(all);
         let reports = Arc::new(Reports { desired, found: self.found.clone() });
@@ -227,51 +237,6 @@ impl Watch {
             different
         });
     }
-}
-
-/// What was compiled last, to see what differs.
-#[derive(Debug, Default)]
-struct Served {
-    workloads: HashMap<Arc<str>, Arc<Workload>>,
-    services: HashMap<Arc<str>, Arc<Service>>,
-    policies: HashMap<Arc<str>, Arc<Policy>>,
-}
-
-impl Served {
-    /// The changes from what was compiled before to what is compiled now.
-    fn update(&mut self, workloads: Vec<Workload>, services: Vec<Service>, policies: Vec<Policy>) -> Vec<Change> {
-        let mut changes = Vec::new();
-        let workloads = workloads.into_iter().map(|workload| (workload.uid.0.clone(), workload));
-        difference(&mut self.workloads, workloads, &mut changes, Change::Workload, Change::RemoveAddress);
-        let services = services.into_iter().map(|service| (service.hostname.to_string().into(), service));
-        difference(&mut self.services, services, &mut changes, Change::Service, Change::RemoveAddress);
-        let policies = policies.into_iter().map(|policy| (policy.key.0.clone(), policy));
-        difference(&mut self.policies, policies, &mut changes, Change::Policy, |key| Change::RemovePolicy(PolicyKey(key)));
-        changes
-    }
-}
-
-fn difference<T: PartialEq>(
-    before: &mut HashMap<Arc<str>, Arc<T>>,
-    now: impl Iterator<Item = (Arc<str>, T)>,
-    changes: &mut Vec<Change>,
-    changed: impl Fn(Arc<T>) -> Change,
-    removed: impl Fn(Arc<str>) -> Change,
-) {
-    let mut next = HashMap::with_capacity(before.len());
-    for (name, value) in now {
-        let value = match before.remove(&name) {
-            Some(same) if *same == value => same,
-            _ => {
-                let value = Arc::new(value);
-                changes.push(changed(value.clone()));
-                value
-            }
-        };
-        next.insert(name, value);
-    }
-    changes.extend(before.drain().map(|(name, _)| removed(name)));
-    *before = next;
 }
 
 /// What an object says about who may have which identity.
@@ -309,24 +274,8 @@ fn key(object: &ObjectRef) -> Key {
 #[cfg(test)]
 mod tests {
     use tropis_crds::codes;
-    use tropis_model::identity::Identity;
 
     use super::*;
-
-    fn workload(name: &str, node: &str) -> Workload {
-        let mut workload = Workload::new(name, name, Identity::new("cluster.local", "ns", "sa"));
-        workload.node = node.into();
-        workload
-    }
-
-    #[test]
-    fn only_what_differs_is_a_change() {
-        let mut served = Served::default();
-        assert_eq!(served.update(vec![workload("a", "1"), workload("b", "1")], Vec::new(), Vec::new()).len(), 2);
-        assert_eq!(served.update(vec![workload("b", "1"), workload("a", "1")], Vec::new(), Vec::new()), []);
-        let changes = served.update(vec![workload("b", "2")], Vec::new(), Vec::new());
-        assert_eq!(changes, [Change::Workload(Arc::new(workload("b", "2"))), Change::RemoveAddress("a".into())]);
-    }
 
     #[test]
     fn a_change_waits_for_quiet_but_not_for_ever() {

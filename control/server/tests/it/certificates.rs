@@ -1,6 +1,14 @@
 //! What is signed, for how long, and that tropisd's own certificate renews itself.
 
+use std::sync::Arc;
+
 use tonic::Code;
+use tropis_model::identity::Identity;
+use tropis_tls::{
+    authority::{Citadel, CitadelOptions},
+    control::{self, ControlEndpoint, Credentials, RootSource, TokenSource},
+    store::Certificates,
+};
 use x509_parser::pem::parse_x509_pem;
 
 use crate::harness::{Ask, Tropisd};
@@ -79,4 +87,27 @@ async fn serial(tropisd: &Tropisd, address: std::net::SocketAddr) -> String {
     let names = leaf.subject_alternative_name().unwrap().unwrap().value.general_names.iter().map(|name| name.to_string());
     assert!(names.into_iter().any(|name| name.contains("spiffe://cluster.local/ns/istio-system/sa/istiod")));
     leaf.raw_serial_as_string()
+}
+
+#[tokio::test]
+async fn the_node_proxys_own_client_is_served_on_both_families() {
+    let tropisd = Tropisd::start(&[]);
+    tropisd.ready().await;
+    for address in tropisd.addresses {
+        let endpoint = ControlEndpoint {
+            address: address.to_string(),
+            root: RootSource::File(tropisd.path("root-cert.pem")),
+            server_name: Some("istiod.istio-system.svc".into()),
+        };
+        let token = tropisd.path("token");
+        std::fs::write(&token, tropisd.token("istio-system", "ztunnel-b", "ztunnel", "b")).unwrap();
+        let credentials = Credentials::new(TokenSource::File(token), [("clusterid", "Kubernetes")]).unwrap();
+        let citadel = Citadel::new(control::channel(&endpoint).unwrap(), credentials, CitadelOptions::default());
+        let certificates = Certificates::new(Arc::new(citadel));
+        let web = Identity::new("cluster.local", "shop", "web");
+        let certificate = certificates.get(&web).await.unwrap();
+        assert_eq!((certificate.identity(), certificate.roots().len()), (&web, 1));
+        let refused = certificates.get(&Identity::new("cluster.local", "shop", "cart")).await.map(|_| ()).unwrap_err();
+        assert!(tropis_telemetry::chain(&refused).contains("no pod runs as account shop/cart on node b"), "{refused:?}");
+    }
 }
