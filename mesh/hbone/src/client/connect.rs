@@ -64,6 +64,13 @@ impl Connection {
         send.as_ref().filter(|_| self.is_settled.get()).map(SendRequest::current_max_send_streams)
     }
 
+    /// Something came from the peer that it can only send after its settings: who waits may know how many streams there are.
+    fn settle(&self) {
+        if !self.is_settled.replace(true) {
+            self.load.tell();
+        }
+    }
+
     /// Takes no more tunnels. GOAWAY is sent, and the connection closed, when the last one has ended.
     pub(super) fn retire(&self) {
         self.send.borrow_mut().take();
@@ -87,7 +94,7 @@ impl Connection {
             Ok(Err(error)) => return Err(StreamFailure::Final(failed(address, error))),
             Err(_) => return Err(StreamFailure::Final(TunnelError::Timeout { address, doing: "opening the tunnel", after: limit })),
         };
-        self.is_settled.set(true);
+        self.settle();
         let (parts, receive) = response.into_parts();
         match parts.status {
             StatusCode::OK => Ok(Opened {
@@ -176,7 +183,7 @@ where
     });
     let keepalive = Keepalive::new(pings, options.ping_interval, options.ping_limit);
     output.gather();
-    tokio::task::spawn_local(drive(http, keepalive, output, load, Rc::downgrade(&connection), Rc::clone(news)));
+    tokio::task::spawn_local(drive(http, keepalive, output, load, Rc::downgrade(&connection)));
     Ok(connection)
 }
 
@@ -204,7 +211,6 @@ async fn drive(
     output: Output,
     load: Rc<Load>,
     connection: Weak<Connection>,
-    news: Rc<Notify>,
 ) {
     let end = poll_fn(|cx| {
         load.register_driver(cx);
@@ -215,10 +221,8 @@ async fn drive(
             if beat == Beat::Dead {
                 return Poll::Ready(Err("the peer did not answer a PING".to_owned()));
             }
-            if let Some(connection) = connection.upgrade()
-                && !connection.is_settled.replace(true)
-            {
-                news.notify_waiters();
+            if let Some(connection) = connection.upgrade() {
+                connection.settle();
             }
         }
         let end = Pin::new(&mut http).poll(cx);
@@ -234,7 +238,7 @@ async fn drive(
     if let Some(connection) = connection.upgrade() {
         connection.retire();
     }
-    news.notify_waiters();
+    load.tell();
 }
 
 #[cfg(test)]

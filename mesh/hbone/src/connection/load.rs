@@ -30,12 +30,12 @@ pub(crate) struct Load {
     idle_since: Cell<Instant>,
     driver: RefCell<Option<Waker>>,
     window: Cell<u32>,
-    /// Told when a stream ends.
-    room: Rc<Notify>,
+    /// Told when there may be room for another stream, here or on another connection.
+    news: Rc<Notify>,
 }
 
 impl Load {
-    pub(crate) fn new(room: Rc<Notify>) -> Rc<Self> {
+    pub(crate) fn new(news: Rc<Notify>) -> Rc<Self> {
         Rc::new(Self {
             streams: Cell::new(0),
             next_number: Cell::new(0),
@@ -44,7 +44,7 @@ impl Load {
             idle_since: Cell::new(Instant::now()),
             driver: RefCell::default(),
             window: Cell::new(CONNECTION_WINDOW_BYTES),
-            room,
+            news,
         })
     }
 
@@ -83,6 +83,11 @@ impl Load {
     pub(crate) fn take_window_change(&self) -> Option<u32> {
         let wanted = window_for(self.blocked.get());
         (self.window.replace(wanted) != wanted).then_some(wanted)
+    }
+
+    /// Tells those who wait for a connection to look again.
+    pub(crate) fn tell(&self) {
+        self.news.notify_waiters();
     }
 
     fn wake_driver(&self) {
@@ -155,7 +160,7 @@ impl Drop for StreamGuard {
             // The driver may have been waiting for the last stream to end.
             load.wake_driver();
         }
-        load.room.notify_waiters();
+        load.tell();
     }
 }
 

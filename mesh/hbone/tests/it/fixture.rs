@@ -27,47 +27,47 @@ use tropis_net::{
 };
 use tropis_tls::{store::Certificates, testing::TestAuthority};
 
-pub const FAMILIES: [&str; 2] = ["127.0.0.1", "::1"];
+pub(crate) const FAMILIES: [&str; 2] = ["127.0.0.1", "::1"];
 
 /// Runs a test on one thread, with a limit far above what is normal.
-pub fn run<F: Future<Output = ()>>(test: F) {
+pub(crate) fn run<F: Future<Output = ()>>(test: F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let limited = async { tokio::time::timeout(Duration::from_secs(60), test).await.expect("the test hangs") };
     LocalSet::new().block_on(&runtime, limited);
 }
 
-pub fn identity(name: &str) -> Identity {
+pub(crate) fn identity(name: &str) -> Identity {
     Identity::new("cluster.local", "shop", name)
 }
 
 /// What both sides share.
-pub struct Mesh {
-    pub authority: Arc<TestAuthority>,
-    pub certificates: Certificates,
+pub(crate) struct Mesh {
+    pub(crate) authority: Arc<TestAuthority>,
+    pub(crate) certificates: Certificates,
 }
 
 impl Mesh {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let authority = Arc::new(TestAuthority::new());
         let certificates = Certificates::new(Arc::clone(&authority) as Arc<_>);
         Self { authority, certificates }
     }
 
-    pub fn pool(&self, options: PoolOptions) -> Pool {
+    pub(crate) fn pool(&self, options: PoolOptions) -> Pool {
         Pool::new(self.certificates.clone(), options)
     }
 }
 
 /// The callee's proxy: serves tunnels as `reviews` and gives them to `handler`.
-pub struct Callee {
-    pub address: SocketAddr,
-    pub drain: Rc<RefCell<Drain>>,
-    pub sessions: Rc<Cell<usize>>,
-    pub ends: Rc<RefCell<Vec<Result<SessionEnd, server::AcceptError>>>>,
+pub(crate) struct Callee {
+    pub(crate) address: SocketAddr,
+    pub(crate) drain: Rc<RefCell<Drain>>,
+    pub(crate) sessions: Rc<Cell<usize>>,
+    pub(crate) ends: Rc<RefCell<Vec<Result<SessionEnd, server::AcceptError>>>>,
 }
 
 impl Callee {
-    pub async fn start(mesh: &Mesh, ip: &str, options: ServerOptions, handler: impl Fn(IncomingTunnel) + 'static) -> Self {
+    pub(crate) async fn start(mesh: &Mesh, ip: &str, options: ServerOptions, handler: impl Fn(IncomingTunnel) + 'static) -> Self {
         let listener = TcpListener::bind((ip.parse::<IpAddr>().unwrap(), 0)).await.unwrap();
         let callee = Self {
             address: listener.local_addr().unwrap(),
@@ -100,7 +100,7 @@ impl Callee {
     }
 
     /// A callee that connects each tunnel to the application at its authority.
-    pub async fn relaying(mesh: &Mesh, ip: &str, options: ServerOptions) -> Self {
+    pub(crate) async fn relaying(mesh: &Mesh, ip: &str, options: ServerOptions) -> Self {
         Self::start(mesh, ip, options, |tunnel| {
             spawn_local(serve_application(tunnel));
         })
@@ -109,7 +109,7 @@ impl Callee {
 }
 
 /// What a node proxy does with a tunnel: dial the application, answer, relay.
-pub async fn serve_application(tunnel: IncomingTunnel) -> Option<RelayOutcome> {
+pub(crate) async fn serve_application(tunnel: IncomingTunnel) -> Option<RelayOutcome> {
     let Authority::Address(to) = *tunnel.authority() else {
         tunnel.refuse(StatusCode::SERVICE_UNAVAILABLE);
         return None;
@@ -127,7 +127,7 @@ pub async fn serve_application(tunnel: IncomingTunnel) -> Option<RelayOutcome> {
     }
 }
 
-pub fn key(address: SocketAddr) -> TunnelKey {
+pub(crate) fn key(address: SocketAddr) -> TunnelKey {
     TunnelKey {
         source: WorkloadUid("Kubernetes//Pod/shop/productpage".into()),
         source_identity: identity("productpage"),
@@ -138,12 +138,12 @@ pub fn key(address: SocketAddr) -> TunnelKey {
     }
 }
 
-pub fn request(application: SocketAddr) -> TunnelRequest {
+pub(crate) fn request(application: SocketAddr) -> TunnelRequest {
     TunnelRequest { authority: Authority::Address(application), headers: TunnelHeaders::default() }
 }
 
 /// Dials, counting how often.
-pub fn dialler(to: SocketAddr, count: &Rc<Cell<usize>>) -> impl AsyncFn() -> Result<TcpStream, DialError> + 'static {
+pub(crate) fn dialler(to: SocketAddr, count: &Rc<Cell<usize>>) -> impl AsyncFn() -> Result<TcpStream, DialError> + 'static {
     let count = Rc::clone(count);
     async move || {
         count.set(count.get() + 1);
@@ -151,19 +151,19 @@ pub fn dialler(to: SocketAddr, count: &Rc<Cell<usize>>) -> impl AsyncFn() -> Res
     }
 }
 
-pub async fn open(pool: &Pool, callee: SocketAddr, application: SocketAddr) -> Result<Opened, TunnelError> {
+pub(crate) async fn open(pool: &Pool, callee: SocketAddr, application: SocketAddr) -> Result<Opened, TunnelError> {
     pool.open(&key(callee), &request(application), dialler(callee, &Rc::default())).await
 }
 
 /// A whole path: an application connects to `entry`, and its bytes go through a tunnel to the application at `application`.
-pub struct Path {
-    pub entry: SocketAddr,
-    pub outcomes: Rc<RefCell<Vec<RelayOutcome>>>,
-    pub pool: Pool,
+pub(crate) struct Path {
+    pub(crate) entry: SocketAddr,
+    pub(crate) outcomes: Rc<RefCell<Vec<RelayOutcome>>>,
+    pub(crate) pool: Pool,
 }
 
 impl Path {
-    pub async fn start(mesh: &Mesh, ip: &str, application: SocketAddr) -> Self {
+    pub(crate) async fn start(mesh: &Mesh, ip: &str, application: SocketAddr) -> Self {
         let callee = Callee::relaying(mesh, ip, ServerOptions::default()).await.address;
         let listener = TcpListener::bind((ip.parse::<IpAddr>().unwrap(), 0)).await.unwrap();
         let path = Self { entry: listener.local_addr().unwrap(), outcomes: Rc::default(), pool: mesh.pool(PoolOptions::default()) };
@@ -184,7 +184,7 @@ impl Path {
     }
 
     /// Both ends of one connection: the caller's socket and the callee's.
-    pub async fn connect(&self, application: &TcpListener) -> (TcpStream, TcpStream) {
+    pub(crate) async fn connect(&self, application: &TcpListener) -> (TcpStream, TcpStream) {
         let caller = TcpStream::connect(self.entry).await.unwrap();
         let (callee, _) = application.accept().await.unwrap();
         for stream in [&caller, &callee] {
@@ -194,14 +194,14 @@ impl Path {
     }
 }
 
-pub async fn application(ip: &str) -> (TcpListener, SocketAddr) {
+pub(crate) async fn application(ip: &str) -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind((ip.parse::<IpAddr>().unwrap(), 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
 }
 
 /// An application that sends back what it gets.
-pub async fn echo(ip: &str) -> SocketAddr {
+pub(crate) async fn echo(ip: &str) -> SocketAddr {
     let (listener, address) = application(ip).await;
     spawn_local(async move {
         loop {
@@ -216,7 +216,7 @@ pub async fn echo(ip: &str) -> SocketAddr {
 }
 
 /// Waits until something is so.
-pub async fn until(mut is_so: impl FnMut() -> bool) {
+pub(crate) async fn until(mut is_so: impl FnMut() -> bool) {
     while !is_so() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }

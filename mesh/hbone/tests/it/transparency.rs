@@ -56,14 +56,16 @@ fn a_reset_is_a_reset_at_the_other_end() {
             let (listener, address) = application(ip).await;
             let path = Path::start(&Mesh::new(), ip, address).await;
 
-            let (caller, mut callee) = path.connect(&listener).await;
+            let (mut caller, mut callee) = path.connect(&listener).await;
+            exchange(&mut caller, &mut callee, b"x").await;
             set_linger_reset(&caller).unwrap();
             drop(caller);
             assert_eq!(callee.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
             until(|| path.outcomes.borrow().len() == 1).await;
             assert_eq!(path.outcomes.borrow()[0].end.reason(), Reason::DownstreamReset);
 
-            let (mut caller, callee) = path.connect(&listener).await;
+            let (mut caller, mut callee) = path.connect(&listener).await;
+            exchange(&mut caller, &mut callee, b"x").await;
             set_linger_reset(&callee).unwrap();
             drop(callee);
             assert_eq!(caller.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);

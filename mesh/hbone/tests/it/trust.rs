@@ -67,6 +67,7 @@ fn clients_without_proof_are_refused() {
         let callee = Callee::relaying(&mesh, "127.0.0.1", ServerOptions::default()).await;
         let honest = mesh.authority.issue(&identity("productpage"));
         assert!(is_let_in(&callee, client_of(&honest)).await);
+        until(|| callee.ends.borrow().len() == 1).await;
 
         let mut roots = RootCertStore::empty();
         roots.add(mesh.authority.root().clone()).unwrap();
