@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -27,7 +27,7 @@ use object::Key;
 use pods::{NodeRecord, PodRecord, PodStatus, Pods};
 use render::Assigned;
 use services::{ServiceAddresses, ServiceView};
-use store::Store;
+use store::{Content, Store};
 
 /// Something happened.
 #[derive(Debug)]
@@ -136,7 +136,7 @@ async fn run(
         }
         told = snapshot.problems.clone();
         if let Err(error) = store.set(wanted) {
-            progress.step(format!("cannot write {}: {error}", "cluster/"));
+            progress.step(format!("cannot write to cluster/: {error}"));
         }
         publish.send_replace(Arc::new(snapshot));
         let Some(event) = events.recv().await else { return };
@@ -189,7 +189,7 @@ impl State {
     }
 
     /// One step towards what the user asked for: what `cluster/` must hold now, and the state for everybody else.
-    pub fn reconcile(&mut self, now: SystemTime) -> (BTreeMap<Key, Value>, Snapshot) {
+    pub fn reconcile(&mut self, now: SystemTime) -> (BTreeMap<Key, Content>, Snapshot) {
         let mut objects = self.system.clone();
         objects.extend(self.user.iter().map(|(key, object)| (key.clone(), object.clone())));
         self.add_what_namespaces_need(&mut objects);
@@ -261,32 +261,37 @@ impl State {
         problems
     }
 
-    fn render(&self, objects: &BTreeMap<Key, Value>, services: &[ServiceView]) -> BTreeMap<Key, Value> {
+    fn render(&self, objects: &BTreeMap<Key, Value>, services: &[ServiceView]) -> BTreeMap<Key, Content> {
         let mut wanted = BTreeMap::new();
         for (key, object) in objects.iter().filter(|(key, _)| key.kind != "Pod") {
-            let mut overlay = render::overlay(key, object, &self.assigned[key]);
-            // What the user did not write is whole here.
-            if !self.user.contains_key(key) {
-                let mut whole = object.clone();
-                merge(&mut whole, overlay);
-                overlay = whole;
-            }
+            let mut fields = render::assigned(key, object, &self.assigned[key]);
             if let Some(service) = services.iter().find(|service| service.key == *key) {
-                let spec = overlay["spec"].take();
-                render::service_fields(&mut overlay, service);
-                merge_below(&mut overlay["spec"], spec);
+                render::service_fields(&mut fields, service);
             }
-            wanted.insert(key.clone(), overlay);
+            let content = if self.user.contains_key(key) {
+                Content::Assigned(fields)
+            } else {
+                let mut whole = object.clone();
+                merge(&mut whole, fields);
+                Content::Whole(whole)
+            };
+            wanted.insert(key.clone(), content);
         }
         for record in &self.nodes {
             let ranges = self.ranges.get(&record.name).map(Vec::as_slice).unwrap_or_default();
-            wanted.insert(Key::new("Node", "", &record.name), render::node(record, self.started, ranges));
+            wanted.insert(Key::new("Node", "", &record.name), Content::Whole(render::node(record, self.started, ranges)));
         }
         for (key, record) in &self.pods {
-            wanted.insert(key.clone(), render::pod(key, record));
+            // The user's own pod is the user's until they take it away; then it is ours until its processes are gone.
+            let content = match self.user.contains_key(key) && record.deleting.is_none() {
+                true => Content::Assigned(render::pod_assigned(key, record)),
+                false => Content::Whole(render::pod(key, record)),
+            };
+            wanted.insert(key.clone(), content);
         }
         let zones = self.zones();
-        wanted.extend(services.iter().flat_map(|service| render::endpoint_slices(service, &zones)));
+        let slices = services.iter().flat_map(|service| render::endpoint_slices(service, &zones));
+        wanted.extend(slices.map(|(key, slice)| (key, Content::Whole(slice))));
         wanted
     }
 
@@ -306,13 +311,6 @@ fn merge(below: &mut Value, above: Value) {
         }
         (below, above) => *below = above,
     }
-}
-
-/// Adds to `above` what only `below` has.
-fn merge_below(above: &mut Value, below: Value) {
-    let mut merged = if below.is_null() { json!({}) } else { below };
-    merge(&mut merged, above.take());
-    *above = merged;
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tropis_source::DirSource;
 
 use crate::capture::Capture;
 use crate::cgroup::{self, Groups};
@@ -134,6 +135,7 @@ pub struct Lab {
     pub cluster: Cluster,
     kubelet: Arc<Kubelet>,
     programs: Programs,
+    source: DirSource,
     manifests: Option<PathBuf>,
     tasks: Vec<JoinHandle<()>>,
     janitor: Mutex<Option<Child>>,
@@ -194,9 +196,10 @@ impl Lab {
         let tokens = TokenIssuer::create(&layout.secrets())?;
         let (records, ranges) = node_records(&network, plan);
         let state = State::new(plan, records, ranges, SystemTime::now());
-        let (cluster, task) = Cluster::start(state, Store::new(layout.cluster()), progress.clone());
+        let (cluster, task) = Cluster::start(state, Store::new(layout.state().to_path_buf()), progress.clone());
         let mut tasks = vec![task];
-        tasks.push(crate::cluster::user::start(&layout.objects(), cluster.clone(), progress.clone()));
+        let user = crate::cluster::user::start(&layout.objects(), &layout.volumes().join("no-layers"), cluster.clone(), progress.clone());
+        tasks.push(user.map_err(|error| LabError::File(chain(&error), io::Error::other("objects cannot be followed")))?);
         let (running, _) = watch::channel(Default::default());
         let kubelet = Arc::new(Kubelet {
             network: network.clone(),
@@ -216,6 +219,8 @@ impl Lab {
         let (key, record) = dns_pod(plan);
         cluster.tell(Event::Agent(key, record));
 
+        let source = DirSource::open(layout.state(), None);
+        let source = source.map_err(|error| LabError::File(chain(&error), io::Error::other("objects cannot be followed")))?;
         let programs = Programs::new(folder, layout.clone(), network.clone(), groups, cluster.clone(), options.log_level.clone());
         let lab = Self {
             layout,
@@ -223,6 +228,7 @@ impl Lab {
             cluster,
             kubelet,
             programs,
+            source,
             manifests: options.manifests,
             tasks,
             janitor: Mutex::new(janitor),
@@ -304,11 +310,6 @@ impl Lab {
         let snapshot = self.cluster.snapshot();
         let service = snapshot.services.iter().find(|service| service.key.namespace == namespace && service.key.name == name)?;
         service.addresses.iter().copied().find(|address| crate::Family::of(*address) == family)
-    }
-
-    /// What the redirector says of a pod: `enabled`, `pending`, or nothing.
-    pub fn redirection(&self, pod: &PodHandle) -> Option<String> {
-        objects::redirection(&self.layout, pod)
     }
 
     /// Waits until the redirector of a pod's node says that it is captured (or no longer is).

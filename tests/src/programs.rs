@@ -414,7 +414,7 @@ fn status(program: Program, addresses: AddressPair, ready: bool) -> PodStatus {
 /// Writes a file that only `user` (and root) may read.
 fn write_for(path: &Path, content: &str, user: u32) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    crate::cluster::store::write_atomically(path, b"")?;
+    tropis_source::write::replace(path, b"")?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     fs::write(path, content)?;
     std::os::unix::fs::chown(path, Some(user), Some(user))

@@ -21,7 +21,7 @@ pub struct Assigned {
 }
 
 /// The fields that the cluster adds to a user's object.
-pub fn overlay(key: &Key, object: &Value, assigned: &Assigned) -> Value {
+pub fn assigned(key: &Key, object: &Value, assigned: &Assigned) -> Value {
     let mut metadata = json!({
         "name": key.name,
         "uid": assigned.uid,
@@ -36,17 +36,17 @@ pub fn overlay(key: &Key, object: &Value, assigned: &Assigned) -> Value {
     json!({ "apiVersion": object["apiVersion"], "kind": key.kind, "metadata": metadata })
 }
 
-/// Adds a service's addresses to its overlay.
-pub fn service_fields(overlay: &mut Value, service: &ServiceView) {
+/// Adds a service's addresses to what is assigned to it.
+pub fn service_fields(fields: &mut Value, service: &ServiceView) {
     let families: Vec<_> = service.families.iter().map(ToString::to_string).collect();
     let policy = if families.len() == 2 { "PreferDualStack" } else { "SingleStack" };
-    overlay["spec"] = json!({ "ipFamilies": families, "ipFamilyPolicy": policy });
+    fields["spec"] = json!({ "ipFamilies": families, "ipFamilyPolicy": policy });
     let addresses: Vec<String> = match service.headless {
         true => vec!["None".to_owned()],
         false => service.addresses.iter().map(ToString::to_string).collect(),
     };
-    overlay["spec"]["clusterIP"] = json!(addresses.first());
-    overlay["spec"]["clusterIPs"] = json!(addresses);
+    fields["spec"]["clusterIP"] = json!(addresses.first());
+    fields["spec"]["clusterIPs"] = json!(addresses);
 }
 
 /// A node's object.
@@ -115,6 +115,18 @@ pub fn pod(key: &Key, record: &PodRecord) -> Value {
     }
     let status = pod_status(record);
     json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": status })
+}
+
+/// What the cluster adds to a pod that the user wrote.
+pub fn pod_assigned(key: &Key, record: &PodRecord) -> Value {
+    let mut object = pod(key, record);
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        metadata.retain(|field, _| matches!(field.as_str(), "name" | "namespace" | "uid" | "creationTimestamp"));
+    }
+    if let Some(spec) = object["spec"].as_object_mut() {
+        spec.retain(|field, _| matches!(field.as_str(), "nodeName" | "serviceAccountName"));
+    }
+    object
 }
 
 /// `spec.terminationGracePeriodSeconds`, Kubernetes' default being 30.

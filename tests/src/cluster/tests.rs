@@ -1,5 +1,7 @@
 //! The controllers together, with a kubelet played by the test.
 
+use serde_json::json;
+
 use super::*;
 use crate::cluster::pods::{ContainerState, ContainerStatus, Phase};
 
@@ -56,13 +58,13 @@ fn a_deployment_becomes_pods_and_a_service_with_endpoints() {
     }
     let (wanted, snapshot) = state.reconcile(SystemTime::UNIX_EPOCH);
     assert_eq!(snapshot.pods.len(), 2);
-    let service = &wanted[&Key::new("Service", "shop", "web")];
+    let service = wanted[&Key::new("Service", "shop", "web")].value();
     assert_eq!(service["spec"]["clusterIPs"], json!(["10.96.0.20", "fd00:10:96::14"]));
     assert!(service["spec"].get("ports").is_none(), "the user's fields stay the user's");
     assert!(wanted.contains_key(&Key::new("Namespace", "", "shop")), "made because an object lives there");
     play_kubelet(&mut state);
     let (wanted, _) = state.reconcile(SystemTime::UNIX_EPOCH);
-    let slice = &wanted[&Key::new("EndpointSlice", "shop", "web-ipv4")];
+    let slice = wanted[&Key::new("EndpointSlice", "shop", "web-ipv4")].value();
     assert_eq!(slice["endpoints"].as_array().map(Vec::len), Some(2));
     assert_eq!(slice["endpoints"][0]["conditions"]["ready"], true);
 }
@@ -70,10 +72,10 @@ fn a_deployment_becomes_pods_and_a_service_with_endpoints() {
 #[test]
 fn well_known_services_have_their_well_known_addresses() {
     let (wanted, _) = state().reconcile(SystemTime::UNIX_EPOCH);
-    let addresses = |namespace: &str, name: &str| wanted[&Key::new("Service", namespace, name)]["spec"]["clusterIPs"].clone();
+    let addresses = |namespace: &str, name: &str| wanted[&Key::new("Service", namespace, name)].value()["spec"]["clusterIPs"].clone();
     assert_eq!(addresses("kube-system", "kube-dns"), json!(["10.96.0.10", "fd00:10:96::a"]));
     assert_eq!(addresses("default", "kubernetes"), json!(["10.96.0.1", "fd00:10:96::1"]));
-    let istiod = &wanted[&Key::new("Service", "istio-system", "istiod")];
+    let istiod = wanted[&Key::new("Service", "istio-system", "istiod")].value();
     assert!(istiod["spec"]["ports"].is_array(), "nobody else writes it, so it is whole");
 }
 
@@ -114,7 +116,7 @@ fn a_deleted_pod_stays_until_its_kubelet_is_done() {
     let key = Key::pod("default", "x");
     state.take_in(Event::Deleted(key.clone()));
     let (wanted, snapshot) = state.reconcile(SystemTime::UNIX_EPOCH);
-    assert!(wanted[&key]["metadata"]["deletionTimestamp"].is_string());
+    assert!(wanted[&key].value()["metadata"]["deletionTimestamp"].is_string());
     state.take_in(Event::Gone(key.clone(), snapshot.pods[&key].uid.clone()));
     assert!(!state.reconcile(SystemTime::UNIX_EPOCH).0.contains_key(&key));
 }

@@ -166,7 +166,7 @@ fn stays_below(path: &str) -> bool {
 }
 
 fn write(path: &Path, content: &str) -> Result<(), VolumeError> {
-    crate::cluster::store::write_atomically(path, content.as_bytes()).map_err(|error| VolumeError::Write(path.to_path_buf(), error))
+    tropis_source::write::replace(path, content.as_bytes()).map_err(|error| VolumeError::Write(path.to_path_buf(), error))
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
 //! Writing the user's objects: what kubectl would do, onto files in `objects/`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
+use tropis_crds::{Kind, Object, ObjectRef};
 
 use super::{Lab, LabError, PodHandle};
 use crate::cluster::ids;
 use crate::cluster::object::{Key, is_namespaced, key_of};
-use crate::cluster::store::write_atomically;
-use crate::layout::Layout;
 
 impl Lab {
     /// Writes every document of `yaml`, a file each. What cannot be read is written too: to refuse it is the mesh's part.
@@ -27,7 +27,8 @@ impl Lab {
     /// Writes a file of the objects folder as it is.
     pub fn write(&self, name: &str, content: &str) -> Result<(), LabError> {
         let path = self.objects_folder()?.join(name);
-        write_atomically(&path, content.as_bytes()).map_err(|error| LabError::File(format!("writing {}", path.display()), error))
+        tropis_source::write::replace(&path, content.as_bytes())
+            .map_err(|error| LabError::File(format!("writing {}", path.display()), error))
     }
 
     /// Removes a file of the objects folder.
@@ -66,7 +67,18 @@ impl Lab {
         let mut object: Value = serde_saphyr::from_str(&text).map_err(|_| LabError::NoObject(key))?;
         change(&mut object);
         let text = serde_json::to_string_pretty(&object).expect("JSON values print");
-        write_atomically(&path, text.as_bytes()).map_err(|error| LabError::File(format!("writing {}", path.display()), error))
+        tropis_source::write::replace(&path, text.as_bytes()).map_err(|error| LabError::File(format!("writing {}", path.display()), error))
+    }
+
+    /// An object as every program of the mesh sees it now: the user's, the cluster's and the reported fields together.
+    pub fn object(&self, kind: Kind, namespace: &str, name: &str) -> Option<Arc<Object>> {
+        self.source.get(&ObjectRef::new(kind, namespace, name))
+    }
+
+    /// What the redirector says of a pod: `enabled`, `pending`, or nothing.
+    pub fn redirection(&self, pod: &PodHandle) -> Option<String> {
+        let object = self.object(Kind::Pod, &pod.key().namespace, pod.name())?;
+        object.annotation("ambient.istio.io/redirection").map(str::to_owned)
     }
 
     /// Where objects are written; a user's own folder is not touched.
@@ -76,20 +88,6 @@ impl Lab {
             Some(folder) => Err(LabError::Impossible(format!("objects come from {}, which is yours alone to change", folder.display()))),
         }
     }
-}
-
-/// What the redirectors report of a pod.
-pub(super) fn redirection(layout: &Layout, pod: &PodHandle) -> Option<String> {
-    let writer = layout.reported().join(format!("redirector.{}", pod.node()));
-    let report = find_report(&writer, pod.key())?;
-    let object: Value = serde_saphyr::from_str(&fs::read_to_string(report).ok()?).ok()?;
-    let annotations = [&object["metadata"]["annotations"], &object["fields"]["metadata"]["annotations"]];
-    annotations.iter().find_map(|annotations| annotations["ambient.istio.io/redirection"].as_str().map(str::to_owned))
-}
-
-fn find_report(writer: &Path, key: &Key) -> Option<PathBuf> {
-    let folder = writer.join(&key.kind).join(&key.namespace);
-    ["yaml", "json"].iter().map(|ending| folder.join(format!("{}.{ending}", key.name))).find(|path| path.is_file())
 }
 
 fn key(kind: &str, namespace: &str, name: &str) -> Key {

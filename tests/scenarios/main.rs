@@ -1,0 +1,9 @@
+//! What the mesh does for its users, shown with real processes on real wires: one behaviour a file, one lab for all of them.
+//!
+//! Needs root. Where that is not given the scenarios say so and pass without having shown anything, or fail under
+//! `TROPIS_E2E=require`. The programs must be built (`cargo build`); `cargo xtask test` does both.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod support;
+mod wiring;
