@@ -218,7 +218,7 @@ async fn a_policy_carries_its_condition() {
         let text = reported();
         parts.iter().all(|part| text.contains(part)).then_some(())
     };
-    tropisd.until("the refusal", async || contains(&["web-only", "ZtunnelAccepted", "False", "looks at HTTP"]).await).await;
+    tropisd.until("the refusal", async || contains(&["web-only", "ZtunnelAccepted", "False", "operation.methods"]).await).await;
     tropisd.apply("objects/policy.yaml", POLICY);
     tropisd.until("the acceptance", async || contains(&["ZtunnelAccepted", "True", "observedGeneration"]).await).await;
     tropisd.delete("objects/policy.yaml");
