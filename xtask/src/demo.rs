@@ -20,9 +20,6 @@ use tropis_tests::{Lab, LabOptions, Progress};
 use crate::{front, setup};
 use claims::Claims;
 
-/// Everything that the demo starts.
-const PROGRAMS: [&str; 6] = ["xtask", "tropis-redirector", "tropis-ztunnel", "tropis-server", "tropis-bookinfo", "tropis-tests"];
-
 #[derive(Args)]
 pub(crate) struct Options {
     /// Leave the mesh up after the story, until Ctrl-C, and say how to look at it.
@@ -91,12 +88,7 @@ pub(crate) fn down(options: &DownOptions) -> anyhow::Result<()> {
 /// Builds what the demo starts; gives the folder.
 fn build() -> anyhow::Result<PathBuf> {
     front::step("build the programs (the first time takes minutes)", || {
-        let mut command = front::cargo();
-        command.args(["build", "--bins"]);
-        for package in PROGRAMS {
-            command.args(["--package", package]);
-        }
-        front::run(&mut command)
+        front::run(front::cargo().args(["build", "--workspace", "--bins"]))
     })?;
     let own = std::env::current_exe().context("finding this program")?;
     Ok(own.parent().unwrap_or(Path::new("/")).to_owned())

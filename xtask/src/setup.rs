@@ -54,6 +54,11 @@ pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
+/// Whether this process is root, or can ask sudo.
+pub(crate) fn can_be_root() -> bool {
+    is_root() || found("sudo")
+}
+
 /// A command that runs as root: directly, or through sudo.
 pub(crate) fn as_root(program: &str) -> anyhow::Result<Command> {
     if is_root() {
