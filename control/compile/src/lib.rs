@@ -63,3 +63,6 @@ pub struct Compiled {
     /// What is to be told, by object.
     pub findings: Vec<Finding>,
 }
+
+#[cfg(test)]
+mod tests;

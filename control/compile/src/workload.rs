@@ -58,10 +58,11 @@ pub fn from_pod(index: &Index, object: &Object) -> Option<Workload> {
     workload.cluster_id = settings.cluster_id.clone();
     workload.native_tunnel = object.label(TUNNEL) == Some("http");
     // Only what the redirector reported: peers never dial 15008 before it listens (embedded.md §4).
-    if object.annotation(REDIRECTION) == Some("enabled") || workload.native_tunnel {
+    let host_network = spec.host_network == Some(true);
+    if workload.native_tunnel || (object.annotation(REDIRECTION) == Some("enabled") && !host_network) {
         workload.tunnel_protocol = TunnelProtocol::Hbone;
     }
-    if spec.host_network == Some(true) {
+    if host_network {
         workload.network_mode = NetworkMode::HostNetwork;
     }
     let node = spec.node_name.as_deref().unwrap_or_default();
