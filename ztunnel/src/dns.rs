@@ -29,7 +29,7 @@ use tokio::{
     task::spawn_local,
 };
 use tropis_model::workload::Workload;
-use tropis_net::accept;
+use tropis_net::{accept, original_destination::original_destination};
 use tropis_telemetry::chain;
 
 use self::{
@@ -54,6 +54,9 @@ const TCP_IDLE_LIMIT: Duration = Duration::from_secs(10);
 const MAX_UDP_BYTES: usize = 4096;
 /// How long an answer of ours may be kept, as Istio has it: names of the mesh change rarely, and silently.
 const TTL_SECONDS: u32 = 30;
+
+/// Where resolvers listen.
+const RESOLVER_PORT: u16 = 53;
 
 /// What a question came by; it goes on by the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +128,7 @@ async fn serve_udp(proxy: Rc<Proxy>, socket: Rc<UdpSocket>) {
         let question = buffer[..length].to_vec();
         let (proxy, socket) = (proxy.clone(), socket.clone());
         spawn_local(async move {
-            if let Some(reply) = proxy.handle(&question, Transport::Udp).await {
+            if let Some(reply) = proxy.handle(&question, Transport::Udp, None).await {
                 // Whoever asked may be gone.
                 let _ = socket.send_to(&reply, from).await;
             }
@@ -156,6 +159,9 @@ async fn serve_tcp(proxy: Rc<Proxy>, listener: TcpListener) {
 
 /// Answers the questions of one TCP connection, one after another.
 async fn converse(proxy: &Proxy, mut stream: TcpStream) -> io::Result<()> {
+    // A captured connection knows where it was going; one that somebody opened to the listener itself does not.
+    let asked = original_destination(&stream)?.map(|asked| asked.0);
+    let resolver = asked.filter(|asked| !asked.ip().is_loopback() || asked.port() == RESOLVER_PORT);
     loop {
         let question = match tokio::time::timeout(TCP_IDLE_LIMIT, forward::read_framed(&mut stream)).await {
             Ok(question) => question?,
@@ -163,14 +169,14 @@ async fn converse(proxy: &Proxy, mut stream: TcpStream) -> io::Result<()> {
         };
         let Some(question) = question else { return Ok(()) };
         let Ok(_place) = proxy.questions.acquire().await else { return Ok(()) };
-        let Some(reply) = proxy.handle(&question, Transport::Tcp).await else { return Ok(()) };
+        let Some(reply) = proxy.handle(&question, Transport::Tcp, resolver).await else { return Ok(()) };
         tokio::time::timeout(TCP_IDLE_LIMIT, stream.write_all(&forward::framed(&reply))).await??;
     }
 }
 
 impl Proxy {
     /// The reply to a question; `None` for what is no question at all.
-    async fn handle(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
+    async fn handle(&self, packet: &[u8], transport: Transport, resolver: Option<SocketAddr>) -> Option<Vec<u8>> {
         let Ok(message) = Message::from_vec(packet) else { return malformed(packet) };
         if message.metadata.message_type != MessageType::Query {
             return None;
@@ -195,15 +201,15 @@ impl Proxy {
                 }
             }
         }
-        self.pass_on(packet, &message, transport, &labels).await
+        let asked = Asked { shared, pod: &self.pod, slot: self.slot, resolver };
+        self.pass_on(&asked, packet, &message, transport, &labels).await
     }
 
-    async fn pass_on(&self, packet: &[u8], message: &Message, transport: Transport, labels: &Labels) -> Option<Vec<u8>> {
+    async fn pass_on(&self, asked: &Asked<'_>, packet: &[u8], message: &Message, transport: Transport, labels: &Labels) -> Option<Vec<u8>> {
         let metrics = &self.node.shared.metrics.dns;
         metrics.upstream_requests.get_or_create(labels).inc();
         let started = Instant::now();
-        let asked = Asked { shared: &self.node.shared, pod: &self.pod, slot: self.slot };
-        match forward::ask(&asked, packet, transport).await {
+        match forward::ask(asked, packet, transport).await {
             Ok(reply) => {
                 metrics.upstream_seconds.get_or_create(labels).observe(started.elapsed().as_secs_f64());
                 Some(reply)
@@ -312,5 +318,5 @@ fn malformed(packet: &[u8]) -> Option<Vec<u8>> {
 pub fn system_resolvers(resolv_conf: &str) -> Vec<SocketAddr> {
     let addresses =
         resolv_conf.lines().filter_map(|line| line.trim().strip_prefix("nameserver")).filter_map(|rest| rest.trim().parse().ok());
-    addresses.map(|address: IpAddr| SocketAddr::new(address, 53)).collect()
+    addresses.map(|address: IpAddr| SocketAddr::new(address, RESOLVER_PORT)).collect()
 }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use thiserror::Error;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
 use tracing::{
     Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
@@ -186,10 +186,13 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 }
 
+/// RFC 3339 in UTC, always with six digits, so that lines sort as text.
+const TIME: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+
 fn format_event(format: LogFormat, event: &Event<'_>, now: OffsetDateTime) -> String {
     let mut fields = Fields { format, message: String::new(), rest: String::with_capacity(256) };
     event.record(&mut fields);
-    let time = now.replace_nanosecond(now.nanosecond() / 1000 * 1000).unwrap_or(now).format(&Rfc3339).unwrap_or_default();
+    let time = now.format(TIME).unwrap_or_default();
     let (level, scope) = (level(event.metadata()), event.metadata().target());
     let Fields { message, rest, .. } = fields;
     match format {

@@ -33,6 +33,8 @@ pub struct Asked<'a> {
     pub pod: &'a Pod,
     /// Which of its resolvers.
     pub slot: u8,
+    /// The resolver itself, where the connection says which one was asked.
+    pub resolver: Option<SocketAddr>,
 }
 
 /// No resolver answered.
@@ -106,6 +108,9 @@ pub async fn ask(asked: &Asked<'_>, question: &[u8], transport: Transport) -> Re
 impl Asked<'_> {
     /// The resolver that the pod asked; where nobody can say, ours, in order.
     fn resolvers(&self) -> Vec<SocketAddr> {
+        if let Some(resolver) = self.resolver {
+            return vec![resolver];
+        }
         match (self.shared.capture.get(), &self.pod.namespace) {
             (Some(maps), Some(namespace)) => maps.resolver(namespace.cookie(), self.slot).into_iter().collect(),
             _ => self.shared.resolvers.clone(),

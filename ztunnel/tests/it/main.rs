@@ -11,3 +11,4 @@ mod journeys;
 mod log;
 mod mesh;
 mod network;
+mod process;

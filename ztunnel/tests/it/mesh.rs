@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::fd::OwnedFd,
     sync::Arc,
@@ -212,12 +212,12 @@ pub(crate) fn ping(stream: &mut TcpStream, text: &str) -> std::io::Result<()> {
 
 /// Whether the connection is reset (now, or when it is used).
 pub(crate) fn is_reset(stream: std::io::Result<TcpStream>) -> bool {
-    let reset = |error: std::io::Error| matches!(error.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::ConnectionRefused);
-    match stream {
-        Err(error) => reset(error),
-        Ok(mut stream) => {
-            let _ = stream.write_all(b"x");
-            stream.read(&mut [0]).err().is_some_and(reset)
-        }
-    }
+    // The kernel says it once, to whichever call comes first.
+    let used = stream.and_then(|mut stream| {
+        stream.write_all(b"x")?;
+        stream.read(&mut [0])
+    });
+    let reset =
+        |error: std::io::Error| matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused | ErrorKind::BrokenPipe);
+    used.err().is_some_and(reset)
 }
