@@ -1,8 +1,10 @@
 //! The testkit against itself on loopback: what its clients say must be true before any test of the mesh believes them.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use tropis_tests::testkit::{Exchange, FailureKind, Greeting, Held, Load, Resolved, Served, Step, Storm, read};
@@ -14,7 +16,7 @@ const LOOPBACKS: [&str; 2] = ["127.0.0.1", "[::1]"];
 /// A server with all roles on free ports; it ends with the test.
 struct Server {
     child: Child,
-    lines: BufReader<ChildStdout>,
+    lines: Receiver<String>,
     ports: BTreeMap<String, u16>,
 }
 
@@ -26,7 +28,10 @@ impl Server {
             command.arg(format!("--{role}")).arg("0");
         }
         let mut child = command.spawn().expect("the testkit starts");
-        let lines = BufReader::new(child.stdout.take().expect("its output is piped"));
+        let output = BufReader::new(child.stdout.take().expect("its output is piped"));
+        let (sender, lines) = mpsc::channel();
+        // Always reading: a server whose output nobody takes would stop serving.
+        std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
         let mut server = Self { child, lines, ports: BTreeMap::new() };
         while server.ports.len() < ROLES.len() {
             match server.next_line() {
@@ -41,8 +46,7 @@ impl Server {
     }
 
     fn next_line(&mut self) -> Served {
-        let mut line = String::new();
-        self.lines.read_line(&mut line).expect("the server writes lines");
+        let line = self.lines.recv_timeout(Duration::from_secs(10)).expect("the server writes lines");
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
     }
 
@@ -165,10 +169,12 @@ fn failures_have_their_kind() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let target = listener.local_addr().expect("it is bound").to_string();
     let resetting = std::thread::spawn(move || {
-        let (stream, _) = listener.accept().expect("a connection");
-        socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).expect("lingering can be set");
+        let (mut stream, _) = listener.accept().expect("a connection");
+        // Only once something came has the client seen its connection stand.
+        stream.read_exact(&mut [0]).expect("a byte");
+        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("lingering can be set");
     });
-    let (reset, _) = client::<Exchange>(&["connect", &target, "--hold", "5"]);
+    let (reset, _) = client::<Exchange>(&["connect", &target, "--send", "x"]);
     resetting.join().expect("the server thread ends");
     assert_eq!((reset.error, reset.at), (Some(FailureKind::Reset), Some(Step::Receive)));
 }
@@ -207,7 +213,6 @@ fn a_held_connection_tells_how_it_ends() {
 fn names_resolve_by_udp_and_tcp() {
     use hickory_proto::op::{Message, ResponseCode};
     use hickory_proto::rr::{RData, Record, RecordType};
-    use std::io::Read;
 
     fn answer(question: &[u8]) -> Vec<u8> {
         let question = Message::from_vec(question).expect("a DNS message");

@@ -32,14 +32,25 @@ enum Command {
     Client(client::Command),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
     raise_descriptor_limit();
-    match arguments.command {
-        Command::Serve(options) => serve::run(options).await,
-        Command::Client(command) => client::run(command).await,
-    }
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(async {
+        match arguments.command {
+            Command::Serve(options) => serve::run(options).await,
+            Command::Client(command) => client::run(command).await,
+        }
+    });
+    // A thread may still wait for standard input, which nobody needs any more; dropping the runtime would wait for it.
+    runtime.shutdown_background();
+    code
 }
 
 /// Storms and loads need more descriptors than the usual soft limit of 1024; the hard one stays what it is.

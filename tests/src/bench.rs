@@ -1,0 +1,206 @@
+//! The system bench: what a mesh costs, in figures. The same pods run in several labs side by side: without a mesh, with Tropis, and for
+//! each peer with its binary in place of our ztunnel. All take turns within each round, so that a noisy minute hits them alike;
+//! medians and ratios are made in [`report`].
+//!
+//! Start reading at [`run`].
+
+pub mod measure;
+mod processes;
+pub mod report;
+mod variant;
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+
+use crate::network::addresses::Family;
+use crate::progress::Progress;
+use measure::{FIGURES, Figure, Placement};
+use report::{Comparison, Machine, Report, Resident, Sample};
+use variant::Variant;
+
+/// A proxy of somebody else, to be measured in place of our ztunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Whose it is.
+    pub kind: PeerKind,
+    /// Its binary.
+    pub binary: PathBuf,
+}
+
+/// Proxies that the bench knows how to start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerKind {
+    /// Istio's ztunnel: the same environment, ZDS, xDS and certificates as ours.
+    IstioZtunnel,
+}
+
+impl PeerKind {
+    /// Its name on the command line and in the report.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::IstioZtunnel => "istio-ztunnel",
+        }
+    }
+}
+
+/// A peer that cannot be measured.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not KIND=PATH with a known kind (istio-ztunnel=PATH)")]
+pub struct InvalidPeer(String);
+
+impl FromStr for Peer {
+    type Err = InvalidPeer;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPeer> {
+        match text.split_once('=') {
+            Some(("istio-ztunnel", path)) if !path.is_empty() => Ok(Self { kind: PeerKind::IstioZtunnel, binary: path.into() }),
+            _ => Err(InvalidPeer(text.to_owned())),
+        }
+    }
+}
+
+/// What to measure, and how long.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Name of the run; peers get it with a number behind.
+    pub run: String,
+    /// Rounds, at least 3 for a median that means something.
+    pub rounds: usize,
+    /// Length of each measurement.
+    pub duration: Duration,
+    /// Address family of the connections.
+    pub family: Family,
+    /// Between which pods.
+    pub placements: Vec<Placement>,
+    /// Proxies to compare with.
+    pub peers: Vec<Peer>,
+    /// Folder of the binaries; by default that of the running one.
+    pub binaries: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            run: "bench".to_owned(),
+            rounds: 3,
+            duration: Duration::from_secs(3),
+            family: Family::V4,
+            placements: vec![Placement::AcrossNodes, Placement::SameNode],
+            peers: Vec::new(),
+            binaries: None,
+        }
+    }
+}
+
+/// Runs the bench and cleans up after itself.
+///
+/// # Errors
+/// A lab does not start, pods are not captured, or a load fails; the error says which. A peer that does not work is no error: the
+/// report says what is missing and why.
+pub async fn run(options: &Options, progress: &Progress) -> anyhow::Result<Report> {
+    ensure!(options.rounds > 0, "the bench needs at least one round");
+    let folder = match &options.binaries {
+        Some(folder) => folder.clone(),
+        None => own_folder()?,
+    };
+    let mut variants = variant::own(options, &folder, progress).await?;
+    let mut missing = Vec::new();
+    for (number, peer) in options.peers.iter().enumerate() {
+        match variant::of_peer(options, &folder, peer, number + 1, progress).await {
+            Ok(variant) => variants.push(variant),
+            Err(error) => missing.push(format!("{}: {error:#}", peer.kind.name())),
+        }
+    }
+    let measured = measure_all(options, &variants, progress).await;
+    let machine = machine(&folder);
+    variant::down(variants).await;
+    let (comparisons, resident) = measured?;
+    Ok(Report { machine, rounds: options.rounds, seconds: options.duration.as_secs_f64(), comparisons, resident, missing })
+}
+
+async fn measure_all(options: &Options, variants: &[Variant], progress: &Progress) -> anyhow::Result<(Vec<Comparison>, Vec<Resident>)> {
+    let idle: Vec<_> = variants.iter().map(Variant::memory).collect();
+    let mut samples = vec![vec![Vec::new(); variants.len()]; options.placements.len() * FIGURES.len()];
+    for round in 0..options.rounds {
+        for (row, (placement, figure)) in rows(options).enumerate() {
+            progress.step(format!("round {} of {}: {figure}, {placement}", round + 1, options.rounds));
+            for index in turn(round, variants.len()) {
+                samples[row][index].push(one_sample(options, &variants[index], figure, placement).await?);
+            }
+        }
+    }
+    let resident = variants.iter().zip(idle).flat_map(|(variant, idle)| variant.resident(idle)).collect();
+    let comparisons = rows(options).zip(samples).map(|((placement, figure), samples)| {
+        let named = variants.iter().map(|variant| variant.name.clone()).zip(samples).collect();
+        Comparison::new(figure, placement, named)
+    });
+    Ok((comparisons.collect(), resident))
+}
+
+fn rows(options: &Options) -> impl Iterator<Item = (Placement, Figure)> {
+    options.placements.iter().flat_map(|placement| FIGURES.map(|figure| (*placement, figure)))
+}
+
+/// Who goes when: another one first in each round, so that none always inherits a warm or a tired machine.
+fn turn(round: usize, variants: usize) -> impl Iterator<Item = usize> {
+    (0..variants).map(move |index| (index + round) % variants)
+}
+
+async fn one_sample(options: &Options, variant: &Variant, figure: Figure, placement: Placement) -> anyhow::Result<Sample> {
+    let before = variant.proxy_time();
+    let load = variant
+        .load(figure, placement, options.family, options.duration)
+        .await
+        .with_context(|| format!("{figure}, {placement}, {}", variant.name))?;
+    let spent = variant.proxy_time().saturating_sub(before);
+    Ok(Sample {
+        per_second: figure.per_second(&load),
+        latency_microseconds: load.latency_microseconds,
+        // What the warm-up took is in the time spent too.
+        proxy_processors: spent.as_secs_f64() / (load.seconds + figure.warm_up().as_secs_f64()),
+    })
+}
+
+fn machine(folder: &Path) -> Machine {
+    let (kernel, processor, processors) = processes::machine();
+    let profile = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Machine { kernel, processor, processors, profile }
+}
+
+/// `TROPIS_BIN`, or where the running program is.
+fn own_folder() -> anyhow::Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("TROPIS_BIN") {
+        return Ok(folder.into());
+    }
+    let own = std::env::current_exe().context("the running program has no path")?;
+    Ok(own.parent().context("the running program lies in no folder")?.to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_named_with_their_path() {
+        let peer: Peer = "istio-ztunnel=/opt/z".parse().unwrap();
+        assert_eq!((peer.kind.name(), peer.binary.as_path()), ("istio-ztunnel", Path::new("/opt/z")));
+        for bad in ["istio-ztunnel", "istio-ztunnel=", "other=/x", ""] {
+            assert!(bad.parse::<Peer>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn each_round_starts_with_another_variant() {
+        let turns = [0, 1, 2].map(|round| turn(round, 2).collect::<Vec<_>>());
+        assert_eq!(turns, [vec![0, 1], vec![1, 0], vec![0, 1]]);
+    }
+
+    #[test]
+    fn all_figures_for_all_placements() {
+        assert_eq!(rows(&Options::default()).count(), 2 * FIGURES.len());
+    }
+}
