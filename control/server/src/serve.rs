@@ -51,8 +51,10 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A connection carries one xDS stream and some certificate requests.
 const MAX_STREAMS: u32 = 128;
-/// How long the last answers may take when a connection is closed for its age.
+/// How long the last answers may take when a connection is closed for its age; xDS streams have ended of themselves by then.
 const AGE_GRACE: Duration = Duration::from_secs(5);
+/// Connections without a stream last a little longer than streams, which end at their age or a tenth later.
+const CONNECTION_OVER_STREAM: f64 = 1.2;
 
 /// The port cannot be served.
 #[derive(Debug, Error)]
@@ -125,13 +127,13 @@ pub(crate) fn services(
         let caller = extensions.get::<Caller>().ok_or_else(|| Status::unauthenticated("the caller was not authenticated"))?;
         scope.configuration(caller).map_err(|refused| certify::refusal(&refused))
     };
-    let discovery = Discovery::new(resources, clients, admit, stop).into_service();
+    let discovery = Discovery::new(resources, clients, admit, stop).longest_stream(longest_connection).into_service();
     let mut server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(MAX_STREAMS);
     if let Some(age) = longest_connection {
-        server = server.max_connection_age(age).max_connection_age_grace(AGE_GRACE);
+        server = server.max_connection_age(age.mul_f64(CONNECTION_OVER_STREAM)).max_connection_age_grace(AGE_GRACE);
     }
     server
         .add_service(InterceptedService::new(discovery, authenticator.clone()))

@@ -12,7 +12,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Extensions, Request, Response, Status, Streaming};
+use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 use tracing::{info, warn};
 use tropis_proto::xds::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node,
@@ -52,6 +52,7 @@ pub struct Discovery<A> {
     resources: Resources,
     clients: Clients,
     admit: Arc<A>,
+    longest_stream: Option<Duration>,
     stop: CancellationToken,
 }
 
@@ -62,7 +63,15 @@ where
     /// A service that serves `resources` to whom `admit` lets in (it sees what the server's interceptors put into the request), until
     /// `stop`. It is asked again whenever there is something new to tell: who lost its right loses its stream.
     pub fn new(resources: Resources, clients: Clients, admit: A, stop: CancellationToken) -> Self {
-        Self { resources, clients, admit: Arc::new(admit), stop }
+        Self { resources, clients, admit: Arc::new(admit), longest_stream: None, stop }
+    }
+
+    /// Ends streams at about this age (a tenth more or less), so that clients spread over replicas that came later. A client comes back
+    /// at once and is told only what differs.
+    #[must_use]
+    pub fn longest_stream(mut self, age: Option<Duration>) -> Self {
+        self.longest_stream = age;
+        self
     }
 
     /// The service as tonic wants it, with its limits.
@@ -97,6 +106,7 @@ where
             admitted,
             admit: self.admit.clone(),
             proof: request.extensions().clone(),
+            age: self.longest_stream.map(|age| age.mul_f64(rand::random_range(0.9..1.1))),
             outgoing,
             stop: self.stop.clone(),
         };
@@ -113,6 +123,8 @@ struct Stream<A> {
     admit: Arc<A>,
     /// What the caller proved itself with.
     proof: Extensions,
+    /// When the stream has lasted long enough.
+    age: Option<Duration>,
     outgoing: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
     stop: CancellationToken,
 }
@@ -125,6 +137,10 @@ where
         let client = self.admitted.client.clone();
         match self.serve(incoming).await {
             Ok(()) => info!(client, "client disconnected"),
+            Err(status) if status.code() == Code::Unavailable => {
+                info!(client, reason = status.message(), "client sent away");
+                let _ = self.outgoing.try_send(Err(status));
+            }
             Err(status) => {
                 warn!(client, code = ?status.code(), reason = status.message(), "client's stream ended");
                 // If the client is gone, nobody needs to know why it should go.
@@ -137,6 +153,7 @@ where
         let mut snapshots = self.resources.subscribe();
         let mut policies_only = false;
         let mut patience = pin!(tokio::time::sleep(POLICIES_ONLY_AFTER));
+        let mut old = pin!(tokio::time::sleep(self.age.unwrap_or_default()));
         loop {
             // Before the table's first snapshot clients wait: an empty answer would be taken for the truth.
             let snapshot: Option<Arc<Snapshot>> = snapshots.borrow_and_update().clone();
@@ -147,7 +164,7 @@ where
                 self.registration.update(self.subscriber.state());
                 tokio::select! {
                     sent = self.outgoing.send(Ok(response)) => if sent.is_err() { return Ok(()) },
-                    () = self.stop.cancelled() => return Err(stopping()),
+                    () = self.stop.cancelled() => return Err(routine("the control plane is stopping")),
                 }
                 continue;
             }
@@ -161,8 +178,9 @@ where
                 },
                 changed = snapshots.changed() => if changed.is_err() { return Ok(()) },
                 () = &mut patience, if !policies_only => policies_only = true,
+                () = &mut old, if self.age.is_some() => return Err(routine("the stream is old enough")),
                 () = self.outgoing.closed() => return Ok(()),
-                () = self.stop.cancelled() => return Err(stopping()),
+                () = self.stop.cancelled() => return Err(routine("the control plane is stopping")),
             }
         }
     }
@@ -179,8 +197,9 @@ where
     }
 }
 
-fn stopping() -> Status {
-    Status::unavailable("the control plane is stopping; transport is closing")
+/// An end that clients know to be no failure, by the words of gRPC's own libraries.
+fn routine(reason: &str) -> Status {
+    Status::unavailable(format!("{reason}; transport is closing"))
 }
 
 /// A node may not pose as one of another account than its credentials prove.

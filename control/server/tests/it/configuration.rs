@@ -15,7 +15,7 @@ use tropis_model::{
     workload::{TunnelProtocol, WorkloadUid},
 };
 use tropis_tls::control::{self, ControlEndpoint, Credentials, RootSource, TokenSource};
-use tropis_xds::client::{self, ClientConfig, ConnectError, Status};
+use tropis_xds::client::{self, ClientConfig, ConnectError, Counters, Status};
 
 use crate::harness::{PATIENCE, Tropisd, pod};
 
@@ -46,6 +46,7 @@ struct Proxy {
     view: Arc<Mutex<View>>,
     told: Arc<Mutex<Vec<Change>>>,
     status: watch::Receiver<Status>,
+    counters: Arc<Counters>,
     _stop: tokio_util::sync::DropGuard,
 }
 
@@ -53,6 +54,7 @@ impl Proxy {
     fn start(tropisd: &Tropisd, address: SocketAddr) -> Self {
         let (view, told): (Arc<Mutex<View>>, Arc<Mutex<Vec<Change>>>) = Default::default();
         let (sender, status) = watch::channel(Status::default());
+        let counters = Arc::new(Counters::default());
         let config = ClientConfig {
             address: "10.88.0.11".parse().unwrap(),
             pod_name: "ztunnel-a".into(),
@@ -61,7 +63,7 @@ impl Proxy {
             cluster_id: "Kubernetes".into(),
             metadata: Default::default(),
             headers: Vec::new(),
-            counters: Arc::default(),
+            counters: counters.clone(),
         };
         let token = tropisd.token("istio-system", "ztunnel-a", "ztunnel", "a");
         let endpoint = ControlEndpoint {
@@ -83,7 +85,7 @@ impl Proxy {
         };
         let stop = CancellationToken::new();
         tokio::spawn(client::run(config, connect, apply, sender, stop.clone()));
-        Self { view, told, status, _stop: stop.drop_guard() }
+        Self { view, told, status, counters, _stop: stop.drop_guard() }
     }
 
     fn view(&self) -> View {
@@ -223,4 +225,24 @@ async fn a_policy_carries_its_condition() {
     tropisd.until("the acceptance", async || contains(&["ZtunnelAccepted", "True", "observedGeneration"]).await).await;
     tropisd.delete("objects/policy.yaml");
     tropisd.until("the withdrawal", async || (!reported().contains("web-only")).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_connection_closed_for_its_age_is_a_routine_matter() {
+    let tropisd = Tropisd::start(&["--max-connection-age", "1"]);
+    let mut proxy = Proxy::start(&tropisd, tropisd.addresses[0]);
+    proxy.until(Status::synced).await;
+    proxy.told.lock().unwrap().clear();
+    for _ in 0..2 {
+        proxy.until(|status| !status.connected).await;
+        let failure = proxy.status.borrow().failure.clone().unwrap();
+        assert!(failure.contains("old enough"), "{failure}");
+        proxy.until(|status| status.connected).await;
+    }
+    tropisd.apply("cluster/shop-new.yaml", &pod("shop", "new", "b", "web", "10.244.2.9").to_string());
+    tropisd.until("the new pod", async || proxy.view().workload(&uid("new")).cloned()).await;
+    let told = proxy.told.lock().unwrap().clone();
+    assert_eq!(told.len(), 1, "only what changed is told: {told:?}");
+    let routine = proxy.counters.ended_by_reconnect.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(routine >= 2, "{:?}", proxy.counters);
 }
