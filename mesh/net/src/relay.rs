@@ -103,11 +103,11 @@ pub async fn relay<D: RelayStream, U: RelayStream>(mut downstream: D, mut upstre
         if let Poll::Ready(reason) = watch.poll_stopped(cx) {
             return Poll::Ready(RelayEnd::Stopped(reason));
         }
-        let sent = sending.poll(cx, &mut downstream, &mut upstream, |total| control.count_sent(total));
+        let sent = sending.poll(cx, &mut downstream, &mut upstream, receiving.has_broken_sink(), |total| control.count_sent(total));
         if let Poll::Ready(Err(Broken::Source(error))) = sent {
             return Poll::Ready(RelayEnd::DownstreamReset(error));
         }
-        let received = receiving.poll(cx, &mut upstream, &mut downstream, |total| control.count_received(total));
+        let received = receiving.poll(cx, &mut upstream, &mut downstream, sending.has_broken_sink(), |total| control.count_received(total));
         if let Poll::Ready(Err(Broken::Source(error))) = received {
             return Poll::Ready(RelayEnd::UpstreamReset(error));
         }

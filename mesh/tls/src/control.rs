@@ -89,7 +89,8 @@ impl Target {
         if uri.path() != "/" {
             return Err("it has a path".to_owned());
         }
-        let host = uri.host().filter(|host| !host.is_empty()).ok_or("there is no host")?.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host =
+            uri.host().filter(|host| !host.is_empty()).ok_or("there is no host")?.trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = uri.port_u16().ok_or("there is no port")?;
         let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
         let server_name = endpoint.server_name.clone().unwrap_or_else(|| host.clone());

@@ -10,8 +10,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
@@ -26,6 +26,7 @@ use crate::{
 pub struct TestAuthority {
     issuer: Issuer<'static, KeyPair>,
     root: CertificateDer<'static>,
+    root_pem: String,
     behaviour: Mutex<Behaviour>,
     signed: AtomicUsize,
     under_way: AtomicUsize,
@@ -64,10 +65,11 @@ impl TestAuthority {
         parameters.distinguished_name.push(DnType::OrganizationName, "tropis test");
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let root = parameters.self_signed(&key).expect("a root can be signed").der().clone();
+        let root = parameters.self_signed(&key).expect("a root can be signed");
         Self {
             issuer: Issuer::new(parameters, key),
-            root,
+            root: root.der().clone(),
+            root_pem: root.pem(),
             behaviour: Mutex::default(),
             signed: AtomicUsize::new(0),
             under_way: AtomicUsize::new(0),
@@ -111,6 +113,40 @@ impl TestAuthority {
     pub fn issue_for(&self, uris: &[&str]) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         let behaviour = *self.behaviour.lock().unwrap_or_else(PoisonError::into_inner);
         let key = KeyPair::generate().expect("a key can be made");
+        let parameters = self.leaf_parameters(uris, behaviour);
+        let leaf = parameters.signed_by(&key, &self.issuer).expect("a leaf can be signed");
+        (vec![leaf.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+    }
+
+    /// Signs the key of a CSR for `identity`, and gives the chain as the RPC does: leaf, then the trust bundle.
+    ///
+    /// # Panics
+    /// The CSR cannot be read.
+    pub fn sign_csr(&self, csr_pem: &str, identity: &Identity) -> Vec<String> {
+        let mut request = CertificateSigningRequestParams::from_pem(csr_pem).expect("a CSR");
+        let behaviour = *self.behaviour.lock().unwrap_or_else(PoisonError::into_inner);
+        request.params = self.leaf_parameters(&[&identity.to_string()], behaviour);
+        let leaf = request.signed_by(&self.issuer).expect("a leaf can be signed");
+        vec![leaf.pem(), self.root_pem()]
+    }
+
+    /// Its root in PEM.
+    pub fn root_pem(&self) -> String {
+        self.root_pem.clone()
+    }
+
+    /// A certificate for a server with a DNS name, as the control plane has: certificate and key in PEM.
+    ///
+    /// # Panics
+    /// The name is not one.
+    pub fn issue_server(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().expect("a key can be made");
+        let parameters = CertificateParams::new([name.to_owned()]).expect("a name");
+        let leaf = parameters.signed_by(&key, &self.issuer).expect("a leaf can be signed");
+        (leaf.pem(), key.serialize_pem())
+    }
+
+    fn leaf_parameters(&self, uris: &[&str], behaviour: Behaviour) -> CertificateParams {
         let mut parameters = CertificateParams::default();
         parameters.distinguished_name = DistinguishedName::new();
         parameters.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().expect("ASCII"))).collect();
@@ -118,8 +154,7 @@ impl TestAuthority {
         parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         parameters.not_before = OffsetDateTime::now_utc() - behaviour.starts_ago;
         parameters.not_after = parameters.not_before + behaviour.lifetime;
-        let leaf = parameters.signed_by(&key, &self.issuer).expect("a leaf can be signed");
-        (vec![leaf.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+        parameters
     }
 
     async fn answer(&self, identity: &Identity) -> Result<WorkloadCertificate, SignError> {

@@ -8,7 +8,7 @@ use std::{
     rc::{Rc, Weak},
     sync::Arc,
     task::Poll,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -36,6 +36,7 @@ pub(super) struct Connection {
     address: SocketAddr,
     peer: Identity,
     local: SocketAddr,
+    expires: SystemTime,
     /// The peer's settings have arrived.
     is_settled: Cell<bool>,
     is_used: Cell<bool>,
@@ -54,7 +55,11 @@ impl Connection {
         &self.load
     }
 
+    /// Neither retired nor older than the certificate that it was opened with: what a peer once checked does not outlive its proof.
     pub(super) fn takes_tunnels(&self) -> bool {
+        if self.send.borrow().is_some() && SystemTime::now() >= self.expires {
+            self.retire();
+        }
         self.send.borrow().is_some()
     }
 
@@ -178,6 +183,7 @@ where
         address,
         peer,
         local,
+        expires: certificate.not_after(),
         is_settled: Cell::new(false),
         is_used: Cell::new(false),
     });

@@ -372,6 +372,22 @@ fn a_caller_who_gives_up_is_not_served() {
 }
 
 #[test]
+fn a_connection_takes_no_tunnels_beyond_its_certificate() {
+    run(async {
+        let mesh = Mesh::new();
+        mesh.authority.behave(Behaviour { lifetime: Duration::from_secs(3), starts_ago: Duration::ZERO, ..Behaviour::default() });
+        let callee = Callee::relaying(&mesh, "127.0.0.1", ServerOptions::default()).await;
+        let application = echo("127.0.0.1").await;
+        let pool = mesh.pool(PoolOptions::default());
+        let mut opened = open(&pool, callee.address, application).await.unwrap();
+        assert!(open(&pool, callee.address, application).await.unwrap().is_reused);
+        tokio::time::sleep(Duration::from_millis(3100)).await;
+        assert!(!open(&pool, callee.address, application).await.unwrap().is_reused);
+        echoes(&mut opened.stream, b"what is open lives on").await;
+    });
+}
+
+#[test]
 fn certificates_rotate_under_use() {
     run(async {
         let mesh = Mesh::new();

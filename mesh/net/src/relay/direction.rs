@@ -52,6 +52,11 @@ impl Direction {
         matches!(self.stage, Stage::Finished | Stage::Broken)
     }
 
+    /// Whether the sink has said that it takes no more.
+    pub(super) fn has_broken_sink(&self) -> bool {
+        self.stage == Stage::Broken
+    }
+
     pub(super) fn take_sink_error(&mut self) -> Option<io::Error> {
         self.sink_error.take()
     }
@@ -60,12 +65,14 @@ impl Direction {
         Transfer { bytes: self.moved, finished: self.stage == Stage::Finished }
     }
 
-    /// Moves what can be moved now. Ready when the direction is over, or its source broke.
+    /// Moves what can be moved now. Ready when the direction is over, or its source broke. A source that `is_reset` (it takes no more
+    /// from the other direction) may still have something to say, but its end is then no FIN to pass on.
     pub(super) fn poll<S: RelayStream, K: RelayStream>(
         &mut self,
         cx: &mut Context<'_>,
         source: &mut S,
         sink: &mut K,
+        is_reset: bool,
         count: impl Fn(u64),
     ) -> Poll<Result<(), Broken>> {
         let mut turn = 0;
@@ -106,7 +113,7 @@ impl Direction {
             match source.poll_read_chunk(cx, room.min(appetite(self.moved))) {
                 Poll::Ready(Ok(chunk)) if chunk.is_empty() => {
                     sink.return_room();
-                    self.stage = Stage::Finishing;
+                    self.stage = if is_reset { Stage::Broken } else { Stage::Finishing };
                 }
                 Poll::Ready(Ok(chunk)) => {
                     self.chunk = chunk;

@@ -110,12 +110,13 @@ async fn an_answer_before_a_reset_is_delivered() {
     caller.write_all(&vec![0; 1024 * 1024]).await.unwrap();
     callee.read_u8().await.unwrap();
     callee.write_all(b"too large").await.unwrap();
-    let mut answer = [0; 9];
-    caller.read_exact(&mut answer).await.unwrap();
     drop(callee);
-    assert_eq!(&answer, b"too large");
     let end = running.await.unwrap().end;
     assert_eq!(end.reason(), Reason::UpstreamReset);
+    let mut answer = [0; 9];
+    caller.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"too large");
+    assert_eq!(caller.read_u8().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]
