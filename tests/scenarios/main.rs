@@ -5,5 +5,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+mod encryption;
+mod enrolment;
+mod failure;
+mod identity;
+mod runs;
 mod support;
+mod transparency;
 mod wiring;

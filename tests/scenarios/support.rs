@@ -209,14 +209,24 @@ fn objects(namespace: &str, enrolled: bool) -> String {
     for account in ["client", "other", "server"] {
         yaml += &format!("---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {account}, namespace: {namespace}}}\n");
     }
-    for (name, account, node) in [("client", "client", "a"), ("other", "other", "a"), ("server-a", "server", "a"), ("server-b", "server", "b")] {
+    for (name, account, node) in
+        [("client", "client", "a"), ("other", "other", "a"), ("server-a", "server", "a"), ("server-b", "server", "b")]
+    {
         yaml += &pod(namespace, name, account, node);
     }
-    for (service, selector, headless) in [("server-a", "app: server-a", ""), ("server-b", "app: server-b", ""), ("servers", "role: server", "  clusterIP: None\n")] {
+    for (service, selector, headless) in
+        [("server-a", "app: server-a", ""), ("server-b", "app: server-b", ""), ("servers", "role: server", "  clusterIP: None\n")]
+    {
         yaml += &format!(
             "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {service}, namespace: {namespace}}}\nspec:\n{headless}  selector: {{{selector}}}\n  ports:\n"
         );
-        for (name, number) in [("tcp-echo", port::ECHO), ("tcp-first", port::SERVER_FIRST), ("tcp-half", port::HALF_CLOSE), ("tcp-sink", port::SINK), ("http", port::HTTP)] {
+        for (name, number) in [
+            ("tcp-echo", port::ECHO),
+            ("tcp-first", port::SERVER_FIRST),
+            ("tcp-half", port::HALF_CLOSE),
+            ("tcp-sink", port::SINK),
+            ("http", port::HTTP),
+        ] {
             yaml += &format!("  - {{name: {name}, port: {number}}}\n");
         }
     }

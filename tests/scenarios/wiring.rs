@@ -16,22 +16,29 @@ async fn talk(lab: &Lab) -> anyhow::Result<()> {
     for case in Case::all() {
         let server = cast.server(case);
         let family = case.family;
-        for target in [format!("{}:{}", server.name(), port::ECHO), format!("servers.wiring.svc.cluster.local:{}", port::ECHO), server.socket(family, port::ECHO)] {
+        for target in [
+            format!("{}:{}", server.name(), port::ECHO),
+            format!("servers.wiring.svc.cluster.local:{}", port::ECHO),
+            server.socket(family, port::ECHO),
+        ] {
             let said: Exchange = cast.client.run(&["echo", family.flag(), &target, "hello"]).await?;
             ensure!(said.ok, "{case}: echo through {target}: {said:?}");
         }
         let service = lab.service_address("wiring", server.name(), family).expect("both families");
-        let said: Exchange = cast.client.run(&["connect", family.flag(), &format!("{}:{}", server.name(), port::ECHO), "--send", "x"]).await?;
+        let said: Exchange =
+            cast.client.run(&["connect", family.flag(), &format!("{}:{}", server.name(), port::ECHO), "--send", "x"]).await?;
         let peer: std::net::SocketAddr = said.peer.clone().unwrap_or_default().parse()?;
         ensure!(said.ok && peer.ip() == service, "{case}: the name leads to the service's address {service}: {said:?}");
     }
     for (family, transport) in Family::BOTH.into_iter().flat_map(|family| [(family, "udp"), (family, "tcp")]) {
-        let mut command = vec!["resolve", "servers.wiring.svc.cluster.local", "--type", if family == Family::V4 { "A" } else { "AAAA" }, family.flag()];
+        let mut command =
+            vec!["resolve", "servers.wiring.svc.cluster.local", "--type", if family == Family::V4 { "A" } else { "AAAA" }, family.flag()];
         if transport == "tcp" {
             command.push("--tcp");
         }
         let said: Resolved = cast.client.run(&command).await?;
-        let mut expected: Vec<String> = Case::all().filter(|case| case.family == family).map(|case| cast.server(case).address(family).to_string()).collect();
+        let mut expected: Vec<String> =
+            Case::all().filter(|case| case.family == family).map(|case| cast.server(case).address(family).to_string()).collect();
         let mut answers = said.answers.clone();
         answers.sort();
         expected.sort();

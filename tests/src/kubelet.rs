@@ -17,6 +17,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tropis_crds::{Kind, ObjectRef};
 
 use crate::cgroup::{self, Groups};
 use crate::cluster::object::Key;
@@ -142,7 +143,8 @@ async fn run_pod(kubelet: Arc<Kubelet>, key: Key, record: PodRecord, mut snapsho
     status.host = kubelet.network.node(&pod.node).ok().map(|node| node.addresses);
     kubelet.running.send_modify(|running| drop(running.insert(key.clone(), pod.clone())));
 
-    let mut containers: Vec<Container> = spec_containers(&record.template).map(|spec| Container::new(&kubelet, &pod, spec)).collect();
+    let mut containers: Vec<Container> =
+        spec_containers(&record.template).enumerate().map(|(index, spec)| Container::new(&kubelet, &pod, index, spec)).collect();
     let mut reported = None;
     let mut tokens_renewed = Instant::now();
     let grace = loop {
@@ -240,7 +242,7 @@ struct Container {
 }
 
 impl Container {
-    fn new(kubelet: &Kubelet, pod: &RunningPod, spec: &Value) -> Self {
+    fn new(kubelet: &Kubelet, pod: &RunningPod, index: usize, spec: &Value) -> Self {
         let image = spec["image"].as_str().unwrap_or_default().to_owned();
         let name = spec["name"].as_str().unwrap_or_default().to_owned();
         let ports = spec["ports"].as_array().into_iter().flatten();
@@ -249,8 +251,10 @@ impl Container {
         let (launch, state) = match kubelet.images.resolve(&image, spec) {
             Ok(entry) => (Some(launch(kubelet, pod, spec, &name, entry)), waiting("ContainerCreating", String::new())),
             Err(unknown) => {
-                kubelet.progress.step(format!("Error [TRP-IMAGE] ({}) container {name}: {unknown}", pod.key));
-                (None, waiting("ErrImagePull", unknown.to_string()))
+                let object = ObjectRef::new(Kind::Pod, &*pod.key.namespace, &*pod.key.name);
+                let finding = unknown.finding(object, index).to_string();
+                kubelet.progress.step(&finding);
+                (None, waiting("ErrImagePull", finding))
             }
         };
         Self {
@@ -408,7 +412,7 @@ mod tests {
         let waiting = container(ContainerState::Waiting { reason: String::new(), message: String::new() });
         let ended = |code| container(ContainerState::Terminated(code));
         assert_eq!(phase(&[running.clone(), waiting.clone()]), Phase::Pending);
-        assert_eq!(phase(&[running.clone()]), Phase::Running);
+        assert_eq!(phase(std::slice::from_ref(&running)), Phase::Running);
         assert_eq!(phase(&[ContainerStatus { restarts: 1, ..waiting }]), Phase::Running, "it ran already");
         assert_eq!(phase(&[ended(0)]), Phase::Succeeded);
         assert_eq!(phase(&[ended(0), ended(3)]), Phase::Failed);

@@ -1,6 +1,6 @@
 //! The harness: Kubernetes' part of the mesh on one Linux box, for scenarios, benches and `cargo xtask demo`.
 //!
-//! What it stands in for, and how, is in `docs/reference`'s embedded page; the programs of the mesh are the real ones. Start with
+//! What it stands in for stands at the head of each file; the programs of the mesh are the real ones. Start with
 //! [`lab::Lab`], which wires everything in start order; [`network`] has the wires, [`cluster`] the objects, [`kubelet`] the pods.
 
 pub mod bench;
@@ -26,7 +26,7 @@ pub mod testkit;
 pub mod tokens;
 pub mod wait;
 
-pub use lab::{Lab, LabOptions, PodHandle};
+pub use lab::{Lab, LabOptions, PodHandle, PodProcess};
 pub use network::addresses::Family;
 pub use programs::Program;
 pub use progress::Progress;

@@ -81,12 +81,7 @@ impl Flows {
     }
 }
 
-fn settle<'a>(
-    flows: &mut Flows,
-    first: &BTreeMap<Direction, u32>,
-    waiting: &mut BTreeMap<Direction, Vec<(u32, &'a [u8])>>,
-    direction: Direction,
-) {
+fn settle(flows: &mut Flows, first: &BTreeMap<Direction, u32>, waiting: &mut BTreeMap<Direction, Vec<(u32, &[u8])>>, direction: Direction) {
     let (Some(start), Some(mut parts)) = (first.get(&direction).copied(), waiting.remove(&direction)) else { return };
     // Distance from the first byte orders them even where the numbers wrap.
     parts.sort_by_key(|(sequence, _)| sequence.wrapping_sub(start));

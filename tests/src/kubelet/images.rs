@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tropis_crds::{Finding, ObjectRef, codes};
 
 use crate::process::find;
 
@@ -23,11 +24,11 @@ pub struct Entry {
     pub arguments: Vec<String>,
 }
 
-/// Nothing stands for an image.
+/// Why a container cannot run.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum UnknownImage {
     /// The name means nothing here.
-    #[error("image \"{image}\" stands for no program here; accepted are {accepted}; the container does not run (add --image {image}=PATH)")]
+    #[error("\"{image}\" stands for no program here")]
     Name {
         /// The name.
         image: String,
@@ -35,7 +36,7 @@ pub enum UnknownImage {
         accepted: String,
     },
     /// The program is not built.
-    #[error("image \"{image}\" stands for {program}, which does not exist; the container does not run")]
+    #[error("\"{image}\" stands for {program}, which does not exist")]
     NotBuilt {
         /// The name.
         image: String,
@@ -43,8 +44,29 @@ pub enum UnknownImage {
         program: String,
     },
     /// `command` names nothing.
-    #[error("command \"{0}\" does not exist here; the container does not run")]
+    #[error("\"{0}\" is no command here")]
     Command(String),
+}
+
+impl UnknownImage {
+    /// What the user is told about container `index` of `pod`.
+    pub fn finding(&self, pod: ObjectRef, index: usize) -> Finding {
+        let (field, found, problem, accepted) = match self {
+            Self::Name { image, accepted } => {
+                ("image", image, "stands for no program here".to_owned(), format!("{accepted}; add --image {image}=PATH"))
+            }
+            Self::NotBuilt { image, program } => {
+                ("image", image, format!("stands for {program}, which does not exist"), "a built program".to_owned())
+            }
+            Self::Command(command) => ("command", command, "is no command here".to_owned(), "a command of this box".to_owned()),
+        };
+        Finding::error(codes::UNKNOWN_IMAGE, pod)
+            .field(format!("spec.containers[{index}].{field}"))
+            .found(format!("{found:?}"))
+            .problem(problem)
+            .accepted(accepted)
+            .effect("the container does not run; everything else does")
+    }
 }
 
 /// The test image's name.
@@ -163,8 +185,10 @@ mod tests {
     #[test]
     fn what_is_unknown_says_what_is_known() {
         let images = Images::new(Path::new("/nowhere"), Vec::new());
-        let error = images.resolve("nginx:1.27", &json!({})).expect_err("unknown").to_string();
-        assert!(error.contains("nginx:1.27") && error.contains("tropis/testkit") && error.contains("--image"), "{error}");
+        let error = images.resolve("nginx:1.27", &json!({})).expect_err("unknown");
+        let finding = error.finding(ObjectRef::new(tropis_crds::Kind::Pod, "shop", "web"), 0).to_string();
+        let start = "Error [TRP0014] (Pod shop/web) spec.containers[0].image: \"nginx:1.27\" stands for no program here (tropis/testkit, ";
+        assert!(finding.starts_with(start) && finding.contains("--image nginx:1.27=PATH"), "{finding}");
         assert!(matches!(images.resolve("tropis/testkit", &json!({})), Err(UnknownImage::NotBuilt { .. })));
     }
 }
