@@ -211,10 +211,9 @@ impl Traffic {
         let (source, destination) = (self.source.as_deref(), self.destination.as_deref());
         let source_principal = self.source_identity.as_ref().map(|identity| Arc::from(identity.to_string()));
         let destination_principal = destination.map(|workload| Arc::from(workload.identity.to_string()));
-        let ends: [(&[&'static str; 8], Option<&Workload>, Option<Arc<str>>); 2] =
-            [(&SOURCE, source, source_principal), (&DESTINATION, destination, destination_principal)];
-        for (index, (names, workload, principal)) in ends.into_iter().enumerate() {
-            if index == 1 {
+        let ends = [(&SOURCE, source, source_principal), (&DESTINATION, destination, destination_principal)];
+        for (names, workload, principal) in ends {
+            if names == &DESTINATION {
                 labels.push(("destination_service", service(|it| it.hostname.hostname.clone())));
                 labels.push(("destination_service_namespace", service(|it| it.hostname.namespace.clone())));
                 labels.push(("destination_service_name", service(|it| it.name.clone())));

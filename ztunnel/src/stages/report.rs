@@ -190,6 +190,7 @@ impl Report {
     pub fn callee(&mut self, callee: Arc<Workload>, view: &View) -> Arc<Workload> {
         self.stage = Stage::Resolve;
         self.destination = Some(callee.clone());
+        self.destination_identity = self.mutual_tls.then(|| callee.identity.clone());
         self.source = view.workload_at(&self.node.shared.config.network, self.source_address().ip()).cloned();
         callee
     }
@@ -239,9 +240,7 @@ impl Report {
         self.stage = Stage::Authorize;
         self.service = arrival.service.clone();
         self.live.actual.set(Some(arrival.to));
-        if self.mutual_tls {
-            self.destination_identity = self.destination.as_ref().map(|callee| callee.identity.clone());
-        } else {
+        if !self.mutual_tls {
             self.destination_address = Some(arrival.to);
         }
         arrival

@@ -3,12 +3,16 @@
 //!
 //! Needs root, `ip` and `nft`; where they are missing each test says so and fails only under `TROPIS_E2E=require`.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+
 mod agent;
 mod confinement;
 mod dns;
 mod failures;
 mod journeys;
+mod load;
 mod log;
 mod mesh;
 mod network;
 mod process;
+mod tunnels;

@@ -52,6 +52,8 @@ pub(crate) struct Node {
 pub(crate) struct Mesh {
     pub(crate) nodes: Vec<Node>,
     pub(crate) network: Network,
+    /// Whom all of them trust.
+    pub(crate) authority: Arc<TestAuthority>,
     /// Tells the pods of one test from those of another in the log.
     pub(crate) tag: String,
 }
@@ -109,7 +111,7 @@ impl Mesh {
         log::start();
         let authority = Arc::new(TestAuthority::new());
         let nodes = ["n1", "n2"].into_iter().map(|name| node(name, &authority, settings)).collect();
-        Self { nodes, network: Network::new(), tag: tag.to_owned() }
+        Self { nodes, network: Network::new(), authority, tag: tag.to_owned() }
     }
 
     /// A pod outside the mesh.
