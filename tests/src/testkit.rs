@@ -334,7 +334,6 @@ pub fn read<T: DeserializeOwned>(output: &str) -> anyhow::Result<T> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test may")]
 mod tests {
     use super::*;
 

@@ -230,7 +230,6 @@ fn add(text: &mut String, line: std::fmt::Arguments<'_>) {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test may")]
 mod tests {
     use super::*;
 

@@ -57,7 +57,7 @@ impl Upstreams<'_> {
         };
         let id = match product_id(&path, "/api/v1/products/") {
             Ok(id) => id,
-            Err(refusal) => return refusal,
+            Err(problem) => return problem.answer(),
         };
         match part {
             "" => passed_on(logged(self.details(id, context).await)),

@@ -74,7 +74,7 @@ impl Shop {
     async fn reviews(&self, request: &Request<Incoming>) -> Answer {
         let id = match product_id(request.uri().path(), "/reviews/") {
             Ok(id) => id,
-            Err(refusal) => return refusal,
+            Err(problem) => return problem.answer(),
         };
         let Settings { service_version, ratings, cluster_name, .. } = &self.settings;
         let context = Context::of(request.headers());
@@ -135,14 +135,31 @@ async fn sign_in(request: Request<Incoming>) -> Answer {
 fn with_id(path: &str, prefix: &str, answer: impl FnOnce(u32) -> Answer) -> Answer {
     match product_id(path, prefix) {
         Ok(id) => answer(id),
-        Err(refusal) => refusal,
+        Err(problem) => problem.answer(),
     }
 }
 
-/// The number behind the prefix, or the answer that refuses the path.
-pub(crate) fn product_id(path: &str, prefix: &str) -> Result<u32, Answer> {
-    let id = path.strip_prefix(prefix).ok_or_else(|| answer::error(StatusCode::NOT_FOUND, "no such path"))?;
-    id.parse().map_err(|_| answer::error(StatusCode::BAD_REQUEST, "a product is known by its number, for example 0"))
+/// Why a path names no product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoProduct {
+    /// It does not have the prefix.
+    OtherPath,
+    /// What follows the prefix is no number.
+    NoNumber,
+}
+
+impl NoProduct {
+    pub(crate) fn answer(self) -> Answer {
+        match self {
+            Self::OtherPath => answer::error(StatusCode::NOT_FOUND, "no such path"),
+            Self::NoNumber => answer::error(StatusCode::BAD_REQUEST, "a product is known by its number, for example 0"),
+        }
+    }
+}
+
+/// The number behind the prefix.
+pub(crate) fn product_id(path: &str, prefix: &str) -> Result<u32, NoProduct> {
+    path.strip_prefix(prefix).ok_or(NoProduct::OtherPath)?.parse().map_err(|_| NoProduct::NoNumber)
 }
 
 #[cfg(test)]
@@ -151,12 +168,10 @@ mod tests {
 
     #[test]
     fn product_ids() {
-        let status = |path| product_id(path, "/reviews/").map_err(|answer| answer.status());
-        assert_eq!(status("/reviews/0"), Ok(0));
-        assert_eq!(status("/reviews/12"), Ok(12));
+        assert_eq!(product_id("/reviews/12", "/reviews/"), Ok(12));
         for bad in ["/reviews/", "/reviews/x", "/reviews/-1", "/reviews/0/0", "/reviews/99999999999"] {
-            assert_eq!(status(bad), Err(StatusCode::BAD_REQUEST), "{bad}");
+            assert_eq!(product_id(bad, "/reviews/"), Err(NoProduct::NoNumber), "{bad}");
         }
-        assert_eq!(status("/ratings/0"), Err(StatusCode::NOT_FOUND));
+        assert_eq!(product_id("/ratings/0", "/reviews/"), Err(NoProduct::OtherPath));
     }
 }

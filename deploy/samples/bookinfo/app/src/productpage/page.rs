@@ -174,7 +174,6 @@ impl std::fmt::Display for Escaped<'_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test may")]
 mod tests {
     use std::time::Duration;
 
