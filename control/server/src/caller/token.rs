@@ -1,16 +1,22 @@
 //! Service account tokens in the bound form of Kubernetes: a signed statement that a pod runs as an account on a node.
 //!
 //! The signature is checked against the issuer's public keys (a PEM file with one key, or a JWKS), the claims against what this mesh
-//! asks for. Tokens that are not bound to a pod are refused: whether they are still good could not be told.
+//! asks for. Tokens that are not bound to a pod are refused: whether they are still good could not be told. The file is read again when
+//! it is newer and a signature is of no known key, so that issuers can rotate their keys.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
 };
 
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header, errors::ErrorKind, jwk::JwkSet};
+use arc_swap::ArcSwap;
+use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation, decode, decode_header, errors::ErrorKind, jwk::JwkSet};
 use serde::Deserialize;
 use thiserror::Error;
+use tracing::{info, warn};
+use tropis_telemetry::chain;
 
 /// Difference between our clock and the issuer's that is forgiven.
 const LEEWAY_SECONDS: u64 = 10;
@@ -116,7 +122,10 @@ struct NamedClaim {
 
 /// Checks tokens.
 pub(crate) struct Tokens {
-    keys: Vec<Key>,
+    path: PathBuf,
+    keys: ArcSwap<Vec<Key>>,
+    /// When the file was changed that the keys are of.
+    changed: Mutex<Option<SystemTime>>,
     issuer: String,
     audience: String,
 }
@@ -130,12 +139,9 @@ struct Key {
 impl Tokens {
     /// Accepts tokens of `issuer` for `audience` that one of the keys in the file signed.
     pub(crate) fn open(path: &Path, issuer: &str, audience: &str) -> Result<Self, TokenKeysError> {
-        let text = fs::read(path).map_err(|cause| TokenKeysError::Read { path: path.to_owned(), cause })?;
-        let keys = parse_keys(&text);
-        if keys.is_empty() {
-            return Err(TokenKeysError::NoKey { path: path.to_owned() });
-        }
-        Ok(Self { keys, issuer: issuer.to_owned(), audience: audience.to_owned() })
+        let changed = changed(path);
+        let keys = ArcSwap::from_pointee(read_keys(path)?);
+        Ok(Self { path: path.to_owned(), keys, changed: Mutex::new(changed), issuer: issuer.to_owned(), audience: audience.to_owned() })
     }
 
     /// The audience that tokens must be for.
@@ -152,12 +158,18 @@ impl Tokens {
         if !matches!(header.alg, Algorithm::ES256 | Algorithm::RS256) {
             return Err(RefusedToken::Algorithm(format!("{:?}", header.alg)));
         }
+        match self.check_signed(token, &header) {
+            Err(RefusedToken::Signature) if self.read_newer_keys() => self.check_signed(token, &header),
+            checked => checked,
+        }
+    }
+
+    fn check_signed(&self, token: &str, header: &Header) -> Result<PodToken, RefusedToken> {
         let mut refusal = RefusedToken::Signature;
         // A key that names itself is tried only for tokens that name it, or name none.
-        let candidates = self
-            .keys
-            .iter()
-            .filter(|key| key.algorithm == header.alg && (key.id.is_none() || header.kid.is_none() || key.id == header.kid));
+        let keys = self.keys.load();
+        let candidates =
+            keys.iter().filter(|key| key.algorithm == header.alg && (key.id.is_none() || header.kid.is_none() || key.id == header.kid));
         for key in candidates {
             match decode::<Claims>(token, &key.key, &self.validation(key.algorithm)) {
                 Ok(data) => return pod_token(data.claims),
@@ -168,6 +180,27 @@ impl Tokens {
             }
         }
         Err(refusal)
+    }
+
+    /// Whether there are other keys now. A file that cannot be used leaves the present ones in force.
+    fn read_newer_keys(&self) -> bool {
+        let mut known = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = changed(&self.path);
+        if now == *known {
+            return false;
+        }
+        *known = now;
+        match read_keys(&self.path) {
+            Ok(keys) => {
+                info!(path = %self.path.display(), keys = keys.len(), "token keys read again");
+                self.keys.store(Arc::new(keys));
+                true
+            }
+            Err(error) => {
+                warn!(error = chain(&error), "token keys not read again; the present ones stay in force");
+                false
+            }
+        }
     }
 
     fn validation(&self, algorithm: Algorithm) -> Validation {
@@ -204,6 +237,16 @@ fn pod_token(claims: Claims) -> Result<PodToken, RefusedToken> {
     let pod = kubernetes.pod.filter(|pod| !pod.name.is_empty() && !pod.uid.is_empty()).ok_or(RefusedToken::NotBound)?;
     let node = kubernetes.node.map(|node| node.name).filter(|name| !name.is_empty());
     Ok(PodToken { namespace, service_account, pod: pod.name, pod_uid: pod.uid, node })
+}
+
+fn changed(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
+}
+
+fn read_keys(path: &Path) -> Result<Vec<Key>, TokenKeysError> {
+    let text = fs::read(path).map_err(|cause| TokenKeysError::Read { path: path.to_owned(), cause })?;
+    let keys = parse_keys(&text);
+    if keys.is_empty() { Err(TokenKeysError::NoKey { path: path.to_owned() }) } else { Ok(keys) }
 }
 
 fn parse_keys(text: &[u8]) -> Vec<Key> {

@@ -137,6 +137,23 @@ fn a_key_set_is_searched_by_key_id() {
 }
 
 #[test]
+fn an_issuer_may_rotate_its_key() {
+    let (mut issuer, next) = (Issuer::new(), Issuer::new());
+    let tokens = issuer.tokens();
+    let path = issuer.folder.path().join("token.pub");
+    let later = |seconds| SystemTime::now() + std::time::Duration::from_secs(seconds);
+    let touch = |time| fs::File::options().append(true).open(&path).unwrap().set_modified(time).unwrap();
+    issuer.key = next.key;
+    let token = issuer.sign(&Header::new(Algorithm::ES256), &claims());
+    fs::write(&path, "half of a ke").unwrap();
+    touch(later(10));
+    assert_eq!(tokens.check(&token), Err(RefusedToken::Signature));
+    fs::write(&path, issuer.key.public_key_pem()).unwrap();
+    touch(later(20));
+    assert!(tokens.check(&token).is_ok());
+}
+
+#[test]
 fn a_file_without_a_key_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys");
