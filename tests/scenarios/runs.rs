@@ -1,15 +1,62 @@
 //! Two meshes side by side on one box do not disturb each other; after the end of one, nothing of it is left and the host is as before.
 
+use std::time::Duration;
+
 use anyhow::{Context, ensure};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tropis_tests::inventory::Inventory;
 use tropis_tests::layout::Layout;
-use tropis_tests::{Lab, LabOptions, Progress};
+use tropis_tests::{Lab, LabOptions, Progress, wait};
 
 use crate::support::{Case, Cast, play_apart};
+
+/// Ten times what a lab needs to come up.
+const UP: Duration = Duration::from_secs(60);
+/// Ten times what a janitor needs.
+const CLEAN: Duration = Duration::from_secs(20);
 
 #[test]
 fn two_runs_side_by_side_and_a_clean_box_afterwards() {
     play_apart(side_by_side());
+}
+
+#[test]
+fn a_lab_that_is_killed_leaves_nothing_behind() {
+    play_apart(killed());
+}
+
+/// SIGKILL gives the lab no chance to clean up; its janitor does.
+async fn killed() -> anyhow::Result<()> {
+    let layout = Layout::new("runkilled", None);
+    Lab::clean(layout.run(), None)?;
+    let before = Inventory::of_run(layout.run(), layout.state());
+    let program = std::env::current_exe()?.ancestors().nth(2).context("the programs' folder")?.join("tropis-lab");
+    let mut lab = tokio::process::Command::new(program)
+        .args(["up", "--run", layout.run()])
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .context("starting tropis-lab")?;
+    let mut lines = BufReader::new(lab.stderr.take().context("its words")?).lines();
+    loop {
+        let line = tokio::time::timeout(UP, lines.next_line()).await.context("the lab does not come up")??;
+        let line = line.context("the lab ended before it was up")?;
+        println!("{line}");
+        if line.contains("the lab is up") {
+            break;
+        }
+    }
+    ensure!(!Inventory::of_run(layout.run(), layout.state()).leftovers().is_empty(), "nothing is there to be left behind");
+    lab.kill().await?;
+    let mut last = Vec::new();
+    let clean = wait::until(CLEAN, "everything of the lab to go", async || {
+        last = before.differences(&Inventory::of_run(layout.run(), layout.state()));
+        last.is_empty().then_some(())
+    });
+    clean.await.with_context(|| format!("left behind: {last:?}"))?;
+    // The logs stay after a crash, until somebody has read them.
+    ensure!(layout.logs().is_dir(), "the logs went, too");
+    Ok(Lab::clean(layout.run(), None)?)
 }
 
 async fn side_by_side() -> anyhow::Result<()> {

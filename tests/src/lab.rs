@@ -409,14 +409,15 @@ fn make_folders(layout: &Layout, manifests: Option<&Path>) -> Result<(), LabErro
     linked.map_err(|error| LabError::File(format!("using {} as objects folder", manifests.display()), error))
 }
 
-/// `TROPIS_BIN`, or the folder of this program; a test binary lies one deeper, in `deps`.
+/// `TROPIS_BIN`, or the folder of this program; tests and examples lie one deeper.
 fn programs_folder() -> Result<PathBuf, LabError> {
     if let Some(folder) = std::env::var_os("TROPIS_BIN") {
         return Ok(PathBuf::from(folder));
     }
     let own = std::env::current_exe().map_err(|error| LabError::File("finding this program's own folder".to_owned(), error))?;
     let folder = own.parent().unwrap_or(Path::new("/"));
-    Ok(if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder }.to_path_buf())
+    let deeper = folder.ends_with("deps") || folder.ends_with("examples");
+    Ok(if deeper { folder.parent().unwrap_or(folder) } else { folder }.to_path_buf())
 }
 
 /// Starts the process that cleans up when this one is gone, however it goes. It shares the lock of the state directory.

@@ -280,15 +280,17 @@ fn become_user(id: u32, capabilities: u64) -> io::Result<()> {
     let sets: [u32; 6] = [low, low, low, high, high, high];
     // SAFETY: plain system calls; header and sets have the layout that capset(2) documents and live on this stack.
     unsafe {
+        // Not to be regained by exec either. Numbers that this kernel does not know are refused, which is as good.
+        for capability in (0..64u64).filter(|capability| capabilities & (1 << capability) == 0) {
+            libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0);
+        }
         check(libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0).into())?;
         check(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
         check(libc::syscall(libc::SYS_setresgid, id, id, id))?;
         check(libc::syscall(libc::SYS_setresuid, id, id, id))?;
         check(libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()))?;
-        for capability in 0..64u64 {
-            if capabilities & (1 << capability) != 0 {
-                check(libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0).into())?;
-            }
+        for capability in (0..64u64).filter(|capability| capabilities & (1 << capability) != 0) {
+            check(libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0).into())?;
         }
     }
     Ok(())
