@@ -176,7 +176,7 @@ fn builder(options: &ServerOptions) -> h2::server::Builder {
 }
 
 enum Event {
-    Tunnel(Request<RecvStream>, SendResponse<Bytes>),
+    Tunnel(Box<(Request<RecvStream>, SendResponse<Bytes>)>),
     End(SessionEnd),
 }
 
@@ -229,8 +229,9 @@ impl Session {
                 event = poll_fn(|cx| self.poll_event(cx)) => event,
             };
             match event {
-                Event::Tunnel(request, respond) => {
+                Event::Tunnel(asked) => {
                     is_used = true;
+                    let (request, respond) = *asked;
                     if let Some(tunnel) = self.incoming(request, respond) {
                         handler(tunnel);
                     }
@@ -252,8 +253,8 @@ impl Session {
             }
         }
         let accepted = self.http.poll_accept(cx);
-        if let Poll::Ready(Some(Ok((request, respond)))) = accepted {
-            return Poll::Ready(Event::Tunnel(request, respond));
+        if let Poll::Ready(Some(Ok(asked))) = accepted {
+            return Poll::Ready(Event::Tunnel(Box::new(asked)));
         }
         if let Poll::Ready(Err(error)) = self.output.poll_send(cx) {
             return Poll::Ready(Event::End(SessionEnd::Lost(error)));

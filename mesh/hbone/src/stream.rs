@@ -144,9 +144,8 @@ impl TunnelStream {
 
     /// Why the stream takes no more data.
     fn ended(&mut self, cx: &mut Context<'_>) -> io::Error {
-        match self.send.poll_reset(cx) {
-            Poll::Ready(Ok(reason)) => broken(reason.into()),
-            Poll::Ready(Err(error)) => broken(error),
+        match self.poll_error(cx) {
+            Poll::Ready(error) => error,
             Poll::Pending => io::ErrorKind::BrokenPipe.into(),
         }
     }
@@ -205,6 +204,14 @@ impl RelayStream for TunnelStream {
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(error),
                 Poll::Ready(None) | Poll::Pending => return Poll::Pending,
             }
+        }
+    }
+
+    fn poll_error(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        match self.send.poll_reset(cx) {
+            Poll::Ready(Ok(reason)) => Poll::Ready(broken(reason.into())),
+            Poll::Ready(Err(error)) => Poll::Ready(broken(error)),
+            Poll::Pending => Poll::Pending,
         }
     }
 

@@ -6,16 +6,20 @@
 
 mod control;
 mod direction;
+mod half_open;
 mod stream;
 
 use std::{fmt, future::poll_fn, io, task::Poll};
 
 use tropis_model::outcome::{Reason, Side};
 
-use self::direction::{Broken, Direction};
 pub use self::{
     control::{RelayControl, StopReason},
     stream::{Plain, RelayStream},
+};
+use self::{
+    direction::{Broken, Direction},
+    half_open::HalfOpen,
 };
 
 /// What a relay needs besides its two sides.
@@ -99,6 +103,7 @@ pub async fn relay<D: RelayStream, U: RelayStream>(mut downstream: D, mut upstre
     let mut sending = Direction::new();
     let mut receiving = Direction::new();
     let mut watch = control.watch();
+    let mut half_open = HalfOpen::default();
     let end = poll_fn(|cx| {
         if let Poll::Ready(reason) = watch.poll_stopped(cx) {
             return Poll::Ready(RelayEnd::Stopped(reason));
@@ -111,7 +116,12 @@ pub async fn relay<D: RelayStream, U: RelayStream>(mut downstream: D, mut upstre
         if let Poll::Ready(Err(Broken::Source(error))) = received {
             return Poll::Ready(RelayEnd::UpstreamReset(error));
         }
-        both(&mut sending, &mut receiving)
+        match (sending.is_over(), receiving.is_over()) {
+            (true, true) => Poll::Ready(end_of(&mut sending, &mut receiving)),
+            (true, false) => half_open.poll_reset(cx, &mut downstream).map(RelayEnd::DownstreamReset),
+            (false, true) => half_open.poll_reset(cx, &mut upstream).map(RelayEnd::UpstreamReset),
+            (false, false) => Poll::Pending,
+        }
     })
     .await;
     if !matches!(end, RelayEnd::Completed) {
@@ -121,14 +131,11 @@ pub async fn relay<D: RelayStream, U: RelayStream>(mut downstream: D, mut upstre
     RelayOutcome { sent: sending.transfer(), received: receiving.transfer(), end }
 }
 
-/// The end, once neither direction has anything left to do. A side that took no more counts as reset by it.
-fn both(sending: &mut Direction, receiving: &mut Direction) -> Poll<RelayEnd> {
-    if !sending.is_over() || !receiving.is_over() {
-        return Poll::Pending;
-    }
-    Poll::Ready(match (sending.take_sink_error(), receiving.take_sink_error()) {
+/// The end, now that neither direction has anything left to do. A side that took no more counts as reset by it.
+fn end_of(sending: &mut Direction, receiving: &mut Direction) -> RelayEnd {
+    match (sending.take_sink_error(), receiving.take_sink_error()) {
         (Some(error), _) => RelayEnd::UpstreamReset(error),
         (None, Some(error)) => RelayEnd::DownstreamReset(error),
         (None, None) => RelayEnd::Completed,
-    })
+    }
 }

@@ -77,6 +77,21 @@ fn a_reset_is_a_reset_at_the_other_end() {
 }
 
 #[test]
+fn a_reset_after_the_end_is_noticed_through_the_tunnel() {
+    run(async {
+        let (listener, address) = application("::1").await;
+        let path = Path::start(&Mesh::new(), "::1", address).await;
+        let (mut caller, mut callee) = path.connect(&listener).await;
+        caller.shutdown().await.unwrap();
+        assert!(read_all(&mut callee).await.is_empty());
+        set_linger_reset(&caller).unwrap();
+        drop(caller);
+        callee.ready(tokio::io::Interest::ERROR).await.unwrap();
+        assert!(callee.take_error().unwrap().is_some());
+    });
+}
+
+#[test]
 fn single_bytes_arrive_one_by_one() {
     run(async {
         let (listener, address) = application("127.0.0.1").await;

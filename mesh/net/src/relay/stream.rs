@@ -45,6 +45,11 @@ pub trait RelayStream: Unpin {
         Poll::Pending
     }
 
+    /// Asked now and then when this side has sent its FIN, so reading tells nothing more: has it been reset since?
+    fn poll_error(&mut self, _cx: &mut Context<'_>) -> Poll<io::Error> {
+        Poll::Pending
+    }
+
     /// Makes the close that follows a reset instead of an orderly end.
     fn reset(&mut self);
 }
@@ -65,6 +70,13 @@ impl RelayStream for TcpStream {
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(self).poll_shutdown(cx)
+    }
+
+    fn poll_error(&mut self, _cx: &mut Context<'_>) -> Poll<io::Error> {
+        match self.take_error() {
+            Ok(None) => Poll::Pending,
+            Ok(Some(error)) | Err(error) => Poll::Ready(error),
+        }
     }
 
     fn reset(&mut self) {

@@ -103,6 +103,21 @@ async fn a_reset_is_passed_on_and_blamed() {
     }
 }
 
+/// Nothing is read from that side any more, and nothing written to it either.
+#[tokio::test]
+async fn a_reset_after_the_end_is_noticed() {
+    for ip in FAMILIES {
+        let (mut caller, mut callee, _, running) = path(ip).await;
+        caller.shutdown().await.unwrap();
+        assert!(read_all(&mut callee).await.is_empty());
+        set_linger_reset(&caller).unwrap();
+        drop(caller);
+        assert_eq!(running.await.unwrap().end.reason(), Reason::DownstreamReset);
+        callee.ready(tokio::io::Interest::ERROR).await.unwrap();
+        assert!(callee.take_error().unwrap().is_some(), "told the server, which only waits");
+    }
+}
+
 /// A server that answers early and closes without reading everything: its kernel resets, yet the answer was sent before that.
 #[tokio::test]
 async fn an_answer_before_a_reset_is_delivered() {

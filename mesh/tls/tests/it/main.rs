@@ -1,4 +1,5 @@
 //! Certificates from an authority that speaks Istio's RPC over TLS, as the control plane does.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::{
     collections::BTreeMap,
