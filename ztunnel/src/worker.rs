@@ -117,7 +117,8 @@ impl fmt::Debug for Node {
 }
 
 impl Node {
-    fn new(shared: Arc<Shared>) -> Self {
+    /// An idle worker. Its tunnels want a `LocalSet`.
+    pub fn new(shared: Arc<Shared>) -> Self {
         Self {
             pool: Pool::new(shared.certificates.clone(), PoolOptions::default()),
             connections: Connections::default(),

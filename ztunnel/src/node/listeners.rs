@@ -1,7 +1,7 @@
 //! The listeners inside a pod's network namespace: fixed ports, as istio-cni's rules and our hooks expect them.
 //!
 //! Each worker has listeners of its own (SO_REUSEPORT), so a connection stays on the thread that accepted it. Under our redirector one
-//! of each kind is put into the pinned map, from which the kernel picks among all that share its port.
+//! of each kind is put into the pinned map ([`InCapture`]).
 
 use std::{
     io,
@@ -66,6 +66,9 @@ pub enum OpenError {
     /// A port cannot be bound.
     #[error("a listener is missing")]
     Listen(#[source] ListenError),
+    /// A descriptor cannot be had.
+    #[error("a listener cannot be kept")]
+    Duplicate(#[source] io::Error),
     /// The capture's map does not take it.
     #[error("a listener cannot be registered with the capture")]
     Register(#[source] MapsError),
@@ -86,24 +89,43 @@ pub fn addresses(namespace: &NetworkNamespace) -> Result<Vec<IpAddr>, NamespaceE
     Ok(addresses.collect())
 }
 
-/// Opens a pod's listeners for `workers` workers and registers them with the capture.
-pub fn open(shared: &Shared, pod: &Arc<Pod>, workers: usize) -> Result<Vec<WorkerListeners>, OpenError> {
-    let mut opened = pod.run(|| open_here(shared, workers)).map_err(OpenError::Namespace)?.map_err(OpenError::Listen)?;
-    if shared.capture.wanted() && shared.capture.get().is_none() {
-        shared.capture.reopen().map_err(OpenError::Register)?;
+/// What the capture's map holds of a pod. Kept so that it can be put there again, when the redirector has made the map anew; dropped
+/// before the pod's listeners are to close, since these are the same sockets.
+#[derive(Debug, Default)]
+pub struct InCapture(Vec<(ListenerKind, TcpListener)>);
+
+impl InCapture {
+    fn of(listeners: &WorkerListeners) -> io::Result<Self> {
+        // One of each kind: the kernel picks among all workers' that share its port.
+        Ok(Self(vec![
+            (ListenerKind::Inbound, listeners.passthrough.try_clone()?),
+            (ListenerKind::Hbone, listeners.hbone.try_clone()?),
+            (ListenerKind::Outbound, listeners.outbound.try_clone()?),
+        ]))
     }
-    if let (Some(maps), Some(first)) = (shared.capture.get(), opened.first()) {
-        for address in &pod.addresses {
-            let kinds = [
-                (ListenerKind::Inbound, &first.passthrough),
-                (ListenerKind::Hbone, &first.hbone),
-                (ListenerKind::Outbound, &first.outbound),
-            ];
-            for (kind, listener) in kinds {
-                maps.add_listener(*address, kind, listener.as_fd()).map_err(OpenError::Register)?;
+
+    /// Puts the listeners of `pod` into the map, where there is one.
+    pub fn register(&self, shared: &Shared, pod: &Pod) -> Result<(), OpenError> {
+        if shared.capture.wanted() && shared.capture.get().is_none() {
+            shared.capture.reopen().map_err(OpenError::Register)?;
+        }
+        let Some(maps) = shared.capture.get() else { return Ok(()) };
+        for (kind, listener) in &self.0 {
+            for address in &pod.addresses {
+                maps.add_listener(*address, *kind, listener.as_fd()).map_err(OpenError::Register)?;
             }
         }
+        Ok(())
     }
+}
+
+/// Opens a pod's listeners for `workers` workers and registers them with the capture.
+pub fn open(shared: &Shared, pod: &Arc<Pod>, workers: usize) -> Result<(Vec<WorkerListeners>, InCapture), OpenError> {
+    let mut opened = pod.run(|| open_here(shared, workers)).map_err(OpenError::Namespace)?.map_err(OpenError::Listen)?;
+    let in_capture = match opened.first().filter(|_| shared.capture.wanted()) {
+        Some(first) => InCapture::of(first).map_err(OpenError::Duplicate)?,
+        None => InCapture::default(),
+    };
     if shared.config.dns {
         // Spread over the workers by pod, since one pod's DNS needs one thread at most.
         let at = pod.uid.bytes().fold(0usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % workers.max(1);
@@ -111,7 +133,8 @@ pub fn open(shared: &Shared, pod: &Arc<Pod>, workers: usize) -> Result<Vec<Worke
             worker.dns = pod.run(|| open_dns(shared)).map_err(OpenError::Namespace)?.map_err(OpenError::Listen)?;
         }
     }
-    Ok(opened)
+    in_capture.register(shared, pod)?;
+    Ok((opened, in_capture))
 }
 
 fn open_here(shared: &Shared, workers: usize) -> Result<Vec<WorkerListeners>, ListenError> {

@@ -16,7 +16,7 @@ use tropis_telemetry::{chain, readiness::ReadinessTask};
 
 use super::{
     Pod, PodInfo,
-    listeners::{self, OpenError},
+    listeners::{self, InCapture, OpenError},
 };
 use crate::{
     app::Shared,
@@ -62,11 +62,16 @@ pub enum StartError {
 pub struct Pods {
     shared: Arc<Shared>,
     workers: Vec<WorkerHandle>,
-    running: HashMap<Arc<str>, Arc<Pod>>,
+    running: HashMap<Arc<str>, Running>,
     pending: HashMap<Arc<str>, (PodInfo, NetworkNamespace)>,
     /// Pods named since the agent connected; `None` once its snapshot is complete.
     snapshot: Option<HashSet<Arc<str>>>,
     ready: ReadinessTask,
+}
+
+struct Running {
+    pod: Arc<Pod>,
+    in_capture: InCapture,
 }
 
 impl Pods {
@@ -97,14 +102,16 @@ impl Pods {
         if let Some(snapshot) = &mut self.snapshot {
             snapshot.insert(uid.clone());
         }
-        if let Some(running) = self.running.get(&uid) {
-            if running.namespace.as_ref() == Some(&namespace) && running.info == info {
-                return Ok(());
+        if let Some(Running { pod, in_capture }) = self.running.get(&uid) {
+            if pod.namespace.as_ref() == Some(&namespace) && pod.info == info {
+                // A new agent may have made the capture's maps anew.
+                let registered = in_capture.register(&self.shared, pod);
+                return registered.map_err(|cause| StartError::Listen { pod: pod.to_string(), cause });
             }
             // The sandbox was made anew: what the old one had open can no longer carry anything.
-            let old = running.clone();
-            self.running.remove(&uid);
-            self.end_now(old);
+            if let Some(old) = self.running.remove(&uid) {
+                self.end_now(old);
+            }
         }
         self.pending.remove(&uid);
         let started = self.start(uid.clone(), info.clone(), namespace.clone()).await;
@@ -128,8 +135,8 @@ impl Pods {
         if let Some(snapshot) = &mut self.snapshot {
             snapshot.remove(uid);
         }
-        if let Some(pod) = self.running.remove(uid) {
-            self.retire(pod);
+        if let Some(running) = self.running.remove(uid) {
+            self.retire(running);
         }
         self.say();
     }
@@ -162,7 +169,7 @@ impl Pods {
         let addresses = listeners::addresses(&namespace).map_err(|cause| StartError::Namespace { pod: name.clone(), cause })?;
         let pod = Arc::new(Pod::new(uid.clone(), info, Some(namespace), addresses));
         let opened = listeners::open(&self.shared, &pod, self.workers.len());
-        let opened = opened.map_err(|cause| StartError::Listen { pod: name.clone(), cause })?;
+        let (opened, in_capture) = opened.map_err(|cause| StartError::Listen { pod: name.clone(), cause })?;
         for (worker, listeners) in self.workers.iter().zip(opened) {
             let command = Command::Serve { pod: pod.clone(), listeners: Box::new(listeners) };
             worker.send(command).await.map_err(|_| StartError::Stopping { pod: name.clone() })?;
@@ -171,21 +178,25 @@ impl Pods {
         self.shared.metrics.pods.started.inc();
         self.shared.pods.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(uid.clone(), pod.clone());
         tokio::spawn(prefetch(self.shared.clone(), pod.clone()));
-        self.running.insert(uid, pod);
+        self.running.insert(uid, Running { pod, in_capture });
         Ok(())
     }
 
-    fn retire(&self, pod: Arc<Pod>) {
+    fn retire(&self, running: Running) {
         if matches!(self.shared.config.capture, Capture::Netfilter { .. }) {
-            return self.end_now(pod);
+            return self.end_now(running);
         }
+        let Running { pod, in_capture } = running;
+        drop(in_capture);
         self.forget(&pod);
         tracing::info!(pod = %pod, open = pod.open_connections(), "pod no longer served; open connections live on");
         pod.drain().start();
         tokio::spawn(outlive(self.shared.clone(), pod));
     }
 
-    fn end_now(&self, pod: Arc<Pod>) {
+    fn end_now(&self, running: Running) {
+        let Running { pod, in_capture } = running;
+        drop(in_capture);
         self.forget(&pod);
         tracing::info!(pod = %pod, open = pod.open_connections(), "pod no longer served; open connections end");
         tokio::spawn(async move { pod.drain().finish(Duration::ZERO).await });

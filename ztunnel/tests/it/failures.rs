@@ -151,3 +151,29 @@ fn the_agent_may_go_and_come_back() {
     assert!(node.agent.add("x", "shop", "x", "x", &file).contains("not of a network namespace"));
     assert!(node.readiness.pending().is_empty());
 }
+
+#[test]
+fn a_pod_whose_port_is_taken_is_refused_and_tried_again() {
+    if !network::available() {
+        return;
+    }
+    let mut mesh = Mesh::new("taken");
+    let server = mesh.pod(1, "server", 2);
+    echo(&server.network);
+    let pod = mesh.network.pod(5);
+    mesh.network.capture(5);
+    let taken = pod.namespace.run(|| std::net::TcpListener::bind("127.0.0.1:15006").unwrap()).unwrap();
+    let node = &mesh.nodes[0];
+    let error = node.agent.add("u5", "shop", "taken-late", "late", &descriptor(&pod));
+    assert!(error.contains("15006: bind"), "{error}");
+    assert_eq!(node.agent.snapshot_sent(), "");
+    assert_eq!(node.readiness.pending(), ["workload proxy manager"]);
+    assert!(node.metrics.render("").1.contains("workload_manager_pending_proxy_count 1"));
+    drop(taken);
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while !node.readiness.pending().is_empty() {
+        assert!(Instant::now() < deadline, "still pending");
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(node.metrics.render("").1.contains("workload_manager_active_proxy_count 1"));
+}

@@ -15,4 +15,5 @@ mod log;
 mod mesh;
 mod network;
 mod process;
+mod size;
 mod tunnels;
