@@ -146,8 +146,10 @@ pub fn findings(index: &Index, object: &Object) -> Vec<Finding> {
     if policy.spec.mode() == Mode::Disable {
         findings.push(disable(object, "spec.mtls.mode"));
     }
+    let strict = posture(&policy.spec, inherited(index, namespace)) == Posture::Strict;
     for (port, _) in policy.spec.ports().into_iter().filter(|(_, mode)| *mode == Mode::Disable) {
-        findings.push(disable(object, &format!("spec.portLevelMtls[{port}].mode")));
+        let finding = disable(object, &format!("spec.portLevelMtls[{port}].mode"));
+        findings.push(if strict { finding.effect("the port stays STRICT, as what it inherits") } else { finding });
     }
     findings
 }

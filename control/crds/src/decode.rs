@@ -89,6 +89,19 @@ fn header(value: &Value) -> Result<Header, Box<Finding>> {
         Named::Version(kind) => (kind, false),
         Named::Other => (Kind::Other, true),
     };
+    let group = api_version.split_once('/').map_or("", |(group, _)| group);
+    if kind == Kind::Other && group.ends_with(".istio.io") {
+        // A misspelt policy must not pass for a kind of somebody else's.
+        let known = Kind::ALL.iter().filter(|kind| kind.group() == group).map(|kind| kind.as_str());
+        return Err(Box::new(
+            Finding::error(codes::SCHEMA_VALIDATION_ERROR, ObjectRef::cluster(Kind::File, ""))
+                .field("kind")
+                .found(format!("{written:?}"))
+                .problem(format!("is not a kind of {group}"))
+                .accepted(known.collect::<Vec<_>>().join(", "))
+                .effect(EFFECT_REFUSED),
+        ));
+    }
     let name = text("/metadata/name").unwrap_or_default();
     let namespace = match (kind.is_namespaced(), text("/metadata/namespace")) {
         (false, _) => "",

@@ -18,11 +18,11 @@ fn merge_field(name: &str, base: &mut Value, over: &Value) {
             for entry in over {
                 match base.iter_mut().find(|known| entry.get(key).is_some() && known.get(key) == entry.get(key)) {
                     Some(known) => merge_field("", known, entry),
-                    None => base.push(said(entry)),
+                    None => base.push(said("", entry)),
                 }
             }
         }
-        (base, over) => *base = said(over),
+        (base, over) => *base = said(name, over),
     }
 }
 
@@ -32,19 +32,20 @@ fn merge_mapping(base: &mut Map<String, Value>, over: &Map<String, Value>) {
             Some(known) => merge_field(name, known, value),
             None if value.is_null() => {}
             None => {
-                base.insert(name.clone(), said(value));
+                base.insert(name.clone(), said(name, value));
             }
         }
     }
 }
 
-/// A value without the nulls in its mappings. A list is taken as it is.
-fn said(value: &Value) -> Value {
+/// A value without the nulls in its mappings. A list that is one field is taken as it is.
+fn said(name: &str, value: &Value) -> Value {
     match value {
         Value::Object(map) => {
             let fields = map.iter().filter(|(_, value)| !value.is_null());
-            Value::Object(fields.map(|(name, value)| (name.clone(), said(value))).collect())
+            Value::Object(fields.map(|(name, value)| (name.clone(), said(name, value))).collect())
         }
+        Value::Array(entries) if list_key(name).is_some() => entries.iter().map(|entry| said("", entry)).collect(),
         value => value.clone(),
     }
 }

@@ -96,7 +96,9 @@ pub(crate) fn parse(text: &str) -> Result<Value, Unreadable> {
         let plain = error.without_snippet();
         let line = error.location().map_or(1, |location| location.line().max(1));
         let text = plain.to_string();
-        let problem = text.lines().next().unwrap_or_default().trim().to_owned();
+        let problem = text.lines().next().unwrap_or_default();
+        // The place within the document would mislead beside the line in the file.
+        let problem = problem.split(" at line ").next().unwrap_or(problem).trim().to_owned();
         let limit = ["budget", "limit", "alias"].iter().any(|word| problem.to_lowercase().contains(word));
         Unreadable { line, problem, limit }
     })

@@ -173,6 +173,11 @@ fn kinds_that_nothing_obeys_get_one_finding_and_others_a_note() {
     assert_eq!(route.kind, Kind::VirtualService);
     assert_eq!(findings.len(), 1);
     assert!(findings[0].starts_with("Warning [TRP0005] (VirtualService default/a) networking.istio.io/v1 VirtualService is accepted"));
+    let misspelt = refused(object("security.istio.io/v1", "AuthorisationPolicy"));
+    assert!(
+        misspelt[0].contains("kind: \"AuthorisationPolicy\" is not a kind of security.istio.io (AuthorizationPolicy, "),
+        "{misspelt:?}"
+    );
     let (_, findings) = accepted(object("example.com/v1", "Thing"));
     assert!(findings[0].starts_with("Info [TRP0006]"));
     let (_, findings) = accepted(object("rbac.authorization.k8s.io/v1", "Role"));

@@ -65,6 +65,8 @@ pub(super) struct Store {
     objects: HashMap<ObjectRef, Arc<Object>>,
     /// What is to tell about objects as merged, by the file that shows it.
     merged: HashMap<ObjectRef, (FileKey, Vec<Finding>)>,
+    /// What was told about each file, where that was anything.
+    told: HashMap<FileKey, Vec<Finding>>,
 }
 
 #[derive(Debug, Default)]
@@ -92,10 +94,8 @@ impl Store {
     /// What a new watch is told.
     pub(super) fn everything(&self) -> Vec<SourceEvent> {
         let mut events: Vec<SourceEvent> = self.objects.values().cloned().map(SourceEvent::Applied).collect();
-        events.extend(self.files.keys().map(|key| self.findings_of(key)).filter(|event| match event {
-            SourceEvent::Findings { findings, .. } => !findings.is_empty(),
-            _ => true,
-        }));
+        let told = self.told.iter().map(|(key, findings)| (key.name.to_string(), findings.clone()));
+        events.extend(told.map(|(file, findings)| SourceEvent::Findings { file, findings }));
         events.push(SourceEvent::Synced);
         events
     }
@@ -147,11 +147,13 @@ impl Store {
         for object in touched {
             told.extend(self.settle(&object, &mut events));
         }
-        for key in gone {
-            told.remove(&key);
-            events.push(SourceEvent::Findings { file: key.name.to_string(), findings: Vec::new() });
+        for key in told.into_iter().chain(gone) {
+            let findings = self.findings_of(&key);
+            let before = if findings.is_empty() { self.told.remove(&key) } else { self.told.insert(key.clone(), findings.clone()) };
+            if before.unwrap_or_default() != findings {
+                events.push(SourceEvent::Findings { file: key.name.to_string(), findings });
+            }
         }
-        events.extend(told.iter().filter(|key| self.files.contains_key(key)).map(|key| self.findings_of(key)));
         events
     }
 
@@ -274,10 +276,8 @@ impl Store {
     }
 
     /// Everything there is to say about a file.
-    fn findings_of(&self, key: &FileKey) -> SourceEvent {
-        let Some(file) = self.files.get(key) else {
-            return SourceEvent::Findings { file: key.name.to_string(), findings: Vec::new() };
-        };
+    fn findings_of(&self, key: &FileKey) -> Vec<Finding> {
+        let Some(file) = self.files.get(key) else { return Vec::new() };
         let mut findings = file.findings.clone();
         for (object, document) in &file.documents {
             if let Some((_, merged)) = self.merged.get(object).filter(|(shown, _)| shown == key) {
@@ -290,7 +290,7 @@ impl Store {
                 findings.push(duplicate(object, document.line, &key.name, &other.name, line));
             }
         }
-        SourceEvent::Findings { file: key.name.to_string(), findings }
+        findings
     }
 }
 
@@ -310,12 +310,16 @@ fn duplicate(object: &ObjectRef, line: u64, file: &str, other: &str, other_line:
 fn read(key: &FileKey, content: Vec<yaml::Document>, known: &BTreeMap<ObjectRef, Document>) -> File {
     let mut file = File::default();
     let mut unreadable = Vec::new();
+    // Documents of which nobody can tell what object they were meant to be.
+    let mut nameless: Option<u64> = None;
+    let mut of_nameless = Vec::new();
     // Objects whose document here was refused for a fault of its own.
     let mut refused = BTreeSet::new();
     for yaml::Document { line, content } in content {
         let value = match content {
             Ok(value) => value,
             Err(fault) => {
+                nameless.get_or_insert(fault.line);
                 unreadable.push(fault);
                 continue;
             }
@@ -326,20 +330,23 @@ fn read(key: &FileKey, content: Vec<yaml::Document>, known: &BTreeMap<ObjectRef,
                 file.findings.extend(findings.into_iter().map(|finding| finding.origin(&*key.name, line)));
                 continue;
             }
-            Checked::Refused(object, findings) => {
-                let kept = object.as_ref().and_then(|object| known.get(object));
+            Checked::Refused(None, findings) => {
+                nameless.get_or_insert(line);
+                of_nameless.extend(findings.into_iter().map(|finding| finding.origin(&*key.name, line)));
+                continue;
+            }
+            Checked::Refused(Some(object), findings) => {
+                let kept = known.get(&object);
                 let effect = if kept.is_some() { EFFECT_KEPT } else { EFFECT_NEVER };
                 let errors = findings.into_iter().map(|finding| match finding.level {
                     Level::Error => finding.effect(effect),
                     _ => finding,
                 });
                 file.findings.extend(errors.map(|finding| finding.origin(&*key.name, line)));
-                if let Some(object) = object {
-                    if let (Some(kept), false) = (kept, file.documents.contains_key(&object)) {
-                        file.documents.insert(object.clone(), Document { line, value: kept.value.clone() });
-                    }
-                    refused.insert(object);
+                if let (Some(kept), false) = (kept, file.documents.contains_key(&object)) {
+                    file.documents.insert(object.clone(), Document { line, value: kept.value.clone() });
                 }
+                refused.insert(object);
                 continue;
             }
         };
@@ -352,11 +359,11 @@ fn read(key: &FileKey, content: Vec<yaml::Document>, known: &BTreeMap<ObjectRef,
             _ => {}
         }
     }
-    // A document that cannot be read may be any of those that are missed.
+    // It may be any of those that are missed.
     let missed: Vec<_> = known.iter().filter(|(object, _)| !file.documents.contains_key(object) && !refused.contains(*object)).collect();
-    if let Some(first) = unreadable.first() {
+    if let Some(line) = nameless {
         for (object, document) in &missed {
-            file.documents.insert((*object).clone(), Document { line: first.line, value: document.value.clone() });
+            file.documents.insert((*object).clone(), Document { line, value: document.value.clone() });
         }
     }
     let effect = match missed.as_slice() {
@@ -364,6 +371,7 @@ fn read(key: &FileKey, content: Vec<yaml::Document>, known: &BTreeMap<ObjectRef,
         [(object, _)] => format!("the last good version of {object} stays in force"),
         [(object, _), rest @ ..] => format!("the last good versions of {object} and {} more stay in force", rest.len()),
     };
+    file.findings.extend(of_nameless.into_iter().map(|finding| finding.effect(&*effect)));
     for fault in unreadable {
         let code = if fault.limit { codes::LIMIT_EXCEEDED } else { codes::UNREADABLE_DOCUMENT };
         file.findings.push(
@@ -398,3 +406,6 @@ fn check(layer: &Layer, value: &Value) -> Checked {
         None => Checked::Refused(None, decode(value.clone()).err().unwrap_or_default()),
     }
 }
+
+#[cfg(test)]
+mod tests;

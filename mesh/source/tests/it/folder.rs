@@ -1,0 +1,285 @@
+//! Changes of a folder: whole, half, renamed, removed, many at once.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+use tropis_crds::{Finding, Kind, ObjectRef};
+use tropis_source::{DirSource, Source, SourceEvent, Watch, write};
+
+/// Ten times what is normal for a change to be told (50 ms).
+const SOON: Duration = Duration::from_millis(500);
+
+pub(crate) fn config(name: &str, data: &str) -> String {
+    format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: shop}}\ndata: {{value: \"{data}\"}}\n")
+}
+
+pub(crate) fn reference(name: &str) -> ObjectRef {
+    ObjectRef::new(Kind::ConfigMap, "shop", name)
+}
+
+pub(crate) fn open(state: &TempDir) -> DirSource {
+    DirSource::open(state.path(), None).unwrap()
+}
+
+/// Waits for an event that `wanted` knows.
+pub(crate) async fn until<T>(watch: &mut Watch, mut wanted: impl FnMut(&SourceEvent) -> Option<T>) -> T {
+    let search = async {
+        loop {
+            let event = watch.recv().await.expect("the source lives");
+            if let Some(found) = wanted(&event) {
+                return found;
+            }
+        }
+    };
+    tokio::time::timeout(10 * SOON, search).await.expect("told in time")
+}
+
+async fn synced(watch: &mut Watch) {
+    until(watch, |event| matches!(event, SourceEvent::Synced).then_some(())).await;
+}
+
+async fn applied(watch: &mut Watch, name: &str, data: &str) {
+    until(watch, |event| match event {
+        SourceEvent::Applied(object) if object.metadata.name == name => {
+            (object.config_map()?.data.as_ref()?.get("value")? == data).then_some(())
+        }
+        _ => None,
+    })
+    .await;
+}
+
+async fn deleted(watch: &mut Watch, name: &str) {
+    until(watch, |event| matches!(event, SourceEvent::Deleted(object) if object.name == name).then_some(())).await;
+}
+
+async fn findings(watch: &mut Watch, name: &str) -> Vec<Finding> {
+    until(watch, |event| match event {
+        SourceEvent::Findings { file, findings } if file == name && !findings.is_empty() => Some(findings.clone()),
+        _ => None,
+    })
+    .await
+}
+
+async fn until_end(watch: &mut Watch) {
+    let rest = async { while watch.recv().await.is_some() {} };
+    tokio::time::timeout(10 * SOON, rest).await.expect("the watch ends with its source");
+}
+
+/// Nothing may be told for a while that is longer than any change takes.
+async fn quiet(watch: &mut Watch) {
+    let event = tokio::time::timeout(SOON / 2, watch.recv()).await;
+    assert!(event.is_err(), "{event:?}");
+}
+
+#[tokio::test]
+async fn what_is_there_is_told_first_then_what_changes() {
+    let state = TempDir::new().unwrap();
+    let folder = state.path().join("objects/shop/deep");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("a.yaml"), config("a", "1")).unwrap();
+    let source = open(&state);
+    let mut watch = source.watch();
+    assert!(matches!(watch.recv().await, Some(SourceEvent::Applied(object)) if object.reference() == reference("a")));
+    assert!(matches!(watch.recv().await, Some(SourceEvent::Synced)));
+
+    let started = Instant::now();
+    fs::write(folder.join("b.yml"), config("b", "1")).unwrap();
+    applied(&mut watch, "b", "1").await;
+    println!("a new file was told after {:?}", started.elapsed());
+    fs::write(folder.join("a.yaml"), config("a", "2")).unwrap();
+    eprintln!("step {}", line!()); applied(&mut watch, "a", "2").await;
+    fs::remove_file(folder.join("a.yaml")).unwrap();
+    eprintln!("step {}", line!()); deleted(&mut watch, "a").await;
+    fs::remove_dir_all(state.path().join("objects/shop")).unwrap();
+    deleted(&mut watch, "b").await;
+    assert!(source.objects().is_empty());
+    drop(source);
+    until_end(&mut watch).await;
+}
+
+#[tokio::test]
+async fn new_folders_and_folders_that_are_moved_are_followed() {
+    let state = TempDir::new().unwrap();
+    let source = open(&state);
+    let mut watch = source.watch();
+    synced(&mut watch).await;
+    let folder = state.path().join("objects/one/two/three");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("a.yaml"), config("a", "1")).unwrap();
+    eprintln!("step {}", line!()); applied(&mut watch, "a", "1").await;
+    fs::rename(state.path().join("objects/one"), state.path().join("away")).unwrap();
+    eprintln!("step {}", line!()); deleted(&mut watch, "a").await;
+    fs::rename(state.path().join("away"), state.path().join("objects/back")).unwrap();
+    eprintln!("step {}", line!()); applied(&mut watch, "a", "1").await;
+    fs::write(state.path().join("objects/back/two/three/a.yaml"), config("a", "2")).unwrap();
+    eprintln!("step {}", line!()); applied(&mut watch, "a", "2").await;
+    // The folder itself is swapped.
+    fs::rename(state.path().join("objects"), state.path().join("old")).unwrap();
+    eprintln!("step {}", line!()); deleted(&mut watch, "a").await;
+    fs::create_dir(state.path().join("objects")).unwrap();
+    fs::write(state.path().join("objects/n.yaml"), config("n", "1")).unwrap();
+    eprintln!("step {}", line!()); applied(&mut watch, "n", "1").await;
+}
+
+#[tokio::test]
+async fn renames_are_no_change_and_hidden_or_foreign_files_nobodys_business() {
+    let state = TempDir::new().unwrap();
+    let objects = state.path().join("objects");
+    let source = open(&state);
+    let mut watch = source.watch();
+    fs::write(objects.join("a.yaml"), config("a", "1")).unwrap();
+    eprintln!("step {}", line!()); applied(&mut watch, "a", "1").await;
+    while watch.try_recv().is_some() {}
+    fs::write(objects.join("README.md"), config("readme", "1")).unwrap();
+    fs::write(objects.join(".hidden.yaml"), config("hidden", "1")).unwrap();
+    fs::create_dir(objects.join(".git")).unwrap();
+    fs::write(objects.join(".git/a.yaml"), config("git", "1")).unwrap();
+    fs::rename(objects.join("a.yaml"), objects.join("b.yaml")).unwrap();
+    quiet(&mut watch).await;
+    assert_eq!(source.objects().len(), 1);
+    // An editor's way: a new file over the old one.
+    fs::write(objects.join("b.yaml.tmp"), config("a", "2")).unwrap();
+    fs::rename(objects.join("b.yaml.tmp"), objects.join("b.yaml")).unwrap();
+    eprintln!("step {}", line!()); applied(&mut watch, "a", "2").await;
+}
+
+#[tokio::test]
+async fn a_file_being_written_is_read_when_it_is_whole() {
+    let state = TempDir::new().unwrap();
+    let path = state.path().join("objects/all.yaml");
+    let source = open(&state);
+    let mut watch = source.watch();
+    let (a, b) = (config("a", "1"), config("b", "1"));
+    fs::write(&path, format!("{a}---\n{b}")).unwrap();
+    applied(&mut watch, "b", "1").await;
+    while watch.try_recv().is_some() {}
+
+    let mut file = OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
+    file.write_all(config("a", "2").as_bytes()).unwrap();
+    // Half of it is there, and would mean that b is gone.
+    quiet(&mut watch).await;
+    file.write_all(b"---\n").unwrap();
+    file.write_all(&b.as_bytes()[..b.len() / 2]).unwrap();
+    quiet(&mut watch).await;
+    file.write_all(&b.as_bytes()[b.len() / 2..]).unwrap();
+    drop(file);
+    eprintln!("step {}", line!()); applied(&mut watch, "a", "2").await;
+    quiet(&mut watch).await;
+    assert_eq!(source.objects().len(), 2);
+}
+
+#[tokio::test]
+async fn half_a_file_leaves_the_last_good_version_and_is_told() {
+    let state = TempDir::new().unwrap();
+    let path = state.path().join("objects/all.yaml");
+    let source = open(&state);
+    let mut watch = source.watch();
+    let whole = format!("{}---\n{}", config("a", "1"), config("b", "1"));
+    fs::write(&path, &whole).unwrap();
+    applied(&mut watch, "b", "1").await;
+    // Its writer died: the file is closed and stays half.
+    let half = format!("{}---\n{}", config("a", "2"), &config("b", "2")[..40]);
+    fs::write(&path, half).unwrap();
+    eprintln!("step {}", line!()); applied(&mut watch, "a", "2").await;
+    let told = findings(&mut watch, "all.yaml").await;
+    assert_eq!(told.len(), 1);
+    assert!(told[0].to_string().ends_with("the last good version of ConfigMap shop/b stays in force"), "{}", told[0]);
+    assert_eq!(told[0].origin.as_ref().unwrap().file, "all.yaml");
+    assert!(source.get(&reference("b")).is_some());
+    fs::write(&path, [0xff, 0xfe, 0x00]).unwrap();
+    let told = findings(&mut watch, "all.yaml").await;
+    assert!(told.iter().any(|finding| finding.to_string().contains("UTF-8")), "{told:?}");
+    assert_eq!(source.objects().len(), 2);
+    fs::write(&path, &whole).unwrap();
+    until(&mut watch, |event| matches!(event, SourceEvent::Findings { findings, .. } if findings.is_empty()).then_some(())).await;
+    assert_eq!(source.objects().len(), 2);
+}
+
+#[tokio::test]
+async fn many_changes_end_in_the_last_state() {
+    let state = TempDir::new().unwrap();
+    let objects = state.path().join("objects");
+    let source = open(&state);
+    let (mut watch, mut slow) = (source.watch(), source.watch());
+    for round in 0..200 {
+        for name in ["a", "b", "c"] {
+            write::replace(&objects.join(format!("{name}.yaml")), config(name, &round.to_string()).as_bytes()).unwrap();
+        }
+        if round % 3 == 0 {
+            fs::remove_file(objects.join("c.yaml")).unwrap();
+        }
+    }
+    fs::remove_file(objects.join("b.yaml")).unwrap();
+    eprintln!("step {}", line!()); applied(&mut watch, "a", "199").await;
+    applied(&mut watch, "c", "199").await;
+    tokio::time::sleep(SOON).await;
+    // A reader that never read hears of each object once, as it is.
+    let mut last = std::collections::BTreeMap::new();
+    while let Some(event) = slow.try_recv() {
+        match event {
+            SourceEvent::Applied(object) => assert!(last.insert(object.metadata.name.clone(), true).is_none()),
+            SourceEvent::Deleted(object) => assert!(last.insert(object.name, false).is_none()),
+            _ => {}
+        }
+    }
+    assert_eq!((last.get("a"), last.get("c")), (Some(&true), Some(&true)));
+    assert_ne!(last.get("b"), Some(&true));
+    assert_eq!(source.objects().len(), 2);
+}
+
+#[tokio::test]
+async fn another_folder_can_be_the_users() {
+    let (state, manifests) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    fs::create_dir_all(state.path().join("objects")).unwrap();
+    fs::write(state.path().join("objects/a.yaml"), config("a", "1")).unwrap();
+    fs::write(manifests.path().join("b.json"), r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"b","namespace":"shop"}}"#)
+        .unwrap();
+    let text = format!("dir:{},manifests={}", state.path().display(), manifests.path().display());
+    let source = tropis_source::open(&text).unwrap();
+    let mut watch = source.watch();
+    assert!(matches!(watch.recv().await, Some(SourceEvent::Applied(object)) if object.reference() == reference("b")));
+    assert!(matches!(watch.recv().await, Some(SourceEvent::Synced)));
+    assert!(tropis_source::open("kube").is_err() && tropis_source::open("dir:").is_err());
+}
+
+#[test]
+fn documents_are_edited_in_place() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("all.yaml");
+    let original = format!("# a note\n{}---\n# about b\n{}", config("a", "1"), config("b", "yes"));
+    fs::write(&path, &original).unwrap();
+    let text = |path: &Path| fs::read_to_string(path).unwrap();
+    assert!(write::edit(folder.path(), &reference("b"), |_| write::Edit::Keep).unwrap());
+    assert_eq!(text(&path), original);
+    let label = |object: &mut serde_json::Value| {
+        object["metadata"]["labels"]["istio.io/dataplane-mode"] = "ambient".into();
+        write::Edit::Write
+    };
+    assert!(write::edit(folder.path(), &reference("a"), label).unwrap());
+    let documents = tropis_source::yaml::documents(&text(&path));
+    let values: Vec<_> = documents.into_iter().map(|document| document.content.unwrap()).collect();
+    assert_eq!(values[0]["metadata"]["labels"]["istio.io/dataplane-mode"], "ambient");
+    assert_eq!(values[0]["data"]["value"], "1", "strings stay strings");
+    assert_eq!(values[1]["data"]["value"], "yes");
+    assert!(text(&path).contains(&config("b", "yes")), "the other document keeps its text");
+    assert!(write::edit(folder.path(), &reference("a"), |_| write::Edit::Remove).unwrap());
+    assert!(write::edit(folder.path(), &reference("b"), |_| write::Edit::Remove).unwrap());
+    assert!(!path.exists());
+    assert!(!write::edit(folder.path(), &reference("b"), |_| write::Edit::Remove).unwrap());
+}
+
+#[test]
+fn a_file_that_is_replaced_is_never_seen_half() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("sub/a.yaml");
+    write::replace(&path, b"one").unwrap();
+    let old = File::open(&path).unwrap();
+    write::replace(&path, b"two").unwrap();
+    assert_eq!(std::io::read_to_string(old).unwrap(), "one");
+    assert_eq!(fs::read_dir(folder.path().join("sub")).unwrap().count(), 1, "no temporary file is left");
+}
