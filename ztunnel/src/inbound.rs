@@ -29,9 +29,8 @@ use crate::{
 /// Serves a tunnel connection to `pod`, and every tunnel on it; `transparent` says whether a caller's address can be bound.
 pub async fn serve(node: Rc<Node>, pod: Arc<Pod>, transparent: bool, stream: TcpStream, from: SocketAddr) {
     let mut drain = pod.drain_signal();
-    // Boxed: the handshake is short and needs more room than all that follows.
     let session = tokio::select! {
-        session = Box::pin(session(&node, &pod, stream)) => session,
+        session = session(&node, &pod, stream) => session,
         () = drain.cut() => return,
     };
     let session = match session {

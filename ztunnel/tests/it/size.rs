@@ -15,7 +15,7 @@ use crate::{mesh::Mesh, network};
 /// Bytes for a connection of an application: the relay's two directions and the plan.
 const CONNECTION_BYTES: usize = 4 * 1024;
 /// Bytes for a tunnel connection, which many applications' connections share: TLS and HTTP/2 state.
-const TUNNEL_BYTES: usize = 8 * 1024;
+const TUNNEL_BYTES: usize = 12 * 1024;
 
 #[test]
 fn journeys_are_small() {
