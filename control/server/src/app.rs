@@ -35,8 +35,8 @@ use crate::{
     metrics::Metrics,
     report::Reporter,
     scope::Scope,
-    serve,
-    watch::{Findings, Watch},
+    serve::{self, Services},
+    watch::{Findings, Told, Watch},
 };
 
 /// The account that tropisd's own certificate names, as Istio's control plane is called.
@@ -46,83 +46,141 @@ const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) async fn run(config: Config, log_control: LogControl) -> anyhow::Result<()> {
-    let stop = CancellationToken::new();
-    let mut tasks = JoinSet::new();
-    let registry = Registry::default();
-    let metrics = registry.register(Metrics::new);
-    let readiness = Readiness::default();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-
-    let authority = Arc::new(Authority::open(&config.state.join("ca"), &config.trust_domain, OffsetDateTime::now_utc())?);
-    if let Some(path) = &config.root_cert_out {
-        write_file(path, authority.root_pem(), 0o644)?;
-    }
-    info!(not_after = %authority.not_after(), trust_domain = %config.trust_domain, "certificate authority open");
-    let tokens = Arc::new(Tokens::open(&config.token_key, &config.token_issuer, &config.token_audience)?);
-    let source = tropis_source::open(&config.source).with_context(|| format!("cannot open the source {}", config.source))?;
-
-    let scope =
-        Arc::new(Scope::new(config.trust_domain.clone(), (&config.trusted_namespace, &config.trusted_account), config.sidecar_labels));
-    // Versions of this process differ from those of the one before it, however short its life was.
-    let resources = Resources::new(format!("{:x}", OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000));
-    let clients = Clients::default();
-    let findings = Findings::default();
-
-    let reporter = Reporter::new(source.clone(), metrics.clone());
-    let (reports, desired) = tokio::sync::watch::channel(None);
-    tasks.spawn(reporter.run(desired, stop.clone()));
-    let settings = Settings {
-        trust_domain: config.trust_domain.clone(),
-        root_namespace: config.root_namespace.clone(),
-        cluster_domain: config.cluster_domain.clone(),
-        cluster_id: config.cluster_id.as_str().into(),
-        network: config.network.as_str().into(),
-        sidecar_labels: config.sidecar_labels,
-    };
-    let watch =
-        Watch::new(settings, scope.clone(), resources.clone(), findings.clone(), reports, readiness.task("objects"), metrics.clone());
-    tasks.spawn(watch.run(source.watch(), stop.clone()));
-
-    let own = Identity::new(config.trust_domain.clone(), config.root_namespace.as_str(), OWN_ACCOUNT);
-    let lifetime = config.default_certificate_lifetime;
-    let certificate = Arc::new(ServerCertificate::new(&authority, &provider, own, config.server_names(), lifetime)?);
-    let tls = serve::tls(&authority, &provider, certificate.clone())?;
-    let renewal = (authority.clone(), provider.clone(), stop.clone());
-    tasks.spawn(async move { certificate.keep_fresh(&renewal.0, &renewal.1, renewal.2).await });
-
-    let mut listeners = Vec::new();
-    for address in &config.listen {
-        let listener = serve::listen(*address)?;
-        info!(address = %listener.local_addr()?, "serving proxies");
-        listeners.push(listener);
-    }
-    let authenticator = Authenticator::new(tokens, config.trust_domain.clone(), metrics.clone());
-    let certify = Certify::new(authority, scope.clone(), lifetime, config.longest_certificate_lifetime, metrics.clone());
-    let services =
-        serve::services(authenticator, scope, resources.clone(), clients.clone(), certify, config.longest_connection, stop.clone());
-    tasks.spawn(serve::run(listeners, tls, services, stop.clone()));
-
-    for address in &config.monitoring {
-        let listener = AdminListener::bind(&AdminAddress::Tcp(*address)).await?;
-        info!(address = %listener.local_address().unwrap_or(*address), "serving metrics and health");
-        tasks.spawn(listener.serve(debug::monitoring(registry.clone(), readiness.clone()), stop.clone().cancelled_owned()));
-    }
-    if let Some(path) = &config.debug_socket {
-        let listener = AdminListener::bind(&AdminAddress::Unix(path.clone())).await?;
-        let routes = debug::routes(Debug::new(resources, clients.clone(), findings)).merge(admin::logging_routes(log_control));
-        tasks.spawn(listener.serve(routes, stop.clone().cancelled_owned()));
-    }
-    tasks.spawn(count_clients(clients, metrics, stop.clone()));
+    let mut app = App::new(config);
+    app.watch_objects()?;
+    app.serve_proxies()?;
+    app.serve_monitoring().await?;
+    app.serve_debug(log_control).await?;
+    app.tasks.spawn(count_clients(app.clients.clone(), app.metrics.clone(), app.stop.clone()));
 
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: stopping"),
         _ = interrupt.recv() => info!("SIGINT: stopping"),
     }
-    stop.cancel();
+    app.stop.cancel();
     // What has not finished by then is cut; proxies keep what they have and come back.
-    let _ = tokio::time::timeout(STOP_DEADLINE, async { while tasks.join_next().await.is_some() {} }).await;
+    let _ = tokio::time::timeout(STOP_DEADLINE, async { while app.tasks.join_next().await.is_some() {} }).await;
     Ok(())
+}
+
+/// What the parts share.
+struct App {
+    config: Config,
+    registry: Registry,
+    metrics: Metrics,
+    readiness: Readiness,
+    scope: Arc<Scope>,
+    resources: Resources,
+    clients: Clients,
+    findings: Findings,
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+impl App {
+    fn new(config: Config) -> Self {
+        let registry = Registry::default();
+        let metrics = registry.register(Metrics::new);
+        let trusted = (config.trusted_namespace.as_str(), config.trusted_account.as_str());
+        let scope = Arc::new(Scope::new(config.trust_domain.clone(), trusted, config.sidecar_labels));
+        // Versions of this process differ from those of the one before it, however short its life was.
+        let resources = Resources::new(format!("{:x}", OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000));
+        Self {
+            config,
+            registry,
+            metrics,
+            readiness: Readiness::default(),
+            scope,
+            resources,
+            clients: Clients::default(),
+            findings: Findings::default(),
+            tasks: JoinSet::new(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// Source to configuration, and findings back to the source.
+    fn watch_objects(&mut self) -> anyhow::Result<()> {
+        let config = &self.config;
+        let source = tropis_source::open(&config.source).with_context(|| format!("cannot open the source {}", config.source))?;
+        let (reports, desired) = tokio::sync::watch::channel(None);
+        self.tasks.spawn(Reporter::new(source.clone(), self.metrics.clone()).run(desired, self.stop.clone()));
+        let settings = Settings {
+            trust_domain: config.trust_domain.clone(),
+            root_namespace: config.root_namespace.clone(),
+            cluster_domain: config.cluster_domain.clone(),
+            cluster_id: config.cluster_id.as_str().into(),
+            network: config.network.as_str().into(),
+            sidecar_labels: config.sidecar_labels,
+        };
+        let told = Told {
+            scope: self.scope.clone(),
+            resources: self.resources.clone(),
+            findings: self.findings.clone(),
+            reports,
+            ready: self.readiness.task("objects"),
+            metrics: self.metrics.clone(),
+        };
+        self.tasks.spawn(Watch::new(settings, told).run(source.watch(), self.stop.clone()));
+        Ok(())
+    }
+
+    /// The authority, and the port that proxies connect to.
+    fn serve_proxies(&mut self) -> anyhow::Result<()> {
+        let config = &self.config;
+        let authority = Arc::new(Authority::open(&config.state.join("ca"), &config.trust_domain, OffsetDateTime::now_utc())?);
+        if let Some(path) = &config.root_cert_out {
+            write_file(path, authority.root_pem(), 0o644)?;
+        }
+        info!(not_after = %authority.not_after(), trust_domain = %config.trust_domain, "certificate authority open");
+        let tokens = Arc::new(Tokens::open(&config.token_key, &config.token_issuer, &config.token_audience)?);
+
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let own = Identity::new(config.trust_domain.clone(), config.root_namespace.as_str(), OWN_ACCOUNT);
+        let lifetime = config.default_certificate_lifetime;
+        let certificate = Arc::new(ServerCertificate::new(&authority, &provider, own, config.server_names(), lifetime)?);
+        let tls = serve::tls(&authority, &provider, certificate.clone())?;
+        let (issuer, stop) = (authority.clone(), self.stop.clone());
+        self.tasks.spawn(async move { certificate.keep_fresh(&issuer, &provider, stop).await });
+
+        let mut listeners = Vec::new();
+        for address in &config.listen {
+            let listener = serve::listen(*address)?;
+            info!(address = %listener.local_addr()?, "serving proxies");
+            listeners.push(listener);
+        }
+        let longest = config.longest_certificate_lifetime;
+        let services = Services {
+            authenticator: Authenticator::new(tokens, config.trust_domain.clone(), self.metrics.clone()),
+            scope: self.scope.clone(),
+            resources: self.resources.clone(),
+            clients: self.clients.clone(),
+            certify: Certify::new(authority, self.scope.clone(), lifetime, longest, self.metrics.clone()),
+            longest_connection: config.longest_connection,
+        };
+        self.tasks.spawn(serve::run(listeners, tls, services, self.stop.clone()));
+        Ok(())
+    }
+
+    async fn serve_monitoring(&mut self) -> anyhow::Result<()> {
+        for address in &self.config.monitoring {
+            let listener = AdminListener::bind(&AdminAddress::Tcp(*address)).await?;
+            info!(address = %listener.local_address().unwrap_or(*address), "serving metrics and health");
+            let routes = debug::monitoring(self.registry.clone(), self.readiness.clone());
+            self.tasks.spawn(listener.serve(routes, self.stop.clone().cancelled_owned()));
+        }
+        Ok(())
+    }
+
+    async fn serve_debug(&mut self, log_control: LogControl) -> anyhow::Result<()> {
+        let Some(path) = &self.config.debug_socket else { return Ok(()) };
+        let listener = AdminListener::bind(&AdminAddress::Unix(path.clone())).await?;
+        let debug = Debug::new(self.resources.clone(), self.clients.clone(), self.findings.clone());
+        let routes = debug::routes(debug).merge(admin::logging_routes(log_control));
+        self.tasks.spawn(listener.serve(routes, self.stop.clone().cancelled_owned()));
+        Ok(())
+    }
 }
 
 async fn count_clients(clients: Clients, metrics: Metrics, stop: CancellationToken) {

@@ -114,34 +114,44 @@ pub(crate) fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
 }
 
 /// The gRPC services, behind authentication.
-pub(crate) fn services(
-    authenticator: Authenticator,
-    scope: Arc<Scope>,
-    resources: Resources,
-    clients: Clients,
-    certify: Certify,
-    longest_connection: Option<Duration>,
-    stop: CancellationToken,
-) -> Router {
-    let admit = move |extensions: &Extensions| -> Result<Admitted, Status> {
-        let caller = extensions.get::<Caller>().ok_or_else(|| Status::unauthenticated("the caller was not authenticated"))?;
-        scope.configuration(caller).map_err(|refused| certify::refusal(&refused))
-    };
-    let discovery = Discovery::new(resources, clients, admit, stop).longest_stream(longest_connection).into_service();
-    let mut server = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .max_concurrent_streams(MAX_STREAMS);
-    if let Some(age) = longest_connection {
-        server = server.max_connection_age(age.mul_f64(CONNECTION_OVER_STREAM)).max_connection_age_grace(AGE_GRACE);
+pub(crate) struct Services {
+    /// Who calls.
+    pub(crate) authenticator: Authenticator,
+    /// Who may have what.
+    pub(crate) scope: Arc<Scope>,
+    /// The configuration.
+    pub(crate) resources: Resources,
+    /// Who has how much of it.
+    pub(crate) clients: Clients,
+    /// The certificate endpoint.
+    pub(crate) certify: Certify,
+    /// The age at which proxies are asked to come again.
+    pub(crate) longest_connection: Option<Duration>,
+}
+
+impl Services {
+    fn router(self, stop: CancellationToken) -> Router {
+        let Self { authenticator, scope, resources, clients, certify, longest_connection } = self;
+        let admit = move |extensions: &Extensions| -> Result<Admitted, Status> {
+            let caller = extensions.get::<Caller>().ok_or_else(|| Status::unauthenticated("the caller was not authenticated"))?;
+            scope.configuration(caller).map_err(|refused| certify::refusal(&refused))
+        };
+        let discovery = Discovery::new(resources, clients, admit, stop).longest_stream(longest_connection).into_service();
+        let mut server = Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .max_concurrent_streams(MAX_STREAMS);
+        if let Some(age) = longest_connection {
+            server = server.max_connection_age(age.mul_f64(CONNECTION_OVER_STREAM)).max_connection_age_grace(AGE_GRACE);
+        }
+        server
+            .add_service(InterceptedService::new(discovery, authenticator.clone()))
+            .add_service(InterceptedService::new(certify.into_service(), authenticator))
     }
-    server
-        .add_service(InterceptedService::new(discovery, authenticator.clone()))
-        .add_service(InterceptedService::new(certify.into_service(), authenticator))
 }
 
 /// Serves on all listeners until `stop`.
-pub(crate) async fn run(listeners: Vec<TcpListener>, tls: ServerConfig, services: Router, stop: CancellationToken) {
+pub(crate) async fn run(listeners: Vec<TcpListener>, tls: ServerConfig, services: Services, stop: CancellationToken) {
     let (ready, accepted) = mpsc::channel(ACCEPTED_QUEUE);
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
@@ -150,7 +160,7 @@ pub(crate) async fn run(listeners: Vec<TcpListener>, tls: ServerConfig, services
     }
     drop(ready);
     let connections = ReceiverStream::new(accepted);
-    if let Err(error) = services.serve_with_incoming_shutdown(connections, stop.cancelled_owned()).await {
+    if let Err(error) = services.router(stop.clone()).serve_with_incoming_shutdown(connections, stop.cancelled_owned()).await {
         warn!(error = chain(&error), "serving ended");
     }
 }

@@ -65,15 +65,26 @@ fn log(finding: &Finding) {
     }
 }
 
+/// Who is told of changes.
+pub(crate) struct Told {
+    /// Pods and namespaces, at once.
+    pub(crate) scope: Arc<Scope>,
+    /// The configuration.
+    pub(crate) resources: Resources,
+    /// What stands now.
+    pub(crate) findings: Findings,
+    /// What should stand in statuses.
+    pub(crate) reports: watch::Sender<Option<Arc<Reports>>>,
+    /// Done when everything was read once.
+    pub(crate) ready: ReadinessTask,
+    /// What is counted.
+    pub(crate) metrics: Metrics,
+}
+
 /// Follows the source.
 pub(crate) struct Watch {
     compiler: Compiler,
-    scope: Arc<Scope>,
-    resources: Resources,
-    findings: Findings,
-    reports: watch::Sender<Option<Arc<Reports>>>,
-    ready: ReadinessTask,
-    metrics: Metrics,
+    told: Told,
     synced: bool,
     file_findings: BTreeMap<String, Vec<Finding>>,
     compiled_findings: Vec<Finding>,
@@ -101,24 +112,11 @@ impl Pending {
 }
 
 impl Watch {
-    /// Compiles for `settings`; tells `scope`, `resources`, `findings`, `reports` and `ready`.
-    pub(crate) fn new(
-        settings: Settings,
-        scope: Arc<Scope>,
-        resources: Resources,
-        findings: Findings,
-        reports: watch::Sender<Option<Arc<Reports>>>,
-        ready: ReadinessTask,
-        metrics: Metrics,
-    ) -> Self {
+    /// Compiles for `settings`.
+    pub(crate) fn new(settings: Settings, told: Told) -> Self {
         Self {
             compiler: Compiler::new(settings),
-            scope,
-            resources,
-            findings,
-            reports,
-            ready,
-            metrics,
+            told,
             synced: false,
             file_findings: BTreeMap::new(),
             compiled_findings: Vec::new(),
@@ -169,7 +167,7 @@ impl Watch {
                 {
                     self.found.insert(reference.clone(), condition);
                 }
-                self.scope.apply(fact(&object));
+                self.told.scope.apply(fact(&object));
                 if object.kind == Kind::AuthorizationPolicy {
                     self.policies.insert(reference.clone());
                     self.untold = true;
@@ -178,7 +176,7 @@ impl Watch {
                 self.compiler.apply(&object);
             }
             SourceEvent::Deleted(reference) => {
-                self.scope.apply(gone(&reference));
+                self.told.scope.apply(gone(&reference));
                 self.untold |= self.policies.remove(&reference);
                 self.generations.remove(&reference);
                 self.compiler.remove(&reference);
@@ -193,7 +191,7 @@ impl Watch {
             }
             SourceEvent::Synced => {
                 self.synced = true;
-                self.scope.synced();
+                self.told.scope.synced();
             }
         }
     }
@@ -204,14 +202,14 @@ impl Watch {
         }
         let started = Instant::now();
         let changes = self.compiler.changes();
-        let published = self.resources.publish(&changes);
+        let published = self.told.resources.publish(&changes);
         let seconds = started.elapsed().as_secs_f64();
-        self.metrics.published(published.generation, published.changed, seconds);
-        self.metrics.objects(self.generations.len());
+        self.told.metrics.published(published.generation, published.changed, seconds);
+        self.told.metrics.objects(self.generations.len());
         if published.changed > 0 {
             info!(generation = published.generation, changed = published.changed, seconds, "configuration published");
         }
-        self.ready.ready();
+        self.told.ready.ready();
         self.tell();
     }
 
@@ -226,10 +224,10 @@ impl Watch {
         let mut all: Vec<Finding> = self.file_findings.values().flatten().cloned().collect();
         all.extend(self.compiled_findings.iter().cloned());
         let desired = report::conditions(&all, &self.policies, |object| self.generations.get(object).copied().flatten());
-        self.metrics.findings(all.len());
-        self.findings.replace(all);
+        self.told.metrics.findings(all.len());
+        self.told.findings.replace(all);
         let reports = Arc::new(Reports { desired, found: self.found.clone() });
-        self.reports.send_if_modified(|present| {
+        self.told.reports.send_if_modified(|present| {
             let different = present.as_ref() != Some(&reports);
             if different {
                 *present = Some(reports);
@@ -280,11 +278,16 @@ mod tests {
     use super::*;
 
     fn watch() -> Watch {
-        let scope = Arc::new(Scope::new("cluster.local".into(), ("istio-system", "ztunnel"), true));
         let (reports, _) = watch::channel(None);
-        let metrics = Registry::default().register(Metrics::new);
-        let ready = Readiness::default().task("objects");
-        Watch::new(Settings::default(), scope, Resources::new("i"), Findings::default(), reports, ready, metrics)
+        let told = Told {
+            scope: Arc::new(Scope::new("cluster.local".into(), ("istio-system", "ztunnel"), true)),
+            resources: Resources::new("i"),
+            findings: Findings::default(),
+            reports,
+            ready: Readiness::default().task("objects"),
+            metrics: Registry::default().register(Metrics::new),
+        };
+        Watch::new(Settings::default(), told)
     }
 
     fn applied(value: Value) -> SourceEvent {
@@ -309,10 +312,10 @@ mod tests {
         let mut watch = watch();
         watch.take(pod(1, "web"));
         watch.publish();
-        assert!(watch.resources.snapshot().is_none());
+        assert!(watch.told.resources.snapshot().is_none());
         watch.take(SourceEvent::Synced);
         watch.publish();
-        assert_eq!(watch.resources.snapshot().unwrap().addresses().count(), 1);
+        assert_eq!(watch.told.resources.snapshot().unwrap().addresses().count(), 1);
     }
 
     #[test]
@@ -345,7 +348,7 @@ mod tests {
         }
         let each = started.elapsed() / changes;
         println!("one pod changed in {each:?}");
-        assert_eq!(watch.resources.snapshot().unwrap().generation, u64::from(changes) + 1);
+        assert_eq!(watch.told.resources.snapshot().unwrap().generation, u64::from(changes) + 1);
         // Normally a tenth of a millisecond; the goal is 10 ms among 100 000.
         assert!(each < Duration::from_millis(10), "{each:?}");
     }
