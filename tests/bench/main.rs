@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tropis_tests::bench::measure::Placement;
 use tropis_tests::bench::{self, Options, Peer, PeerKind};
-use tropis_tests::{Family, Lab, Progress};
+use tropis_tests::{Lab, Progress};
 
 #[test]
 fn every_figure_is_measured_with_and_without_the_mesh() {
@@ -22,10 +22,11 @@ fn every_figure_is_measured_with_and_without_the_mesh() {
         run: "benchtest".to_owned(),
         rounds: 1,
         duration: Duration::from_millis(300),
-        family: Family::V6,
+        ipv6: true,
         placements: vec![Placement::AcrossNodes],
         peers: vec![absent],
-        binaries: Some(std::env::var_os("TROPIS_BIN").map_or(programs, Into::into)),
+        json: None,
+        programs: Some(std::env::var_os("TROPIS_BIN").map_or(programs, Into::into)),
     };
     let runtime = tokio::runtime::Runtime::new().expect("threads can be started");
     let report = runtime.block_on(bench::run(&options, &Progress::stderr())).unwrap_or_else(|error| panic!("{error:?}"));

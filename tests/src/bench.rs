@@ -9,11 +9,13 @@ mod processes;
 pub mod report;
 mod variant;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use clap::Args;
 
 use crate::network::addresses::Family;
 use crate::progress::Progress;
@@ -63,46 +65,53 @@ impl FromStr for Peer {
 }
 
 /// What to measure, and how long.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Args)]
 pub struct Options {
-    /// Name of the run; peers get it with a number behind.
+    /// The run's name: 1 to 18 lower-case letters and digits. The labs beside Tropis' get it with a word behind.
+    #[arg(long, default_value = "bench")]
     pub run: String,
-    /// Rounds, at least 3 for a median that means something.
+    /// Rounds, each of all variants; at least 3 for a median that means something.
+    #[arg(long, default_value_t = 3)]
     pub rounds: usize,
     /// Length of each measurement.
+    #[arg(long = "seconds", value_name = "SECONDS", default_value = "3", value_parser = seconds)]
     pub duration: Duration,
-    /// Address family of the connections.
-    pub family: Family,
+    /// Connect by IPv6.
+    #[arg(long)]
+    pub ipv6: bool,
     /// Between which pods.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Placement::AcrossNodes, Placement::SameNode])]
     pub placements: Vec<Placement>,
-    /// Proxies to compare with.
+    /// Another node proxy to measure in place of ours, for example istio-ztunnel=/path/to/ztunnel. May be repeated.
+    #[arg(long = "peer", value_name = "KIND=PATH")]
     pub peers: Vec<Peer>,
-    /// Folder of the binaries; by default that of the running one.
-    pub binaries: Option<PathBuf>,
+    /// Where to write the report as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Folder of the programs; by default `TROPIS_BIN`, else that of the running one.
+    #[arg(skip)]
+    pub programs: Option<PathBuf>,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            run: "bench".to_owned(),
-            rounds: 3,
-            duration: Duration::from_secs(3),
-            family: Family::V4,
-            placements: vec![Placement::AcrossNodes, Placement::SameNode],
-            peers: Vec::new(),
-            binaries: None,
-        }
+impl Options {
+    fn family(&self) -> Family {
+        if self.ipv6 { Family::V6 } else { Family::V4 }
     }
 }
 
-/// Runs the bench and cleans up after itself.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
+    Duration::try_from_secs_f64(number).map_err(|error| error.to_string())
+}
+
+/// Runs the bench, writes the JSON if asked to, and cleans up after itself. [`Report::table`] is for people.
 ///
 /// # Errors
 /// A lab does not start, pods are not captured, or a load fails; the error says which. A peer that does not work is no error: the
 /// report says what is missing and why.
 pub async fn run(options: &Options, progress: &Progress) -> anyhow::Result<Report> {
     ensure!(options.rounds > 0, "the bench needs at least one round");
-    let folder = match &options.binaries {
+    let folder = match &options.programs {
         Some(folder) => folder.clone(),
         None => own_folder()?,
     };
@@ -118,7 +127,12 @@ pub async fn run(options: &Options, progress: &Progress) -> anyhow::Result<Repor
     let machine = machine(&folder);
     variant::down(variants).await;
     let (comparisons, resident) = measured?;
-    Ok(Report { machine, rounds: options.rounds, seconds: options.duration.as_secs_f64(), comparisons, resident, missing })
+    let report = Report { machine, rounds: options.rounds, seconds: options.duration.as_secs_f64(), comparisons, resident, missing };
+    if let Some(file) = &options.json {
+        let json = serde_json::to_string_pretty(&report).context("the report does not fit JSON")?;
+        fs::write(file, json).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(report)
 }
 
 async fn measure_all(options: &Options, variants: &[Variant], progress: &Progress) -> anyhow::Result<(Vec<Comparison>, Vec<Resident>)> {
@@ -152,7 +166,7 @@ fn turn(round: usize, variants: usize) -> impl Iterator<Item = usize> {
 async fn one_sample(options: &Options, variant: &Variant, figure: Figure, placement: Placement) -> anyhow::Result<Sample> {
     let before = variant.proxy_time();
     let load = variant
-        .load(figure, placement, options.family, options.duration)
+        .load(figure, placement, options.family(), options.duration)
         .await
         .with_context(|| format!("{figure}, {placement}, {}", variant.name))?;
     let spent = variant.proxy_time().saturating_sub(before);
@@ -200,6 +214,24 @@ mod tests {
 
     #[test]
     fn all_figures_for_all_placements() {
-        assert_eq!(rows(&Options::default()).count(), 2 * FIGURES.len());
+        let options = options(&[]);
+        assert_eq!(rows(&options).count(), 2 * FIGURES.len());
+        assert_eq!(options.family(), Family::V4);
+    }
+
+    #[test]
+    fn options_as_typed() {
+        let options = options(&["--seconds", "0.5", "--placements", "same-node", "--ipv6", "--peer", "istio-ztunnel=/z"]);
+        assert_eq!((options.duration, &options.placements[..]), (Duration::from_millis(500), &[Placement::SameNode][..]));
+        assert_eq!((options.family(), options.peers.len()), (Family::V6, 1));
+    }
+
+    fn options(words: &[&str]) -> Options {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            options: Options,
+        }
+        <Line as clap::Parser>::parse_from([&["bench"], words].concat()).options
     }
 }

@@ -43,7 +43,7 @@ pub(super) struct Variant {
 pub(super) async fn own(options: &Options, folder: &Path, progress: &Progress) -> anyhow::Result<Vec<Variant>> {
     let mut variants = Vec::new();
     for (name, run, meshed) in [("no mesh", format!("{}base", options.run), false), ("Tropis", options.run.clone(), true)] {
-        match Variant::start(name, &run, folder, None, meshed, options.family, progress).await {
+        match Variant::start(name, &run, folder, None, meshed, options.family(), progress).await {
             Ok(variant) => variants.push(variant),
             Err(error) => {
                 down(variants).await;
@@ -59,7 +59,7 @@ pub(super) async fn of_peer(options: &Options, folder: &Path, peer: &Peer, numbe
     let replaced = replace_ztunnel(folder, &peer.binary)?;
     let path = replaced.path().to_owned();
     let run = format!("{}peer{number}", options.run);
-    Variant::start(peer.kind.name(), &run, &path, Some(replaced), true, options.family, progress).await
+    Variant::start(peer.kind.name(), &run, &path, Some(replaced), true, options.family(), progress).await
 }
 
 /// Ends all labs; each cleans up after itself even if that fails, so the first error is not worth losing the figures for.
