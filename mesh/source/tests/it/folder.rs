@@ -92,9 +92,9 @@ async fn what_is_there_is_told_first_then_what_changes() {
     applied(&mut watch, "b", "1").await;
     println!("a new file was told after {:?}", started.elapsed());
     fs::write(folder.join("a.yaml"), config("a", "2")).unwrap();
-    eprintln!("step {}", line!()); applied(&mut watch, "a", "2").await;
+    applied(&mut watch, "a", "2").await;
     fs::remove_file(folder.join("a.yaml")).unwrap();
-    eprintln!("step {}", line!()); deleted(&mut watch, "a").await;
+    deleted(&mut watch, "a").await;
     fs::remove_dir_all(state.path().join("objects/shop")).unwrap();
     deleted(&mut watch, "b").await;
     assert!(source.objects().is_empty());
@@ -111,19 +111,19 @@ async fn new_folders_and_folders_that_are_moved_are_followed() {
     let folder = state.path().join("objects/one/two/three");
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("a.yaml"), config("a", "1")).unwrap();
-    eprintln!("step {}", line!()); applied(&mut watch, "a", "1").await;
+    applied(&mut watch, "a", "1").await;
     fs::rename(state.path().join("objects/one"), state.path().join("away")).unwrap();
-    eprintln!("step {}", line!()); deleted(&mut watch, "a").await;
+    deleted(&mut watch, "a").await;
     fs::rename(state.path().join("away"), state.path().join("objects/back")).unwrap();
-    eprintln!("step {}", line!()); applied(&mut watch, "a", "1").await;
+    applied(&mut watch, "a", "1").await;
     fs::write(state.path().join("objects/back/two/three/a.yaml"), config("a", "2")).unwrap();
-    eprintln!("step {}", line!()); applied(&mut watch, "a", "2").await;
+    applied(&mut watch, "a", "2").await;
     // The folder itself is swapped.
     fs::rename(state.path().join("objects"), state.path().join("old")).unwrap();
-    eprintln!("step {}", line!()); deleted(&mut watch, "a").await;
+    deleted(&mut watch, "a").await;
     fs::create_dir(state.path().join("objects")).unwrap();
-    fs::write(state.path().join("objects/n.yaml"), config("n", "1")).unwrap();
-    eprintln!("step {}", line!()); applied(&mut watch, "n", "1").await;
+    fs::write(state.path().join("objects/new.yaml"), config("new", "1")).unwrap();
+    applied(&mut watch, "new", "1").await;
 }
 
 #[tokio::test]
@@ -133,7 +133,7 @@ async fn renames_are_no_change_and_hidden_or_foreign_files_nobodys_business() {
     let source = open(&state);
     let mut watch = source.watch();
     fs::write(objects.join("a.yaml"), config("a", "1")).unwrap();
-    eprintln!("step {}", line!()); applied(&mut watch, "a", "1").await;
+    applied(&mut watch, "a", "1").await;
     while watch.try_recv().is_some() {}
     fs::write(objects.join("README.md"), config("readme", "1")).unwrap();
     fs::write(objects.join(".hidden.yaml"), config("hidden", "1")).unwrap();
@@ -145,7 +145,7 @@ async fn renames_are_no_change_and_hidden_or_foreign_files_nobodys_business() {
     // An editor's way: a new file over the old one.
     fs::write(objects.join("b.yaml.tmp"), config("a", "2")).unwrap();
     fs::rename(objects.join("b.yaml.tmp"), objects.join("b.yaml")).unwrap();
-    eprintln!("step {}", line!()); applied(&mut watch, "a", "2").await;
+    applied(&mut watch, "a", "2").await;
 }
 
 #[tokio::test]
@@ -168,7 +168,7 @@ async fn a_file_being_written_is_read_when_it_is_whole() {
     quiet(&mut watch).await;
     file.write_all(&b.as_bytes()[b.len() / 2..]).unwrap();
     drop(file);
-    eprintln!("step {}", line!()); applied(&mut watch, "a", "2").await;
+    applied(&mut watch, "a", "2").await;
     quiet(&mut watch).await;
     assert_eq!(source.objects().len(), 2);
 }
@@ -185,7 +185,7 @@ async fn half_a_file_leaves_the_last_good_version_and_is_told() {
     // Its writer died: the file is closed and stays half.
     let half = format!("{}---\n{}", config("a", "2"), &config("b", "2")[..40]);
     fs::write(&path, half).unwrap();
-    eprintln!("step {}", line!()); applied(&mut watch, "a", "2").await;
+    applied(&mut watch, "a", "2").await;
     let told = findings(&mut watch, "all.yaml").await;
     assert_eq!(told.len(), 1);
     assert!(told[0].to_string().ends_with("the last good version of ConfigMap shop/b stays in force"), "{}", told[0]);
@@ -215,7 +215,7 @@ async fn many_changes_end_in_the_last_state() {
         }
     }
     fs::remove_file(objects.join("b.yaml")).unwrap();
-    eprintln!("step {}", line!()); applied(&mut watch, "a", "199").await;
+    applied(&mut watch, "a", "199").await;
     applied(&mut watch, "c", "199").await;
     tokio::time::sleep(SOON).await;
     // A reader that never read hears of each object once, as it is.
