@@ -18,6 +18,7 @@ use crate::front;
 /// In the payload of every message: if it is ever seen on a wire, something was not encrypted.
 const CANARY: &str = "canary-in-the-coal-mine";
 const PORT: u16 = 7000;
+const BOOKSTORE: [&str; 6] = ["productpage-v1", "details-v1", "reviews-v1", "reviews-v2", "reviews-v3", "ratings-v1"];
 /// Ten times what one change needs to be in force.
 const IN_FORCE: Duration = Duration::from_secs(10);
 const POLICY: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: servers, namespace: demo}\nspec:\n  selector: {matchLabels: {app: far}}\n";
@@ -52,6 +53,10 @@ pub(super) async fn tell(lab: &Lab, claims: &mut Claims) -> anyhow::Result<()> {
         stranger: pod("demo", "stranger").await?,
         outsider: pod("outside", "outsider").await?,
     };
+    // Everything stands before rules are compared: what follows changes nothing that kube-proxy cares about.
+    for deployment in BOOKSTORE {
+        pod("bookstore", deployment).await?;
+    }
     enrolment(lab, claims, &cast).await?;
     encryption(lab, claims, &cast).await?;
     identity(lab, claims, &cast).await?;
@@ -320,8 +325,8 @@ async fn books(lab: &Lab, claims: &mut Claims) -> anyhow::Result<()> {
     lab.label("Namespace", "", "bookstore", &[("istio-injection", Some("enabled"))])?;
     let page = lab.pod("bookstore", "productpage-v1").await?;
     let ratings = lab.pod("bookstore", "ratings-v1").await?;
-    for pod in [&page, &ratings] {
-        lab.wait_enrolled(pod, true).await?;
+    for deployment in BOOKSTORE {
+        lab.wait_enrolled(&lab.pod("bookstore", deployment).await?, true).await?;
     }
     let mut shown = Exchange::default();
     let titled = wait::until(IN_FORCE, "the page", async || {
