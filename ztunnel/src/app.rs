@@ -137,10 +137,17 @@ pub async fn run(config: Config, log: LogControl) -> Result<(), StartError> {
     register_xds(&metrics, counters.clone());
     let (status, mut synced) = watch::channel(client::Status::default());
     follow_control_plane(&shared, counters, status)?;
-    tokio::spawn(async move {
-        // The sender lives as long as the client, which lives as long as the process.
-        if synced.wait_for(client::Status::synced).await.is_ok() {
-            state_ready.ready();
+    tokio::spawn({
+        let shared = shared.clone();
+        async move {
+            // The sender lives as long as the client, which lives as long as the process.
+            while synced.changed().await.is_ok() {
+                let status = synced.borrow_and_update();
+                shared.view.name_version(&status.version);
+                if status.synced() {
+                    state_ready.ready();
+                }
+            }
         }
     });
 

@@ -182,7 +182,7 @@ impl Proxy {
             return None;
         }
         let shared = &self.node.shared;
-        let view = shared.view.covering(&shared.config.node, &self.pod).await;
+        let view = shared.view.covering(&shared.config.node, &self.pod).await.view;
         let Some(client) = local_workload(&view, &shared.config.node, &self.pod) else {
             return failure(&message, ResponseCode::ServFail);
         };

@@ -55,7 +55,7 @@ pub async fn serve(node: Rc<Node>, pod: Arc<Pod>, transparent: bool, stream: Tcp
 /// Who is called, and who calls: the part of the journey that all tunnels of a connection share.
 async fn session(node: &Node, pod: &Arc<Pod>, stream: TcpStream) -> Result<Session, Failure> {
     let _place = accept::place(pod)?;
-    let view = node.view_covering(pod).await; // may wait for the control plane, bounded in time
+    let view = node.view_covering(pod).await.view; // may wait for the control plane, bounded in time
     let callee = identify::local(&node.shared, &view, pod)?;
     Ok(identify::peer(&node.shared, &callee, stream).await?)
 }

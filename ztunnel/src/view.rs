@@ -20,17 +20,32 @@ use crate::node::Pod;
 /// How long a connection may wait for the control plane to tell us about the pod that it belongs to.
 pub const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
 
+/// A view, and the name of the configuration that it came of.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Decide on this.
+    pub view: Arc<View>,
+    /// The control plane's name for the last configuration that is in it; empty before the first.
+    pub version: Arc<String>,
+}
+
 /// The view in force, and word of each change.
 #[derive(Debug)]
 pub struct CurrentView {
     view: ArcSwap<View>,
+    version: ArcSwap<String>,
     policy_version: AtomicU64,
     changed: watch::Sender<u64>,
 }
 
 impl Default for CurrentView {
     fn default() -> Self {
-        Self { view: ArcSwap::from_pointee(View::default()), policy_version: AtomicU64::new(0), changed: watch::Sender::new(0) }
+        Self {
+            view: ArcSwap::from_pointee(View::default()),
+            version: ArcSwap::default(),
+            policy_version: AtomicU64::new(0),
+            changed: watch::Sender::new(0),
+        }
     }
 }
 
@@ -38,6 +53,20 @@ impl CurrentView {
     /// The view in force. Decide everything about one step on one of these.
     pub fn load(&self) -> Arc<View> {
         self.view.load_full()
+    }
+
+    /// The view in force with the name of its configuration.
+    pub fn seen(&self) -> Seen {
+        // The name first: it may lag behind what decides, and never runs ahead of it.
+        let version = self.version.load_full();
+        Seen { view: self.load(), version }
+    }
+
+    /// What was applied last is the configuration of this name.
+    pub fn name_version(&self, version: &str) {
+        if **self.version.load() != version {
+            self.version.store(Arc::new(version.to_owned()));
+        }
     }
 
     /// Puts changes in force. Called by one thread only, the one that reads from the control plane.
@@ -64,20 +93,20 @@ impl CurrentView {
     }
 
     /// The view in force once it holds `pod`'s workload; waits for that at most [`WORKLOAD_WAIT`], then gives what there is.
-    pub async fn covering(&self, node: &str, pod: &Pod) -> Arc<View> {
+    pub async fn covering(&self, node: &str, pod: &Pod) -> Seen {
         let mut changed = self.changed.subscribe();
         let covered = async {
             loop {
-                let view = self.load();
-                if local_workload(&view, node, pod).is_some() {
-                    return view;
+                let seen = self.seen();
+                if local_workload(&seen.view, node, pod).is_some() {
+                    return seen;
                 }
                 if changed.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }
             }
         };
-        tokio::time::timeout(WORKLOAD_WAIT, covered).await.unwrap_or_else(|_| self.load())
+        tokio::time::timeout(WORKLOAD_WAIT, covered).await.unwrap_or_else(|_| self.seen())
     }
 }
 
@@ -107,14 +136,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn waits_for_the_pod_and_no_longer_than_allowed() {
         let current = Arc::new(CurrentView::default());
-        let view = current.covering("n1", &pod()).await;
+        let Seen { view, .. } = current.covering("n1", &pod()).await;
         assert!(local_workload(&view, "n1", &pod()).is_none());
         let feeder = current.clone();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(1)).await;
             feeder.apply(vec![workload()]);
         });
-        let view = current.covering("n1", &pod()).await;
+        let Seen { view, .. } = current.covering("n1", &pod()).await;
         assert!(local_workload(&view, "n1", &pod()).is_some());
         assert!(local_workload(&view, "n2", &pod()).is_none());
     }

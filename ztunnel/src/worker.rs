@@ -20,7 +20,7 @@ use tokio::{
     task::{LocalSet, spawn_local},
 };
 use tropis_hbone::client::{Pool, PoolOptions};
-use tropis_model::{view::View, workload::WorkloadUid};
+use tropis_model::workload::WorkloadUid;
 use tropis_net::accept;
 
 use crate::{
@@ -30,6 +30,7 @@ use crate::{
     metrics::CounterCache,
     node::{Pod, listeners::WorkerListeners},
     outbound, passthrough,
+    view::Seen,
 };
 
 /// Commands that may wait for a worker: a snapshot of a full node and then some.
@@ -129,7 +130,7 @@ impl Node {
     }
 
     /// The view in force, once it covers `pod` or the time to wait for that is over.
-    pub async fn view_covering(&self, pod: &Pod) -> Arc<View> {
+    pub async fn view_covering(&self, pod: &Pod) -> Seen {
         self.shared.view.covering(&self.shared.config.node, pod).await
     }
 }

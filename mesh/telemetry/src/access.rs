@@ -1,7 +1,7 @@
 //! The access log: one line a connection, on every way out.
 //!
 //! Fields are Istio's, in Istio's order, then ours: `stage`, `reason`, `side`, `policy` (what denied, or the ALLOW policies none of
-//! which matched) and `config_version` (of the view that decided). `bytes_sent` and `bytes_recv` are from the proxy's own viewpoint, as
+//! which matched) and `config_version` (the control plane's name for what decided). `bytes_sent` and `bytes_recv` are from the proxy's own viewpoint, as
 //! Istio has it: outbound, sent is what the application sent; inbound, sent is what the application answered.
 
 use std::{fmt, net::SocketAddr, time::Duration};
@@ -68,8 +68,8 @@ pub struct Access<'a> {
     pub policies: &'a [PolicyKey],
     /// What went wrong, with causes; `None` if nothing did.
     pub error: Option<&'a str>,
-    /// The version of the view that decided, if one was read.
-    pub config_version: Option<u64>,
+    /// The control plane's name for the configuration that decided, if there was one.
+    pub config_version: Option<&'a str>,
     /// The trace that the connection belongs to.
     pub traceparent: Option<&'a str>,
 }
@@ -167,7 +167,7 @@ mod tests {
             outcome: Outcome { stage: Stage::Relay, reason: Reason::Completed, side: Side::Mesh },
             policies: &[],
             error: None,
-            config_version: Some(1),
+            config_version: Some("1"),
             traceparent: None,
         }
     }

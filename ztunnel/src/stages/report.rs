@@ -29,6 +29,7 @@ use crate::{
     connections::{ConnectionInfo, Revocation},
     metrics::{Traffic, TrafficCounters},
     node::Pod,
+    view::Seen,
     worker::Node,
 };
 
@@ -49,7 +50,7 @@ pub struct Report {
     authority: Option<Authority>,
     service: Option<Arc<Service>>,
     mutual_tls: bool,
-    config_version: Option<u64>,
+    config_version: Option<Arc<String>>,
     traceparent: Option<String>,
     ended: Option<Failure>,
 }
@@ -174,9 +175,9 @@ impl Report {
     }
 
     /// Decisions are read from this view.
-    pub fn view(&mut self, view: Arc<View>) -> Arc<View> {
-        self.config_version = Some(view.version());
-        view
+    pub fn view(&mut self, seen: Seen) -> Arc<View> {
+        self.config_version = Some(seen.version).filter(|version| !version.is_empty());
+        seen.view
     }
 
     /// The local pod opened it.
@@ -315,7 +316,7 @@ impl Report {
             outcome,
             policies,
             error,
-            config_version: self.config_version,
+            config_version: self.config_version.as_deref().map(String::as_str),
             traceparent: self.traceparent.as_deref(),
         }
     }
