@@ -6,6 +6,8 @@
 //!   an empty match as "never": both read a policy of ours alike.
 //! - A value that cannot be read as what its field means (a principal with blanks in it) is read in the way that allows less.
 
+mod text;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use ipnet::IpNet;
@@ -15,11 +17,11 @@ use tropis_crds::{
         authorization_policy::{self as istio, Condition, Operation, Source},
         block,
     },
-    names,
 };
 use tropis_model::policy::{Action, Clause, Match, Policy, PolicyKey, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
 
 use crate::{Index, Settings, index::selects, service::policy_key};
+use text::{Text, namespace, principal, string_match};
 
 /// Only logs, when it says `true`.
 const DRY_RUN: &str = "istio.io/dry-run";
@@ -98,7 +100,7 @@ pub(crate) fn selection_findings(index: &Index, object: &Object) -> Vec<Finding>
     let Some(policy) = object.authorization_policy().filter(|_| is_enforced(object)) else { return Vec::new() };
     let Some(selector) = selects(policy.spec.selector.as_ref()) else { return Vec::new() };
     let namespace = object.metadata.namespace.as_str();
-    if !index.selected_by_authorization(namespace, selector).is_empty() {
+    if index.selected_by_authorization(namespace, selector).next().is_some() {
         return Vec::new();
     }
     let place = if namespace == index.settings().root_namespace { "the mesh".to_owned() } else { format!("namespace {namespace}") };
@@ -385,59 +387,4 @@ fn ports(list: &[String]) -> Vec<u16> {
 
 fn blocks(list: &[String]) -> Vec<IpNet> {
     list.iter().filter_map(|text| block(text)).collect()
-}
-
-fn string_match(text: &str) -> StringMatch {
-    match (text.strip_prefix('*'), text.strip_suffix('*')) {
-        (Some(""), _) => StringMatch::Presence,
-        (Some(suffix), _) => StringMatch::Suffix(suffix.into()),
-        (_, Some(prefix)) => StringMatch::Prefix(prefix.into()),
-        (None, None) => StringMatch::Exact(text.into()),
-    }
-}
-
-/// What a string of a policy is.
-enum Text<'a> {
-    /// What the field means.
-    Good,
-    /// That, with the scheme `spiffe://` before it, with which it would never match; what is accepted.
-    Scheme(&'a str, &'static str),
-    /// Nothing that could ever match; what is accepted.
-    Unreadable(&'static str),
-}
-
-const PRINCIPAL: &str = "TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT, PREFIX*, *SUFFIX or *";
-const NAMESPACE: &str = "a namespace, PREFIX*, *SUFFIX or *";
-
-fn principal(text: &str) -> Text<'_> {
-    if let Some(rest) = text.strip_prefix("spiffe://") {
-        return if matches!(principal(rest), Text::Good) { Text::Scheme(rest, PRINCIPAL) } else { Text::Unreadable(PRINCIPAL) };
-    }
-    let readable = match string_match(text) {
-        StringMatch::Presence => true,
-        StringMatch::Prefix(part) | StringMatch::Suffix(part) => !part.is_empty() && part.bytes().all(is_spiffe),
-        StringMatch::Exact(whole) => match whole.split('/').collect::<Vec<_>>().as_slice() {
-            [domain, "ns", namespace, "sa", account] => {
-                [domain, namespace, account].iter().all(|part| !part.is_empty() && part.bytes().all(is_spiffe))
-            }
-            _ => false,
-        },
-    };
-    if readable { Text::Good } else { Text::Unreadable(PRINCIPAL) }
-}
-
-/// Characters of a SPIFFE ID (SPIFFE ID §2), the separator included.
-fn is_spiffe(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-_./".contains(&byte)
-}
-
-fn namespace(text: &str) -> Text<'_> {
-    let readable = match string_match(text) {
-        StringMatch::Presence => true,
-        StringMatch::Prefix(part) | StringMatch::Suffix(part) => {
-            !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-        }
-        StringMatch::Exact(whole) => names::is_dns_label(&whole),
-    };
-    if readable { Text::Good } else { Text::Unreadable(NAMESPACE) }
 }

@@ -322,15 +322,15 @@ impl Index {
     }
 
     /// The pods that an AuthorizationPolicy of `namespace` selects.
-    pub(crate) fn selected_by_authorization(&self, namespace: &str, selector: &WorkloadSelector) -> BTreeSet<Key> {
-        if namespace == self.settings.root_namespace {
-            return self.pod_labels.selected_anywhere(&selector.match_labels);
-        }
-        self.pod_labels.selected(namespace, &selector.match_labels)
+    pub(crate) fn selected_by_authorization<'a>(&'a self, namespace: &'a str, selector: &'a WorkloadSelector) -> impl Iterator<Item = Key> {
+        let everywhere = namespace == self.settings.root_namespace;
+        let anywhere = everywhere.then(|| self.pod_labels.selected_anywhere(&selector.match_labels));
+        let here = (!everywhere).then(|| self.pod_labels.selected(namespace, &selector.match_labels));
+        anywhere.into_iter().flatten().chain(here.into_iter().flatten())
     }
 
     /// The pods that a PeerAuthentication of `namespace` selects.
-    pub(crate) fn selected_by_peer(&self, namespace: &str, selector: &WorkloadSelector) -> BTreeSet<Key> {
+    pub(crate) fn selected_by_peer<'a>(&'a self, namespace: &'a str, selector: &WorkloadSelector) -> impl Iterator<Item = Key> + use<'a> {
         self.pod_labels.selected(namespace, &selector.match_labels)
     }
 

@@ -4,7 +4,7 @@
 //! mesh's, else PERMISSIVE; UNSET asks the next. One policy for all, [`STATIC_STRICT`], is attached to every workload that is STRICT; a
 //! workload with exceptions by port gets one of its own instead (ambient-protocols.md 7.6).
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use tropis_crds::{
     Finding, Object, codes,
@@ -130,17 +130,19 @@ pub fn findings(index: &Index, object: &Object) -> Vec<Finding> {
         );
         return findings;
     }
-    let selected = index.selected_by_peer(namespace, selector);
-    if selected.is_empty() {
+    let mut selected = index.selected_by_peer(namespace, selector).peekable();
+    if selected.peek().is_none() {
         findings.push(crate::authorization::selects_nothing(object, &selector.match_labels, &format!("namespace {namespace}")));
     }
     // One winner a workload: told when every workload that this one selects belongs to an older one.
-    let winner = |key: &Key| {
-        let labels = &index.pod(key)?.metadata.labels;
-        index.peers_selecting(namespace, labels).min_by_key(|policy| policy.age())
-    };
-    let winners: BTreeMap<Key, &Arc<Object>> = selected.iter().filter_map(winner).map(|policy| (key_of(policy), policy)).collect();
-    if let Some((_, other)) = winners.first_key_value().filter(|_| !winners.contains_key(&key_of(object))) {
+    let winner = |key: Key| index.peers_selecting(namespace, &index.pod(&key)?.metadata.labels).min_by_key(|policy| policy.age());
+    let others = selected.map_while(|key| winner(key).filter(|winner| key_of(winner) != key_of(object)));
+    let (mut first, mut count) = (None, 0usize);
+    for other in others {
+        first.get_or_insert(other);
+        count += 1;
+    }
+    if let Some(other) = first.filter(|_| count == index.selected_by_peer(namespace, selector).count()) {
         findings.push(shadowed(object, other, "the workloads that it selects"));
     }
     if policy.spec.mode() == Mode::Disable {

@@ -103,7 +103,7 @@ fn is_ready(pod: &Pod) -> bool {
 /// The kind is always Pod, as istiod has it; names differ from istiod's nowhere.
 fn owner(object: &Object) -> (String, WorkloadKind) {
     let owners = &object.metadata.owner_references;
-    let controller = owners.iter().find(|owner| owner.controller == Some(true)).or_else(|| match owners.as_slice() {
+    let controller = owners.iter().find(|owner| owner.controller == Some(true)).or(match owners.as_slice() {
         [only] => Some(only),
         _ => None,
     });

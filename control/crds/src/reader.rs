@@ -291,9 +291,10 @@ mod tests {
     }
 
     #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(rename_all = "UPPERCASE")]
     enum Mode {
-        STRICT,
-        PERMISSIVE,
+        Strict,
+        Permissive,
     }
 
     fn misfit(json: Value) -> Misfit {

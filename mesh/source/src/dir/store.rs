@@ -284,8 +284,7 @@ impl Store {
                 findings.extend(merged.iter().cloned());
             }
             // A definition in a later file of the same layer makes this one void.
-            let later =
-                self.definitions.get(object).into_iter().flatten().filter(|other| other.layer == key.layer && *other > key).next_back();
+            let later = self.definitions.get(object).into_iter().flatten().rfind(|other| other.layer == key.layer && *other > key);
             if let Some((other, line)) = later.and_then(|other| Some((other, self.files.get(other)?.documents.get(object)?.line))) {
                 findings.push(duplicate(object, document.line, &key.name, &other.name, line));
             }

@@ -23,7 +23,7 @@ pub(crate) fn reference(name: &str) -> ObjectRef {
 }
 
 pub(crate) fn open(state: &TempDir) -> DirSource {
-    DirSource::open(state.path(), None).unwrap()
+    DirSource::open(state.path(), None).expect("a source")
 }
 
 /// Waits for an event that `wanted` knows.

@@ -223,8 +223,11 @@ fn kinds_that_mean_nothing_are_told_once_and_skipped() {
     assert_eq!(store.objects().count(), 0);
 }
 
+/// Documents by the numbers of their object and what is in them.
+type Documents = Vec<(u8, u8)>;
+
 /// A history of a few files of a few objects, some of them broken.
-fn history() -> impl Strategy<Value = Vec<(u8, Option<Vec<(u8, u8)>>)>> {
+fn history() -> impl Strategy<Value = Vec<(u8, Option<Documents>)>> {
     let document = (0..4u8, 0..4u8);
     prop::collection::vec((0..3u8, prop::option::of(prop::collection::vec(document, 0..4))), 1..20)
 }
