@@ -69,7 +69,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let Some(folder) = &options.built else {
         setup::ensure_programs()?;
         let folder = build()?;
-        return if setup::is_root() { in_runtime(options, &folder) } else { again_as_root(&folder) };
+        return again_as_root(&folder);
     };
     in_runtime(options, folder)
 }
@@ -94,8 +94,11 @@ fn build() -> anyhow::Result<PathBuf> {
     Ok(own.parent().unwrap_or(Path::new("/")).to_owned())
 }
 
-fn again_as_root(folder: &Path) -> anyhow::Result<()> {
-    eprintln!("▸ the rest needs root: network namespaces, control groups, BPF");
+/// Runs this very command once more, as root, with the programs built.
+pub(crate) fn again_as_root(folder: &Path) -> anyhow::Result<()> {
+    if !setup::is_root() {
+        eprintln!("▸ the rest needs root: network namespaces, control groups, BPF");
+    }
     let program = folder.join("xtask");
     let mut command = setup::as_root(&program.to_string_lossy())?;
     run_to_end(command.args(std::env::args_os().skip(1)).arg("--built").arg(folder))

@@ -1,5 +1,6 @@
 //! `cargo xtask`: the one front door of the repository. Each command has a file; this one only reads arguments.
 
+mod bench;
 mod check;
 mod demo;
 mod ebpf;
@@ -26,6 +27,8 @@ enum Command {
     Demo(demo::Options),
     /// Take away what an interrupted run left.
     Down(demo::DownOptions),
+    /// Measure: no mesh and Tropis (and a peer's binary) in turns, medians and ratios, as table and JSON.
+    Bench(bench::Options),
     /// Fast checks: format, lints, crate directions, stage words, file headers, paths in ARCHITECTURE.md, freshness of the BPF object.
     Check,
     /// Everything a contributor needs: `check`, then every test, fast ones first. Root (or sudo) runs the privileged ones too.
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Demo(options) => demo::run(&options),
         Command::Down(options) => demo::down(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Check => check::run(),
         Command::Test(options) => test::run(&options),
         Command::Gen => generate::run(),
