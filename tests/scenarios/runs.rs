@@ -28,7 +28,7 @@ fn a_lab_that_is_killed_leaves_nothing_behind() {
 /// SIGKILL gives the lab no chance to clean up; its janitor does.
 async fn killed() -> anyhow::Result<()> {
     let layout = Layout::new("runkilled", None);
-    Lab::clean(layout.run(), None)?;
+    clean(&layout).await?;
     let before = Inventory::of_run(layout.run(), layout.state());
     let program = std::env::current_exe()?.ancestors().nth(2).context("the programs' folder")?.join("tropis-lab");
     let mut lab = tokio::process::Command::new(program)
@@ -49,21 +49,26 @@ async fn killed() -> anyhow::Result<()> {
     ensure!(!Inventory::of_run(layout.run(), layout.state()).leftovers().is_empty(), "nothing is there to be left behind");
     lab.kill().await?;
     let mut last = Vec::new();
-    let clean = wait::until(CLEAN, "everything of the lab to go", async || {
+    let cleaned = wait::until(CLEAN, "everything of the lab to go", async || {
         last = before.differences(&Inventory::of_run(layout.run(), layout.state()));
         last.is_empty().then_some(())
     });
-    clean.await.with_context(|| format!("left behind: {last:?}"))?;
+    cleaned.await.with_context(|| format!("left behind: {last:?}"))?;
     // The logs stay after a crash, until somebody has read them.
     ensure!(layout.logs().is_dir(), "the logs went, too");
-    Ok(Lab::clean(layout.run(), None)?)
+    clean(&layout).await
+}
+
+async fn clean(layout: &Layout) -> anyhow::Result<()> {
+    let layout = layout.clone();
+    Ok(tokio::task::spawn_blocking(move || Lab::clean(layout.run(), None)).await??)
 }
 
 async fn side_by_side() -> anyhow::Result<()> {
     let names = ["runone", "runtwo"];
     let layouts = names.map(|name| Layout::new(name, None));
     for layout in &layouts {
-        Lab::clean(layout.run(), None)?;
+        clean(layout).await?;
     }
     let stock = |layout: &Layout| Inventory::of_run(layout.run(), layout.state());
     let before = [stock(&layouts[0]), stock(&layouts[1])];

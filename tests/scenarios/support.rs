@@ -9,10 +9,13 @@ use anyhow::{Context, ensure};
 use tokio::runtime::Runtime;
 use tokio::sync::{OnceCell, RwLock};
 use tropis_tests::testkit::Exchange;
-use tropis_tests::{Family, Lab, LabOptions, PodHandle, Progress};
+use tropis_tests::{Family, Lab, LabOptions, PodHandle, Progress, wait};
 
 /// The run's name; scenarios of another checkout at the same time would collide, and then the state directory's lock says so.
 const RUN: &str = "scenarios";
+
+/// Ten times what listeners need to open or to close.
+const LISTENERS: Duration = Duration::from_secs(30);
 
 /// One runtime for all: the lab's tasks must outlive the scenario that happened to start it.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("threads can be started"));
@@ -154,6 +157,9 @@ impl<'a> Cast<'a> {
     pub(crate) async fn wait_enrolled(&self, enrolled: bool) -> anyhow::Result<()> {
         for pod in self.pods() {
             self.lab.wait_enrolled(pod, enrolled).await?;
+            // A pod that leaves keeps its listeners until its peers have heard of it.
+            let what = format!("{} to have the mesh's listeners: {enrolled}", pod.key());
+            wait::until(LISTENERS, &what, async || (pod.listening().contains(&15008) == enrolled).then_some(())).await?;
         }
         Ok(())
     }

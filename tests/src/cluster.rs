@@ -38,8 +38,6 @@ pub enum Event {
     Deleted(Key),
     /// A pod of the harness's own programs.
     Agent(Key, PodRecord),
-    /// A pod of the harness's own programs is no more.
-    AgentGone(Key),
     /// A kubelet says how a pod is; the text is the pod's uid.
     Status(Key, String, PodStatus),
     /// A kubelet is done with a pod; the text is the pod's uid.
@@ -174,7 +172,6 @@ impl State {
             Event::Applied(key, object) => drop(self.user.insert(key, object)),
             Event::Deleted(key) => drop(self.user.remove(&key)),
             Event::Agent(key, record) => drop(self.pods.insert(key, record)),
-            Event::AgentGone(key) => drop(self.pods.remove(&key)),
             Event::Status(key, uid, status) => {
                 if let Some(record) = self.pods.get_mut(&key).filter(|record| record.uid == uid) {
                     record.status = status;

@@ -175,7 +175,9 @@ impl Lab {
         }
         let progress = options.progress.clone();
         let layout = Layout::new(&options.run, options.state.as_deref());
-        let state_lock = lock::state_directory(layout.state()).await?;
+        let locking = layout.clone();
+        let state_lock = tokio::task::spawn_blocking(move || lock::state_directory(locking.state())).await;
+        let state_lock = state_lock.map_err(|error| LabError::Impossible(error.to_string()))??;
         let (address_slot, slot) = lock::address_slot()?;
         let plan = AddressPlan::new(slot);
         let folder = options.programs.clone().map_or_else(programs_folder, Ok)?;
@@ -385,9 +387,11 @@ impl Lab {
         Ok(())
     }
 
-    /// Takes away what a run left that nobody ended.
+    /// Takes away what a run left that nobody ended. A run that is alive is refused: whoever started it ends it. Blocks.
     pub fn clean(run: &str, state: Option<&Path>) -> Result<(), LabError> {
-        Ok(down::down(&Layout::new(run, state), Files::Remove)?)
+        let layout = Layout::new(run, state);
+        let _alone = lock::state_directory(layout.state())?;
+        Ok(down::down(&layout, Files::Remove)?)
     }
 }
 

@@ -44,21 +44,26 @@ impl Held {
     }
 }
 
-/// Holds `state`, waiting a little for the clean-up of a run that just ended.
-pub async fn state_directory(state: &Path) -> Result<Held, Taken> {
-    let mut hasher = DefaultHasher::new();
-    state.hash(&mut hasher);
-    let name = format!("tropis-state-{:016x}", hasher.finish());
+/// Holds `state`, waiting a little for the clean-up of a run that just ended. Blocks.
+pub fn state_directory(state: &Path) -> Result<Held, Taken> {
+    let name = name_of(state);
     let what = format!("the state directory {}", state.display());
     let mut last = Held::acquire(&name, &what);
-    if last.is_err() {
-        let _ = wait::until(CLEANUP_DEADLINE, "the last run's clean-up", async || {
+    let free = || {
+        if last.is_err() {
             last = Held::acquire(&name, &what);
-            last.is_ok().then_some(())
-        })
-        .await;
-    }
+        }
+        last.is_ok().then_some(())
+    };
+    // The reason is in `last`.
+    let _ = wait::until_blocking(CLEANUP_DEADLINE, "the last run's clean-up", free);
     last
+}
+
+fn name_of(state: &Path) -> String {
+    let mut hasher = DefaultHasher::new();
+    state.hash(&mut hasher);
+    format!("tropis-state-{:016x}", hasher.finish())
 }
 
 /// Holds the first free set of address ranges; the number is the offset of `network::addresses`.
@@ -77,15 +82,13 @@ pub fn address_slot() -> Result<(Held, u8), Taken> {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_name_is_free_again_when_every_handle_is_gone() {
+    #[test]
+    fn a_name_is_free_again_when_every_handle_is_gone() {
         let path = Path::new("/nowhere/lock-test");
-        let held = state_directory(path).await.expect("free");
+        let held = state_directory(path).expect("free");
         let copy = held.duplicate().expect("a copy");
         drop(held);
-        let mut hasher = DefaultHasher::new();
-        path.hash(&mut hasher);
-        let name = format!("tropis-state-{:016x}", hasher.finish());
+        let name = name_of(path);
         assert!(Held::acquire(&name, "it").is_err());
         drop(copy);
         assert!(Held::acquire(&name, "it").is_ok());

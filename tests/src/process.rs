@@ -12,6 +12,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, mpsc};
 use std::{io, thread};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
@@ -129,7 +130,7 @@ impl Process {
         }
         let id = i32::try_from(self.id).expect("process ids are positive i32");
         match kill(Pid::from_raw(id), signal) {
-            Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
@@ -210,7 +211,11 @@ fn enclose(sandbox: &Sandbox) -> io::Result<()> {
     let mut covered = mounts_below(&sandbox.hidden)?;
     covered.reverse();
     for mount_point in covered {
-        umount2(&mount_point, MntFlags::MNT_DETACH)?;
+        match umount2(&mount_point, MntFlags::MNT_DETACH) {
+            // Another run removed what it was mounted on meanwhile, which took the mount along.
+            Ok(()) | Err(Errno::ENOENT | Errno::EINVAL) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     let run = fs::canonicalize("/var/run").unwrap_or_else(|_| PathBuf::from("/run"));
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;

@@ -158,7 +158,9 @@ impl Programs {
             return Err(ProgramError::NotBuilt { program, path });
         }
         let (namespace, addresses) = self.place(node);
-        let (pod, record) = self.pod_of(program, node, addresses);
+        let before = self.lock().remove(&(program, node.to_owned()));
+        // A program that ended is a container that starts again in its pod.
+        let (pod, record) = before.map_or_else(|| self.pod_of(program, node, addresses), |ended| (ended.pod, ended.record));
         self.cluster.tell(Event::Agent(pod.clone(), record.clone()));
         let prepared = self.prepare(program, node, &pod, &record, tokens).await;
         let launch = prepared.map_err(|cause| ProgramError::Prepare { program, cause })?;
@@ -181,8 +183,6 @@ impl Programs {
             let ended = tokio::time::timeout(STOP_DEADLINE, process.ended()).await;
             ended.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("{program} on {node} did not end")))?;
             self.tell_status(&pod, &record, false);
-            self.lock().remove(&(program, node.to_owned()));
-            self.cluster.tell(Event::AgentGone(pod));
         }
         Ok(())
     }
@@ -369,7 +369,7 @@ impl Programs {
             let (control, on) = (self.network.plan.control(), node.to_owned());
             let answer = tokio::task::spawn_blocking(move || match program {
                 Program::Tropisd => observe::get(&looking, SocketAddr::new(control.v4.into(), 15014), "/ready"),
-                Program::Redirector => observe::get_unix(&layout.socket("redirector", &on), "/healthz/ready"),
+                Program::Redirector => observe::get_unix(&layout.socket("redirector", &on), "/healthz"),
                 Program::Ztunnel => observe::get(&looking, SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), 15021), "/healthz/ready"),
             });
             match answer.await {
