@@ -117,6 +117,7 @@ impl App {
         let told = Told {
             scope: self.scope.clone(),
             resources: self.resources.clone(),
+            clients: self.clients.clone(),
             findings: self.findings.clone(),
             reports,
             ready: self.readiness.task("objects"),

@@ -58,10 +58,15 @@ fn condition_type(kind: Kind) -> &'static str {
     if kind == Kind::AuthorizationPolicy { ZTUNNEL_ACCEPTED } else { ACCEPTED }
 }
 
-/// The conditions of objects with findings, and of the policies that `obeyed` lists even without.
+/// Policies that a proxy refused, each with that proxy and its reason.
+pub(crate) type Refused = BTreeMap<ObjectRef, (String, String)>;
+
+/// The conditions of objects with findings, and of the policies that `obeyed` lists even without. A policy that a proxy refused says so
+/// before all else.
 pub(crate) fn conditions<'a>(
     findings: &[Finding],
     obeyed: impl IntoIterator<Item = &'a ObjectRef>,
+    refused: &Refused,
     generation: impl Fn(&ObjectRef) -> Option<i64>,
 ) -> BTreeMap<ObjectRef, Condition> {
     let mut by_object: BTreeMap<&ObjectRef, Vec<&Finding>> = BTreeMap::new();
@@ -87,10 +92,18 @@ pub(crate) fn conditions<'a>(
             generation: generation(object),
         }
     };
-    (by_object.into_iter())
+    let mut conditions: BTreeMap<ObjectRef, Condition> = (by_object.into_iter())
         .filter(|(object, _)| has_status(object.kind) && !object.name.is_empty())
         .map(|(object, findings)| (object.clone(), condition(object, &findings)))
-        .collect()
+        .collect();
+    for (object, (client, reason)) in refused {
+        if let Some(condition) = conditions.get_mut(object) {
+            condition.accepted = false;
+            condition.reason = "RefusedByProxy".to_owned();
+            condition.message = format!("{client} refuses it: {reason}; there an older version is in force, or what it selects is denied");
+        }
+    }
+    conditions
 }
 
 fn reason(finding: &Finding) -> &'static str {
@@ -213,4 +226,63 @@ fn status(condition: &Condition, since: &str) -> Value {
         fields["observedGeneration"] = generation.into();
     }
     json!({ "status": { "conditions": [fields] } })
+}
+
+#[cfg(test)]
+mod tests {
+    use tropis_crds::codes;
+
+    use super::*;
+
+    fn object(kind: Kind, name: &str) -> ObjectRef {
+        ObjectRef::new(kind, "shop", name)
+    }
+
+    #[test]
+    fn conditions_tell_the_worst_and_stand_on_the_meshs_own_kinds() {
+        let policies =
+            [object(Kind::AuthorizationPolicy, "good"), object(Kind::AuthorizationPolicy, "l7"), object(Kind::AuthorizationPolicy, "odd")];
+        let findings = [
+            Finding::warning(codes::NEEDS_WAYPOINT, policies[1].clone()).problem("looks at HTTP").effect("denied"),
+            Finding::error(codes::UNREADABLE_VALUE, object(Kind::VirtualService, "route")).problem("is wrong").effect("nothing"),
+            Finding::warning(codes::FIELD_NOT_HONOURED, object(Kind::Service, "web")).problem("is UDP").effect("nothing"),
+        ];
+        let refused = Refused::from([
+            (policies[2].clone(), ("istio-system/z".into(), "a string match of an unknown kind".into())),
+            (object(Kind::AuthorizationPolicy, "gone"), ("istio-system/z".into(), "late".into())),
+        ]);
+        let found = conditions(&findings, &policies, &refused, |_| Some(7));
+        let told: Vec<(&str, &str, bool, &str)> = (found.iter())
+            .map(|(object, condition)| (object.name.as_str(), condition.kind.as_str(), condition.accepted, condition.reason.as_str()))
+            .collect();
+        let mut expected = [
+            ("good", ZTUNNEL_ACCEPTED, true, "Accepted"),
+            ("l7", ZTUNNEL_ACCEPTED, false, "UnsupportedValue"),
+            ("odd", ZTUNNEL_ACCEPTED, false, "RefusedByProxy"),
+            ("route", ACCEPTED, false, "Invalid"),
+        ];
+        expected.sort_by_key(|(name, kind, ..)| (*kind != ZTUNNEL_ACCEPTED, *name));
+        assert_eq!(told, expected, "a Service's status is not ours, and what is gone has none");
+        assert!(found[&policies[2]].message.contains("istio-system/z refuses it: a string match of an unknown kind"));
+    }
+
+    #[test]
+    fn a_condition_is_found_again_where_it_was_written() {
+        let condition = Condition {
+            kind: ZTUNNEL_ACCEPTED.into(),
+            accepted: true,
+            reason: "Accepted".into(),
+            message: "in force".into(),
+            generation: Some(3),
+        };
+        let mut value = json!({
+            "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+            "metadata": {"name": "p", "namespace": "shop"}, "spec": {},
+        });
+        let without = tropis_crds::decode(value.clone()).unwrap().0;
+        assert_eq!(super::found(&without), None);
+        value["status"] = status(&condition, "2026-01-01T00:00:00Z")["status"].clone();
+        let with = tropis_crds::decode(value).unwrap().0;
+        assert_eq!(super::found(&with), Some(condition));
+    }
 }

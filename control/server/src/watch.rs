@@ -16,11 +16,11 @@ use tropis_compile::{Compiler, Settings};
 use tropis_crds::{Finding, Kind, Level, Object, ObjectRef};
 use tropis_source::{SourceEvent, Watch as Events};
 use tropis_telemetry::readiness::ReadinessTask;
-use tropis_xds::server::Resources;
+use tropis_xds::server::{Clients, Resources};
 
 use crate::{
     metrics::Metrics,
-    report::{self, Condition, Reports},
+    report::{self, Condition, Refused, Reports},
     scope::{Fact, Key, PodFacts, Scope},
 };
 
@@ -71,6 +71,8 @@ pub(crate) struct Told {
     pub(crate) scope: Arc<Scope>,
     /// The configuration.
     pub(crate) resources: Resources,
+    /// Who takes the configuration, and what of it was refused: that is told on.
+    pub(crate) clients: Clients,
     /// What stands now.
     pub(crate) findings: Findings,
     /// What should stand in statuses.
@@ -86,10 +88,14 @@ pub(crate) struct Watch {
     compiler: Compiler,
     told: Told,
     synced: bool,
+    /// The generation that is published.
+    generation: u64,
     file_findings: BTreeMap<String, Vec<Finding>>,
     compiled_findings: Vec<Finding>,
     /// The policies, whose status says that they are in force.
     policies: BTreeSet<ObjectRef>,
+    /// Policies that some proxy refused.
+    refused: Refused,
     /// Something besides the findings of compiling changed what is to be told.
     untold: bool,
     /// `metadata.generation` of every object; its size is the number of objects.
@@ -106,6 +112,12 @@ struct Pending {
 }
 
 impl Pending {
+    /// One more event now.
+    fn another(pending: Option<Self>) -> Self {
+        let now = Instant::now();
+        Self { first: pending.map_or(now, |pending| pending.first), last: now }
+    }
+
     fn due(self) -> Instant {
         (self.last + QUIET).min(self.first + LONGEST_WAIT)
     }
@@ -118,9 +130,11 @@ impl Watch {
             compiler: Compiler::new(settings),
             told,
             synced: false,
+            generation: 0,
             file_findings: BTreeMap::new(),
             compiled_findings: Vec::new(),
             policies: BTreeSet::new(),
+            refused: Refused::new(),
             untold: true,
             generations: HashMap::new(),
             found: BTreeMap::new(),
@@ -130,6 +144,7 @@ impl Watch {
     /// Runs until `stop`, or until the source ends, which it should not.
     pub(crate) async fn run(mut self, mut events: Events, stop: CancellationToken) {
         let mut pending: Option<Pending> = None;
+        let mut acknowledgements = self.told.clients.watch();
         loop {
             let due = async {
                 match pending {
@@ -141,14 +156,15 @@ impl Watch {
                 event = events.recv() => match event {
                     Some(event) => {
                         self.take(event);
-                        let now = Instant::now();
-                        pending = Some(Pending { first: pending.map_or(now, |pending| pending.first), last: now });
+                        pending = Some(Pending::another(pending));
                     }
                     None => {
                         error!("the source ended; the configuration stays as it is");
                         return;
                     }
                 },
+                // The register lives as long as this does.
+                Ok(()) = acknowledgements.changed() => pending = Some(Pending::another(pending)),
                 () = due => {
                     pending = None;
                     self.publish();
@@ -204,9 +220,10 @@ impl Watch {
         let changes = self.compiler.changes();
         let published = self.told.resources.publish(&changes);
         let seconds = started.elapsed().as_secs_f64();
-        self.told.metrics.published(published.generation, published.changed, seconds);
         self.told.metrics.objects(self.generations.len());
-        if published.changed > 0 {
+        if published.generation != self.generation {
+            self.generation = published.generation;
+            self.told.metrics.published(published.generation, published.changed, seconds);
             info!(generation = published.generation, changed = published.changed, seconds, "configuration published");
         }
         self.told.ready.ready();
@@ -216,14 +233,16 @@ impl Watch {
     /// Tells the findings that stand, if they are not the ones that stood before.
     fn tell(&mut self) {
         let compiled: Vec<Finding> = self.compiler.findings().cloned().collect();
-        if compiled == self.compiled_findings && !self.untold {
+        let refused = self.refused();
+        if compiled == self.compiled_findings && refused == self.refused && !self.untold {
             return;
         }
         self.compiled_findings = compiled;
+        self.refused = refused;
         self.untold = false;
         let mut all: Vec<Finding> = self.file_findings.values().flatten().cloned().collect();
         all.extend(self.compiled_findings.iter().cloned());
-        let desired = report::conditions(&all, &self.policies, |object| self.generations.get(object).copied().flatten());
+        let desired = report::conditions(&all, &self.policies, &self.refused, |object| self.generations.get(object).copied().flatten());
         self.told.metrics.findings(all.len());
         self.told.findings.replace(all);
         let reports = Arc::new(Reports { desired, found: self.found.clone() });
@@ -234,6 +253,13 @@ impl Watch {
             }
             different
         });
+    }
+
+    /// The policies, as objects, that some proxy refused.
+    fn refused(&self) -> Refused {
+        let object = |name: &str| name.split_once('/').map(|(namespace, name)| ObjectRef::new(Kind::AuthorizationPolicy, namespace, name));
+        let refused = self.told.clients.refused_policies().into_iter();
+        refused.filter_map(|(name, why)| Some((object(&name)?, why))).collect()
     }
 }
 
@@ -282,6 +308,7 @@ mod tests {
         let told = Told {
             scope: Arc::new(Scope::new("cluster.local".into(), ("istio-system", "ztunnel"), true)),
             resources: Resources::new("i"),
+            clients: Clients::default(),
             findings: Findings::default(),
             reports,
             ready: Readiness::default().task("objects"),

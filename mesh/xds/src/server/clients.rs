@@ -71,6 +71,17 @@ impl Clients {
         self.lock().clients.values().filter(|client| !client.has(generation)).cloned().collect()
     }
 
+    /// Policies that some client refused, by resource name, each with the first such client and its reason.
+    pub fn refused_policies(&self) -> BTreeMap<String, (String, String)> {
+        let mut refused = BTreeMap::new();
+        for client in self.lock().clients.values() {
+            for (name, reason) in &client.policies.rejected {
+                refused.entry(name.clone()).or_insert_with(|| (client.client.clone(), reason.clone()));
+            }
+        }
+        refused
+    }
+
     /// Wakes when a client comes, goes or gets further.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()

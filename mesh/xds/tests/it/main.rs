@@ -243,6 +243,8 @@ async fn a_refused_resource_is_named_to_the_server() {
     let rejected = rejected.await.unwrap();
     assert_eq!(rejected.keys().collect::<Vec<_>>(), ["ns/p"]);
     assert!(rejected["ns/p"].contains("elsewhere/p"), "{rejected:?}");
+    let refused = control.clients.refused_policies();
+    assert_eq!(refused["ns/p"], ("istio-system/z".to_owned(), rejected["ns/p"].clone()));
     let generation = control.resources.snapshot().unwrap().generation;
     assert_eq!(control.clients.lagging(generation).len(), 1, "a refused change is not live");
     let view = proxy.view.lock().unwrap().clone();
