@@ -8,7 +8,14 @@ mod decide;
 mod error;
 mod slot;
 
-use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::{Rc, Weak},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::net::TcpStream;
 use tropis_model::{address::Network, identity::Identity, resolve::Authority, workload::WorkloadUid};
@@ -100,6 +107,8 @@ struct Inner {
     certificates: Certificates,
     options: PoolOptions,
     slots: RefCell<HashMap<TunnelKey, Rc<Slot>>>,
+    /// There is a task that lets unused connections go.
+    is_swept: Cell<bool>,
 }
 
 /// How often a CONNECT that certainly had no effect is tried again on another connection.
@@ -110,7 +119,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
 impl Pool {
     /// A pool that proves identities with `certificates`. To be used within a `LocalSet` or `LocalRuntime`.
     pub fn new(certificates: Certificates, options: PoolOptions) -> Self {
-        Self { inner: Rc::new(Inner { certificates, options, slots: RefCell::default() }) }
+        Self { inner: Rc::new(Inner { certificates, options, slots: RefCell::default(), is_swept: Cell::new(false) }) }
     }
 
     /// Opens a tunnel, on a connection that is open already where there is one with room. `dial` makes the TCP connection when one is
@@ -204,7 +213,7 @@ impl Pool {
 
     fn slot(&self, key: &TunnelKey) -> Rc<Slot> {
         let mut slots = self.inner.slots.borrow_mut();
-        if slots.is_empty() {
+        if !self.inner.is_swept.replace(true) {
             tokio::task::spawn_local(sweep(Rc::downgrade(&self.inner)));
         }
         if let Some(slot) = slots.get(key) {
@@ -227,7 +236,7 @@ impl Pool {
 }
 
 /// Closes connections that nobody has used for a while, and forgets keys without any. Ends when nothing is left, or with the pool.
-async fn sweep(pool: std::rc::Weak<Inner>) {
+async fn sweep(pool: Weak<Inner>) {
     loop {
         tokio::time::sleep(SWEEP_INTERVAL).await;
         let Some(inner) = pool.upgrade() else { return };
@@ -237,6 +246,7 @@ async fn sweep(pool: std::rc::Weak<Inner>) {
             !slot.is_empty()
         });
         if slots.is_empty() {
+            inner.is_swept.set(false);
             return;
         }
     }

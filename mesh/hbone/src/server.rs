@@ -16,7 +16,7 @@ use h2::{Reason, RecvStream, server::SendResponse};
 use http::{Method, Request, Response, StatusCode};
 use rustls::ServerConfig;
 use thiserror::Error;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tropis_model::{address::canonical, identity::Identity, resolve::Authority};
 use tropis_net::drain::{DrainSignal, Phase};
@@ -175,6 +175,9 @@ fn builder(options: &ServerOptions) -> h2::server::Builder {
     builder
 }
 
+/// How long the last words to a peer may take.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
 enum Event {
     Tunnel(Box<(Request<RecvStream>, SendResponse<Bytes>)>),
     End(SessionEnd),
@@ -203,6 +206,9 @@ impl Session {
         let mut draining = pin!(to_drain.draining());
         let mut cut = pin!(to_cut.cut());
         let mut unused = pin!(tokio::time::sleep(self.first_tunnel_limit));
+        // From when it is closed for good, so that a peer who takes nothing cannot keep it.
+        let mut closing = pin!(tokio::time::sleep(Duration::ZERO));
+        let mut is_closing = false;
         let mut phase = Phase::Running;
         let mut is_used = false;
         let mut end_if_closed = SessionEnd::Closed;
@@ -213,6 +219,8 @@ impl Session {
                     phase = Phase::Cut;
                     end_if_closed = SessionEnd::Cut;
                     self.http.abrupt_shutdown(Reason::NO_ERROR);
+                    is_closing = true;
+                    closing.as_mut().reset(Instant::now() + CLOSE_LIMIT);
                     continue;
                 }
                 () = &mut draining, if phase == Phase::Running => {
@@ -224,8 +232,11 @@ impl Session {
                     is_used = true;
                     end_if_closed = SessionEnd::Unused;
                     self.http.abrupt_shutdown(Reason::NO_ERROR);
+                    is_closing = true;
+                    closing.as_mut().reset(Instant::now() + CLOSE_LIMIT);
                     continue;
                 }
+                () = &mut closing, if is_closing => return end_if_closed,
                 event = poll_fn(|cx| self.poll_event(cx)) => event,
             };
             match event {

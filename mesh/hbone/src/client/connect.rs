@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     future::{Future, poll_fn},
+    io,
     net::SocketAddr,
     pin::Pin,
     rc::{Rc, Weak},
@@ -20,7 +21,7 @@ use tropis_model::identity::Identity;
 use tropis_net::dial::DialError;
 use tropis_tls::{peer::peer_identity, store::Certificates};
 
-use super::{Opened, PoolOptions, TunnelError, TunnelKey, TunnelRequest};
+use super::{Opened, PoolOptions, TunnelError, TunnelKey, TunnelRequest, error::BadPeer};
 use crate::{
     connection::{Beat, Keepalive, Load, Output, StreamGuard, TunnelSocket},
     headers, settings,
@@ -87,16 +88,16 @@ impl Connection {
         let is_reused = self.is_used.replace(true);
         let connect = connect_request(request).map_err(StreamFailure::Final)?;
         let Some(mut send) = self.send.borrow().clone() else {
-            return Err(StreamFailure::Unharmed(failed(address, h2::Reason::REFUSED_STREAM.into())));
+            return Err(StreamFailure::Unharmed(TunnelError::of_connection(address, h2::Reason::REFUSED_STREAM.into())));
         };
-        let unharmed = |error| StreamFailure::Unharmed(failed(address, error));
+        let unharmed = |error| StreamFailure::Unharmed(TunnelError::of_connection(address, error));
         poll_fn(|cx| send.poll_ready(cx)).await.map_err(unharmed)?;
         let (response, stream) = send.send_request(connect, false).map_err(unharmed)?;
         drop(send);
         let response = match tokio::time::timeout(limit, response).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) if is_unharmed(&error, is_reused) => return Err(unharmed(error)),
-            Ok(Err(error)) => return Err(StreamFailure::Final(failed(address, error))),
+            Ok(Err(error)) => return Err(StreamFailure::Final(TunnelError::of_connection(address, error))),
             Err(_) => return Err(StreamFailure::Final(TunnelError::Timeout { address, doing: "opening the tunnel", after: limit })),
         };
         self.settle();
@@ -121,10 +122,6 @@ impl Connection {
 /// the connection turned out to be dead, which a reused one may have been before we asked.
 fn is_unharmed(error: &h2::Error, is_reused: bool) -> bool {
     error.reason() == Some(h2::Reason::REFUSED_STREAM) || error.is_go_away() || (is_reused && error.is_io())
-}
-
-fn failed(address: SocketAddr, error: h2::Error) -> TunnelError {
-    TunnelError::Connection { address, source: Arc::new(error) }
 }
 
 fn connect_request(request: &TunnelRequest) -> Result<Request<()>, TunnelError> {
@@ -155,9 +152,9 @@ where
     let address = key.address;
     let certificate = certificates.get(&key.source_identity).await.map_err(TunnelError::Certificate)?;
     let stream = dial().await.map_err(|source| TunnelError::Dial { address, source: Arc::new(source) })?;
-    let untrusted = |source: std::io::Error| TunnelError::Tls { address, source: Arc::new(source) };
+    let untrusted = |source: io::Error| TunnelError::Tls { address, source: Arc::new(source) };
     let local = stream.local_addr().map_err(untrusted)?;
-    let config = certificate.client_config(&key.expected).map_err(|error| untrusted(std::io::Error::other(error)))?;
+    let config = certificate.client_config(&key.expected).map_err(|error| untrusted(io::Error::other(error)))?;
     let after = settings::HANDSHAKE_LIMIT;
     let late = |doing| move |_| TunnelError::Timeout { address, doing, after };
 
@@ -167,14 +164,14 @@ where
     let mut tls = tokio::time::timeout(after, shaking).await.map_err(late("shaking hands (TLS)"))?.map_err(untrusted)?;
     let session = tls.get_mut().1;
     session.set_buffer_limit(Some(settings::SEND_BUFFER_BYTES));
-    let peer = peer_identity(session).ok_or_else(|| untrusted(std::io::Error::other("the peer has no identity")))?;
+    let peer = peer_identity(session).ok_or_else(|| untrusted(BadPeer::NoIdentity.into()))?;
     if session.alpn_protocol() != Some(b"h2") {
-        return Err(untrusted(std::io::Error::other("the peer does not speak HTTP/2 (ALPN)")));
+        return Err(untrusted(BadPeer::NotHttp2.into()));
     }
 
     let shaking = builder(options).handshake::<_, Bytes>(tls);
     let shaken = tokio::time::timeout(after, shaking).await.map_err(late("shaking hands (HTTP/2)"))?;
-    let (send, mut http) = shaken.map_err(|error| failed(address, error))?;
+    let (send, mut http) = shaken.map_err(|error| TunnelError::of_connection(address, error))?;
     let load = Load::new(Rc::clone(news));
     let pings = http.ping_pong().expect("taken only here");
     let connection = Rc::new(Connection {

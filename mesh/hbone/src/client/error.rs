@@ -23,7 +23,7 @@ pub enum TunnelError {
         #[source]
         source: Arc<DialError>,
     },
-    /// The TLS handshake failed: the peer is not who was expected, or does not trust us.
+    /// TLS failed: the peer is not who was expected, or does not trust us, or the connection broke meanwhile.
     #[error("TLS with {address} failed")]
     Tls {
         /// The HBONE listener.
@@ -81,7 +81,36 @@ pub enum TunnelError {
     },
 }
 
+/// Whether TLS itself failed, rather than the socket under it. The kind is what tells: HTTP/2 keeps no more of its cause.
+fn is_about_trust(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
+}
+
+/// The peer shook hands, but is not one to talk to.
+#[derive(Debug, Error)]
+pub(super) enum BadPeer {
+    #[error("the peer has no identity")]
+    NoIdentity,
+    #[error("the peer does not speak HTTP/2 (ALPN)")]
+    NotHttp2,
+}
+
+impl From<BadPeer> for io::Error {
+    fn from(bad: BadPeer) -> Self {
+        Self::new(io::ErrorKind::InvalidData, bad)
+    }
+}
+
 impl TunnelError {
+    /// An error of the HTTP/2 connection. In TLS 1.3 a client hears only there that the server refused its certificate.
+    pub(super) fn of_connection(address: SocketAddr, error: h2::Error) -> Self {
+        if !error.get_io().is_some_and(is_about_trust) {
+            return Self::Connection { address, source: Arc::new(error) };
+        }
+        let source = error.into_io().unwrap_or_else(|| io::ErrorKind::InvalidData.into());
+        Self::Tls { address, source: Arc::new(source) }
+    }
+
     /// The reason in the closed set of outcomes.
     pub fn reason(&self) -> Reason {
         match self {
@@ -90,7 +119,8 @@ impl TunnelError {
                 Reason::ConnectTimeout => Reason::TunnelTimeout,
                 other => other,
             },
-            Self::Tls { .. } => Reason::PeerUntrusted,
+            Self::Tls { source, .. } if is_about_trust(source) => Reason::PeerUntrusted,
+            Self::Tls { .. } => Reason::TunnelFailed,
             Self::Connection { .. } => Reason::TunnelFailed,
             Self::Timeout { .. } => Reason::TunnelTimeout,
             Self::Denied { .. } => Reason::TunnelDenied,

@@ -129,6 +129,19 @@ fn servers_without_proof_are_refused() {
 }
 
 #[test]
+fn a_client_hears_that_the_server_does_not_trust_it() {
+    run(async {
+        let mesh = Mesh::new();
+        let callee = Callee::relaying(&mesh, "127.0.0.1", ServerOptions::default()).await;
+        let pool = mesh.pool(PoolOptions::default());
+        let stranger = Identity::new("evil.local", "shop", "productpage");
+        let key = tropis_hbone::client::TunnelKey { source_identity: stranger, ..key(callee.address) };
+        let error = pool.open(&key, &request(callee.address), dialler(callee.address, &Rc::default())).await.err().unwrap();
+        assert_eq!(error.reason(), Reason::PeerUntrusted, "{error:?}");
+    });
+}
+
+#[test]
 fn no_certificate_means_no_tunnel() {
     run(async {
         let mesh = Mesh::new();

@@ -150,6 +150,16 @@ async fn stopping_resets_both_sides_and_says_why() {
 }
 
 #[tokio::test]
+async fn a_relay_is_small() {
+    let (_caller, downstream) = tcp_pair("127.0.0.1").await;
+    let (upstream, _callee) = tcp_pair("127.0.0.1").await;
+    let options = RelayOptions::default();
+    let relay = relay(downstream, upstream, &options);
+    let bytes = size_of_val(&relay);
+    assert!(bytes <= 768, "{bytes} bytes for each connection, before any buffer");
+}
+
+#[tokio::test]
 async fn stopping_before_the_start_is_remembered() {
     let (_caller, downstream) = tcp_pair("127.0.0.1").await;
     let (upstream, _callee) = tcp_pair("127.0.0.1").await;
