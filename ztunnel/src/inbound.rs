@@ -14,7 +14,7 @@ use tropis_model::{address::canonical, resolve::Authority, service::Service, wor
 use tropis_telemetry::access::Direction;
 
 use crate::{
-    node::Pod,
+    node::{ConnectionSlot, Pod},
     stages::{
         Failure, accept,
         authorize::{self, LivePermit},
@@ -33,7 +33,7 @@ pub async fn serve(node: Rc<Node>, pod: Arc<Pod>, transparent: bool, stream: Tcp
         session = session(&node, &pod, stream) => session,
         () = drain.cut() => return,
     };
-    let session = match session {
+    let (session, _place) = match session {
         Ok(session) => session,
         // No tunnel was asked for, so this is all there is to report.
         Err(failure) => return Report::new(&node, &pod, Direction::Inbound, from).finish(Err(failure)),
@@ -53,11 +53,11 @@ pub async fn serve(node: Rc<Node>, pod: Arc<Pod>, transparent: bool, stream: Tcp
 }
 
 /// Who is called, and who calls: the part of the journey that all tunnels of a connection share.
-async fn session(node: &Node, pod: &Arc<Pod>, stream: TcpStream) -> Result<Session, Failure> {
-    let _place = accept::place(pod)?;
+async fn session(node: &Node, pod: &Arc<Pod>, stream: TcpStream) -> Result<(Session, ConnectionSlot), Failure> {
+    let place = accept::place(pod)?;
     let view = node.view_covering(pod).await.view; // may wait for the control plane, bounded in time
     let callee = identify::local(&node.shared, &view, pod)?;
-    Ok(identify::peer(&node.shared, &callee, stream).await?)
+    Ok((identify::peer(&node.shared, &callee, stream).await?, place))
 }
 
 async fn serve_tunnel(node: Rc<Node>, pod: Arc<Pod>, transparent: bool, mut tunnel: IncomingTunnel) {
@@ -92,7 +92,7 @@ struct Reached {
     upstream: TcpStream,
     permit: LivePermit,
     callee: Arc<Workload>,
-    _place: crate::node::ConnectionSlot,
+    _place: ConnectionSlot,
 }
 
 /// The journey itself, up to where the tunnel is answered: 200 is said only when the application has been reached.

@@ -3,7 +3,7 @@
 //! The question leaves with an id and a port of its own, and only a reply with that id and the same question counts, so a forged one
 //! has to guess both (RFC 5452).
 
-use std::{io, net::SocketAddr, os::fd::AsFd, time::Duration};
+use std::{cell::RefCell, io, net::SocketAddr, os::fd::AsFd, time::Duration};
 
 use thiserror::Error;
 use tokio::{
@@ -128,14 +128,27 @@ async fn ask_udp(asked: &Asked<'_>, resolver: SocketAddr, question: &[u8], quest
     let socket = UdpSocket::from_std(socket).map_err(failed)?;
     socket.connect(resolver).await.map_err(failed)?;
     socket.send(question).await.map_err(failed)?;
-    let mut reply = vec![0; usize::from(u16::MAX)];
     loop {
-        let length = socket.recv(&mut reply).await.map_err(failed)?;
-        if answers(question, question_end, &reply[..length]) {
-            reply.truncate(length);
-            return Ok(reply);
+        socket.readable().await.map_err(failed)?;
+        match receive(&socket) {
+            Ok(reply) if answers(question, question_end, &reply) => return Ok(reply),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(failed(error)),
         }
     }
+}
+
+thread_local! {
+    /// A packet may be this long; questions that wait need not each have room for it.
+    static PACKET: RefCell<Vec<u8>> = RefCell::new(vec![0; usize::from(u16::MAX)]);
+}
+
+fn receive(socket: &UdpSocket) -> io::Result<Vec<u8>> {
+    PACKET.with_borrow_mut(|packet| {
+        let length = socket.try_recv(packet)?;
+        Ok(packet[..length].to_vec())
+    })
 }
 
 async fn ask_tcp(asked: &Asked<'_>, resolver: SocketAddr, question: &[u8], question_end: usize) -> Result<Vec<u8>, ForwardError> {
