@@ -50,6 +50,8 @@ const OUTBOUND_PORT: u16 = 15001;
 /// The first of its DNS listeners.
 const DNS_PORT: u16 = 15053;
 const ANNOTATION: &str = "ambient.istio.io/redirection";
+const ENABLED: &str = "enabled";
+const PENDING: &str = "pending";
 
 /// What enrolling needs to know.
 #[derive(Debug, Clone)]
@@ -204,16 +206,14 @@ impl Enroller {
                 tracing::info!(pod = facts.name(), found = member.place.is_some(), "took over an enrolled pod");
                 self.members.insert(facts.uid.clone(), member);
             }
-            (None, Some(_)) if self.facts.is_alive(&entry.uid) => {
-                // Lost its label while nobody watched. Its facts are those of the entry.
-                tracing::info!(uid = entry.uid, "un-enrolling a pod that left the mesh while no redirector ran");
-                let mut leaving = entry.clone();
-                leaving.captures = false;
-                if let Err(error) = self.capture.maps().enrol(cookie, &leaving) {
-                    tracing::error!(error = chain(&error), "outbound capture stays on");
-                }
-                tokio::time::sleep(LEAVING).await;
-                self.remove(&entry.uid, cookie, entry.addresses().collect()).await;
+            (None, Some(_)) if let Some(facts) = self.facts.alive(&entry.uid) => {
+                // Lost its label while nobody watched: part of the snapshot until it has left in order.
+                self.zds.register(handed(&facts, place.as_ref()));
+                let mut member = Member::new(facts);
+                member.cookie = Some(cookie);
+                member.place = place;
+                self.members.insert(entry.uid.clone(), member);
+                self.begin_leaving(&entry.uid).await;
             }
             (None, _) => {
                 tracing::info!(uid = entry.uid, cookie, "removing a pod that is gone");
@@ -276,7 +276,7 @@ impl Enroller {
         }
         let gone: Vec<String> = self.members.keys().filter(|uid| !wanted.contains_key(*uid)).cloned().collect();
         for uid in gone {
-            if !self.facts.is_alive(&uid) {
+            if self.facts.alive(&uid).is_none() {
                 self.forget(&uid).await;
             } else if self.members.get(&uid).is_some_and(|member| member.phase != Phase::Leaving) {
                 self.begin_leaving(&uid).await;
@@ -321,9 +321,13 @@ impl Enroller {
             self.remove_from_kernel(uid, before, Vec::new());
         }
         if let Err(error) = self.zds.add(handed(&facts, Some(&place))).await {
-            tracing::warn!(pod = facts.name(), error = chain(&error), "waiting for the node proxy");
-            self.annotate(&facts, "pending").await;
+            let first = self.members.get(uid).is_some_and(|member| member.said != Some(PENDING));
+            if first {
+                tracing::warn!(pod = facts.name(), error = chain(&error), "waiting for the node proxy");
+            }
+            let said = first && self.annotate(&facts, PENDING).await;
             if let Some(member) = self.members.get_mut(uid) {
+                member.said = if said { Some(PENDING) } else { member.said };
                 member.retry();
             }
             return;
@@ -335,13 +339,14 @@ impl Enroller {
             }
             return;
         }
-        let annotated = self.annotate(&facts, "enabled").await;
+        let annotated = self.annotate(&facts, ENABLED).await;
         tracing::info!(pod = facts.name(), netns_cookie = place.cookie(), addresses = ?facts.addresses, "enrolled");
         if let Some(member) = self.members.get_mut(uid) {
             member.cookie = Some(place.cookie());
             member.place = Some(place);
             member.phase = Phase::Enrolled;
             member.attempts = 0;
+            member.said = annotated.then_some(ENABLED);
             if !annotated {
                 member.phase = Phase::Waiting;
                 member.retry();
@@ -391,6 +396,7 @@ impl Enroller {
         let Some(member) = self.members.get_mut(uid) else { return };
         member.phase = Phase::Leaving;
         member.due = Some(Instant::now() + LEAVING);
+        member.said = None;
         let (facts, cookie) = (Arc::clone(&member.facts), member.cookie);
         tracing::info!(pod = facts.name(), "un-enrolling");
         match cookie {

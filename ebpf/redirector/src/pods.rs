@@ -105,9 +105,9 @@ impl Facts {
         }
     }
 
-    /// Whether a pod of this UID exists on this node and runs, enrolled or not.
-    pub fn is_alive(&self, uid: &str) -> bool {
-        self.pods.values().any(|pod| pod.uid == uid && pod.alive)
+    /// The pod of this UID, if it exists on this node and runs, enrolled or not.
+    pub fn alive(&self, uid: &str) -> Option<Arc<PodFacts>> {
+        self.pods.values().find(|pod| pod.uid == uid && pod.alive).map(Arc::clone)
     }
 
     /// The pods that belong to the mesh and can be enrolled now, by UID.
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(wanted["uid-here"].service_account, "default");
         facts.apply(&object(namespace(json!({}))));
         assert!(facts.wanted().is_empty());
-        assert!(facts.is_alive("uid-here"));
+        assert!(facts.alive("uid-here").is_some());
     }
 
     #[test]
@@ -199,6 +199,6 @@ mod tests {
         facts.apply(&one);
         assert_eq!(facts.wanted().len(), 1);
         facts.remove(&one.reference());
-        assert!(facts.wanted().is_empty() && !facts.is_alive("uid-one"));
+        assert!(facts.wanted().is_empty() && facts.alive("uid-one").is_none());
     }
 }

@@ -31,11 +31,13 @@ pub(super) struct Member {
     /// When something is to be done about it.
     pub(super) due: Option<Instant>,
     pub(super) attempts: u32,
+    /// What its annotation says, as far as this process wrote it.
+    pub(super) said: Option<&'static str>,
 }
 
 impl Member {
     pub(super) fn new(facts: Arc<PodFacts>) -> Self {
-        Self { facts, phase: Phase::Waiting, place: None, cookie: None, due: None, attempts: 0 }
+        Self { facts, phase: Phase::Waiting, place: None, cookie: None, due: None, attempts: 0, said: None }
     }
 
     /// Tries again: soon at first, then less and less often.

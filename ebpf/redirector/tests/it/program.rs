@@ -118,9 +118,8 @@ impl Node {
     /// What the program says of the pod.
     fn annotation(&self) -> Option<String> {
         let found = find(&self.path("state/reported/redirector.a"))?;
-        let text = fs::read_to_string(found).ok()?;
-        let value = text.lines().find_map(|line| line.trim().strip_prefix("ambient.istio.io/redirection:"))?;
-        Some(value.trim().trim_matches('"').to_owned())
+        let report: Value = serde_json::from_str(&fs::read_to_string(found).ok()?).ok()?;
+        report["metadata"]["annotations"]["ambient.istio.io/redirection"].as_str().map(str::to_owned)
     }
 
     fn get(&self, path: &str) -> Option<String> {
