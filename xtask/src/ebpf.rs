@@ -115,6 +115,7 @@ pub(crate) fn rebuild(root: &Path) -> anyhow::Result<()> {
 
 /// BTF describes the maps to the loader; the folders of this machine stay out of the object.
 fn flags(root: &Path, compiler: &Compiler) -> Vec<String> {
+    let sources = fs::canonicalize(compiler.source_folder()).unwrap_or_else(|_| compiler.source_folder());
     let home = std::env::var("CARGO_HOME").unwrap_or_else(|_| format!("{}/.cargo", std::env::var("HOME").unwrap_or_default()));
     vec![
         "-Cdebuginfo=2".to_owned(),
@@ -122,6 +123,8 @@ fn flags(root: &Path, compiler: &Compiler) -> Vec<String> {
         format!("--remap-path-prefix={home}=cargo"),
         format!("--remap-path-prefix={}=rust", compiler.sysroot.display()),
         format!("--remap-path-prefix={}=tropis", root.display()),
+        // The last one that fits counts: the same object, wherever the sources were linked from.
+        format!("--remap-path-prefix={}=rust/lib/rustlib/src/rust", sources.display()),
     ]
 }
 
