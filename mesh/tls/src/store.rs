@@ -176,10 +176,12 @@ impl Certificates {
         usable(&known, (self.shared.clock)())
     }
 
-    /// Follows the certificate of `identity`, asking for it if nobody has: the value changes at each rotation. It ends when the
-    /// identity is forgotten.
+    /// Follows the certificate of `identity`, asking for it if nobody has, from the one that there is now. It ends when the identity is
+    /// forgotten.
     pub fn subscribe(&self, identity: &Identity) -> Rotation {
-        Rotation { known: self.entry(identity, Priority::Warmup) }
+        let known = self.entry(identity, Priority::Warmup);
+        let last = known.borrow().certificate.clone();
+        Rotation { known, last }
     }
 
     /// Everything that is known, ordered by identity.
@@ -221,19 +223,19 @@ impl Certificates {
 #[derive(Debug, Clone)]
 pub struct Rotation {
     known: watch::Receiver<Known>,
+    last: Option<Arc<WorkloadCertificate>>,
 }
 
 impl Rotation {
-    /// Waits for the next certificate. `None` when the identity was forgotten.
+    /// Waits for a certificate other than the last one. `None` when the identity was forgotten.
     pub async fn next(&mut self) -> Option<Arc<WorkloadCertificate>> {
-        let last = self.known.borrow_and_update().certificate.clone();
         loop {
-            self.known.changed().await.ok()?;
             let now = self.known.borrow_and_update().certificate.clone();
-            let is_new = now.as_ref().map(Arc::as_ptr) != last.as_ref().map(Arc::as_ptr);
-            if let Some(certificate) = now.filter(|_| is_new) {
-                return Some(certificate);
+            if now.as_ref().map(Arc::as_ptr) != self.last.as_ref().map(Arc::as_ptr) {
+                self.last.clone_from(&now);
+                return now;
             }
+            self.known.changed().await.ok()?;
         }
     }
 }

@@ -396,9 +396,9 @@ fn certificates_rotate_under_use() {
         let callee = Callee::relaying(&mesh, "127.0.0.1", ServerOptions::default()).await;
         let application = echo("127.0.0.1").await;
         let pool = mesh.pool(PoolOptions::default());
-        let mut rotation = certificates.subscribe(&identity("productpage"));
         let mut opened = open(&pool, callee.address, application).await.unwrap();
         let first = certificates.get(&identity("productpage")).await.unwrap();
+        let mut rotation = certificates.subscribe(&identity("productpage"));
         until(|| certificates.current(&identity("productpage")).is_none_or(|now| now.serial() != first.serial())).await;
         let second = rotation.next().await.unwrap();
         assert_ne!(first.serial(), second.serial());

@@ -1,3 +1,5 @@
+//! One request for many, renewal in time, failure that is waited out: with a clock that the test moves.
+
 use super::*;
 use crate::testing::{Behaviour, TestAuthority};
 
@@ -53,16 +55,28 @@ async fn rotates_at_half_life_and_the_old_one_lives_on() {
     let authority = Arc::new(TestAuthority::new());
     authority.behave(Behaviour { lifetime: Duration::from_secs(3600), starts_ago: Duration::ZERO, ..Behaviour::default() });
     let store = store(&authority);
-    let mut rotation = store.subscribe(&identity("cart"));
     let first = store.get(&identity("cart")).await.unwrap();
+    let mut rotation = store.subscribe(&identity("cart"));
     let installed = Instant::now();
-    rotation.known.mark_unchanged();
     let second = rotation.next().await.unwrap();
     let after = installed.elapsed();
     assert!((1600..=2000).contains(&after.as_secs()), "{after:?}");
     assert_ne!(first.serial(), second.serial());
     assert_eq!(store.current(&identity("cart")).unwrap().serial(), second.serial());
     assert!(first.client_config(&[]).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_follows_misses_nothing_that_happens_before_it_looks() {
+    let authority = Arc::new(TestAuthority::new());
+    let store = store(&authority);
+    let mut rotation = store.subscribe(&identity("cart"));
+    let first = store.get(&identity("cart")).await.unwrap();
+    assert!(Arc::ptr_eq(&rotation.next().await.unwrap(), &first));
+    tokio::time::sleep(Duration::from_secs(20 * 3600)).await;
+    let second = store.get(&identity("cart")).await.unwrap();
+    assert!(!Arc::ptr_eq(&first, &second));
+    assert!(Arc::ptr_eq(&rotation.next().await.unwrap(), &second));
 }
 
 #[tokio::test(start_paused = true)]
