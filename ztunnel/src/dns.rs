@@ -193,12 +193,10 @@ impl Proxy {
             let domain = &shared.config.cluster_domain;
             match answer::answer(&view, &Question { client, domain, name: &name, family }) {
                 Answer::Here { alias, addresses } => {
-                    tracing::event!(target: "dns", tracing::Level::DEBUG, src.workload = %client.name, src.namespace = %client.namespace, query = %name, result = "local", endpoints = addresses.len(), "answered");
+                    log(client, &name, "local", addresses.len());
                     return reply(&message, query, alias, addresses, transport);
                 }
-                Answer::Elsewhere => {
-                    tracing::event!(target: "dns", tracing::Level::DEBUG, src.workload = %client.name, src.namespace = %client.namespace, query = %name, result = "forwarded", "passed on");
-                }
+                Answer::Elsewhere => log(client, &name, "forwarded", 0),
             }
         }
         let asked = Asked { shared, pod: &self.pod, slot: self.slot, resolver };
@@ -221,6 +219,20 @@ impl Proxy {
             }
         }
     }
+}
+
+/// Istio's line about a question.
+fn log(client: &Workload, query: &str, result: &'static str, endpoints: usize) {
+    tracing::event!(
+        target: "dns",
+        tracing::Level::DEBUG,
+        src.workload = %client.name,
+        src.namespace = %client.namespace,
+        query,
+        result,
+        endpoints,
+        "dns"
+    );
 }
 
 /// The one question of a message, if it asks for addresses on the internet.

@@ -1,8 +1,8 @@
 //! The access log: one line a connection, on every way out.
 //!
 //! Fields are Istio's, in Istio's order, then ours: `stage`, `reason`, `side`, `policy` (what denied, or the ALLOW policies none of
-//! which matched) and `config_version` (the control plane's name for what decided). `bytes_sent` and `bytes_recv` are from the proxy's own viewpoint, as
-//! Istio has it: outbound, sent is what the application sent; inbound, sent is what the application answered.
+//! which matched) and `config_version` (the control plane's name for what decided). `bytes_sent` and `bytes_recv` are from the proxy's
+//! own viewpoint, as Istio has it: outbound, sent is what the application sent; inbound, sent is what the application answered.
 
 use std::{fmt, net::SocketAddr, time::Duration};
 

@@ -116,7 +116,7 @@ impl Pods {
         self.pending.remove(&uid);
         let started = self.start(uid.clone(), info.clone(), namespace.clone()).await;
         if let Err(error) = &started {
-            tracing::warn!(pod = %uid, name = %info.name, namespace = %info.namespace, error = chain(error), "pod refused; it is tried again");
+            tracing::warn!(%uid, name = %info.name, error = chain(error), "pod refused; it is tried again");
             self.pending.insert(uid, (info, namespace));
         }
         self.say();

@@ -53,7 +53,7 @@ pub fn inbound(
     let facts = ConnectionFacts { peer: peer.cloned(), source, destination };
     let permit = authorize::inbound(view, callee, &facts)?;
     if let Some(denied) = permit.dry_run_denial() {
-        tracing::info!(target: "policy", source = %source, %destination, denial = %denied, "a dry-run policy would have denied this connection");
+        tracing::debug!(%source, %destination, denial = %denied, "a dry-run policy would have denied this");
     }
     let registered = node.connections.register(Entry::new(report, permit.clone(), Some(callee.clone()), node.shared.view.policy_version()));
     // The view may have changed since `view` was read; from here on the table hears of every change.

@@ -268,8 +268,13 @@ impl Report {
     pub fn relaying(&mut self) {
         self.stage = Stage::Relay;
         self.open_counters();
-        let access = self.access(Outcome { stage: Stage::Relay, reason: Reason::Completed, side: Side::Mesh }, &[], None);
-        tracing::event!(target: "access", tracing::Level::DEBUG, src.addr = ?access.source.address, dst.addr = ?access.destination.address, "connection opened");
+        tracing::event!(
+            target: "access",
+            tracing::Level::DEBUG,
+            src.addr = ?self.source_address,
+            dst.addr = ?self.destination_address,
+            "connection opened"
+        );
     }
 
     /// How it ended.
