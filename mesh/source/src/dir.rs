@@ -30,6 +30,8 @@ pub const OBJECTS: &str = "objects";
 pub const CLUSTER: &str = "cluster";
 /// The programs' folder in a state directory.
 pub const REPORTED: &str = "reported";
+/// Last good versions of the user's documents that are refused now, a file for each of the user's: they outlive the programs.
+const KEPT: &str = "state/kept";
 
 /// The folder cannot be watched.
 #[derive(Debug, Error)]
@@ -105,7 +107,7 @@ impl DirSource {
             fs::create_dir_all(path).map_err(|cause| WatchError::Create { path: path.clone(), cause })?;
         }
         let shared = Arc::new(Shared { inner: Mutex::new(Inner { store: Store::default(), watches: Vec::new() }) });
-        let follower = Follower::start(roots, shared.clone())?;
+        let follower = Follower::start(roots, state.join(KEPT), shared.clone())?;
         Ok(Self { state: state.to_path_buf(), shared, follower })
     }
 

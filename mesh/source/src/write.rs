@@ -6,9 +6,13 @@
 use std::{
     fs, io,
     io::Write,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use serde_json::Value;
@@ -143,6 +147,14 @@ pub(crate) fn write_object(path: &Path, object: &Value) -> io::Result<()> {
     let mut text = serde_json::to_vec_pretty(object).map_err(io::Error::other)?;
     text.push(b'\n');
     replace(path, &text)
+}
+
+/// Writes values that only this user may read, in folders that only this user may enter.
+pub(crate) fn replace_private(path: &Path, values: &[Arc<Value>]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let values: Vec<&Value> = values.iter().map(AsRef::as_ref).collect();
+    replace(path, &serde_json::to_vec(&values).map_err(io::Error::other)?)
 }
 
 pub(crate) fn remove_file(path: &Path) -> io::Result<()> {

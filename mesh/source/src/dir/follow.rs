@@ -24,7 +24,7 @@ use notify::{
 
 use super::{
     Shared, WatchError, files, is_hidden, is_manifest,
-    store::{FileChange, FileKey, Layer},
+    store::{FileChange, FileKey, Kept, Layer},
 };
 use crate::{write, yaml};
 
@@ -43,6 +43,9 @@ const ROOTS_PERIOD: Duration = Duration::from_secs(2);
 /// How often all files are looked at.
 const EVERYTHING_PERIOD: Duration = Duration::from_secs(60);
 
+/// What the file of last good versions is called besides its manifest's name.
+const KEPT: &str = ".kept.json";
+
 /// Handle of the thread; it ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Follower {
@@ -57,7 +60,8 @@ enum Message {
 
 impl Follower {
     /// Reads everything once, and starts the thread. `roots` are the folders of objects, cluster and reports.
-    pub(super) fn start(roots: [PathBuf; 3], shared: Arc<Shared>) -> Result<Self, WatchError> {
+    /// `kept` is the folder of last good versions.
+    pub(super) fn start(roots: [PathBuf; 3], kept: PathBuf, shared: Arc<Shared>) -> Result<Self, WatchError> {
         let (sender, receiver) = mpsc::channel();
         let heard = sender.clone();
         let watcher = notify::recommended_watcher(move |event| {
@@ -67,6 +71,7 @@ impl Follower {
         .map_err(|cause| WatchError::Inotify { path: roots[0].clone(), cause })?;
         let mut thread = Following {
             roots: roots.map(|path| Root { path, identity: None }),
+            kept,
             shared,
             watcher,
             stamps: HashMap::new(),
@@ -78,9 +83,12 @@ impl Follower {
             roots_looked: Instant::now(),
             everything_looked: Instant::now(),
         };
+        let remembered = thread.remember();
         thread.watch_roots()?;
         thread.look_everywhere();
         thread.settle();
+        // Of files that are gone.
+        thread.keep(remembered.into_iter().collect());
         thread::Builder::new().name("dir-source".to_owned()).spawn(move || thread.run(&receiver)).map_err(WatchError::Thread)?;
         Ok(Self { sender })
     }
@@ -113,6 +121,7 @@ struct Stamp {
 
 struct Following {
     roots: [Root; 3],
+    kept: PathBuf,
     shared: Arc<Shared>,
     watcher: RecommendedWatcher,
     /// Files as they were read last.
@@ -280,9 +289,43 @@ impl Following {
         if changes.is_empty() {
             return;
         }
+        let touched = changes.iter().map(FileChange::key).filter(|key| key.layer == Layer::Objects).cloned().collect();
         let mut inner = self.shared.lock();
         let events = inner.store.apply(changes);
         inner.tell(events);
+        drop(inner);
+        self.keep(touched);
+    }
+
+    /// Tells the store the last good versions that an earlier process left, or another one that follows the same folder.
+    fn remember(&self) -> Vec<FileKey> {
+        let mut keys = Vec::new();
+        for path in files(&self.kept) {
+            let name = path.strip_prefix(&self.kept).ok().and_then(|name| name.to_str()?.strip_suffix(KEPT));
+            let values = fs::read(&path).ok().and_then(|content| serde_json::from_slice(&content).ok());
+            if let (Some(name), Some(values)) = (name, values) {
+                let key = FileKey { layer: Layer::Objects, name: name.into() };
+                self.shared.lock().store.remember(key.clone(), values);
+                keys.push(key);
+            }
+        }
+        keys
+    }
+
+    /// Writes down which last good versions are in force, so that they are after a restart too.
+    fn keep(&self, keys: BTreeSet<FileKey>) {
+        for key in keys {
+            let path = self.kept.join(format!("{}{KEPT}", key.name));
+            let kept = self.shared.lock().store.kept(&key);
+            let done = match kept {
+                Kept::Nothing => write::remove_file(&path),
+                Kept::Unknown => Ok(()),
+                Kept::Versions(values) => write::replace_private(&path, &values),
+            };
+            if let Err(error) = done {
+                tracing::warn!(%error, path = %path.display(), "last good versions are not kept over a restart");
+            }
+        }
     }
 
     fn read(&mut self, path: &Path) -> Option<FileChange> {

@@ -56,6 +56,14 @@ pub(super) enum FileChange {
     Gone(FileKey),
 }
 
+impl FileChange {
+    pub(super) fn key(&self) -> &FileKey {
+        match self {
+            Self::Text(key, _) | Self::Unreadable(key, _) | Self::Gone(key) => key,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Store {
     files: BTreeMap<FileKey, File>,
@@ -67,6 +75,19 @@ pub(super) struct Store {
     merged: HashMap<ObjectRef, (FileKey, Vec<Finding>)>,
     /// What was told about each file, where that was anything.
     told: HashMap<FileKey, Vec<Finding>>,
+    /// Last good versions from before this process began, for files that were not read yet.
+    remembered: HashMap<FileKey, BTreeMap<ObjectRef, Document>>,
+}
+
+/// The last good versions that stand in for refused documents of a file.
+#[derive(Debug, PartialEq)]
+pub(super) enum Kept {
+    /// No document is refused, or the file is gone: nothing is to be remembered.
+    Nothing,
+    /// Documents are refused and no good version of them is known here.
+    Unknown,
+    /// These are in force.
+    Versions(Vec<Arc<Value>>),
 }
 
 #[derive(Debug, Default)]
@@ -74,12 +95,16 @@ struct File {
     /// Documents by object; of several for one object the last counts.
     documents: BTreeMap<ObjectRef, Document>,
     findings: Vec<Finding>,
+    /// Some document was refused.
+    refused: bool,
 }
 
 #[derive(Debug, Clone)]
 struct Document {
     line: u64,
     value: Arc<Value>,
+    /// It is the last good version of what now stands there.
+    kept: bool,
 }
 
 impl Store {
@@ -130,7 +155,8 @@ impl Store {
                 FileChange::Gone(_) => continue,
             };
             let old = self.files.remove(&key);
-            let known = old.as_ref().map(|file| &file.documents).or_else(|| orphans.get(&key.layer));
+            let remembered = self.remembered.remove(&key);
+            let known = old.as_ref().map(|file| &file.documents).or(remembered.as_ref()).or_else(|| orphans.get(&key.layer));
             let file = read(&key, content, known.unwrap_or(&BTreeMap::new()));
             if let Some(old) = old {
                 touched.extend(old.documents.keys().cloned());
@@ -155,6 +181,21 @@ impl Store {
             }
         }
         events
+    }
+
+    /// Gives the last good versions of a file's documents from before this process began; they count only if they are refused now.
+    pub(super) fn remember(&mut self, key: FileKey, values: Vec<Value>) {
+        let good = values.into_iter().filter_map(|value| Some((decode(value.clone()).ok()?.0.reference(), value)));
+        let documents = good.map(|(object, value)| (object, Document { line: 1, value: Arc::new(value), kept: true }));
+        self.remembered.insert(key, documents.collect());
+    }
+
+    /// What of a file is to be remembered beyond this process: without it, a restart would take a refused policy's last good version
+    /// away.
+    pub(super) fn kept(&self, key: &FileKey) -> Kept {
+        let Some(file) = self.files.get(key).filter(|file| file.refused) else { return Kept::Nothing };
+        let kept: Vec<_> = file.documents.values().filter(|document| document.kept).map(|document| document.value.clone()).collect();
+        if kept.is_empty() { Kept::Unknown } else { Kept::Versions(kept) }
     }
 
     /// The first field that `document` sets and another writer set differently, and that writer.
@@ -343,14 +384,14 @@ fn read(key: &FileKey, content: Vec<yaml::Document>, known: &BTreeMap<ObjectRef,
                 });
                 file.findings.extend(errors.map(|finding| finding.origin(&*key.name, line)));
                 if let (Some(kept), false) = (kept, file.documents.contains_key(&object)) {
-                    file.documents.insert(object.clone(), Document { line, value: kept.value.clone() });
+                    file.documents.insert(object.clone(), Document { line, value: kept.value.clone(), kept: true });
                 }
                 refused.insert(object);
                 continue;
             }
         };
         file.findings.extend(findings.into_iter().map(|finding| finding.origin(&*key.name, line)));
-        let document = Document { line, value: Arc::new(value) };
+        let document = Document { line, value: Arc::new(value), kept: false };
         match file.documents.insert(object.clone(), document) {
             Some(earlier) if !refused.contains(&object) => {
                 file.findings.push(duplicate(&object, earlier.line, &key.name, &key.name, line));
@@ -360,9 +401,10 @@ fn read(key: &FileKey, content: Vec<yaml::Document>, known: &BTreeMap<ObjectRef,
     }
     // It may be any of those that are missed.
     let missed: Vec<_> = known.iter().filter(|(object, _)| !file.documents.contains_key(object) && !refused.contains(*object)).collect();
+    file.refused = nameless.is_some() || !refused.is_empty();
     if let Some(line) = nameless {
         for (object, document) in &missed {
-            file.documents.insert((*object).clone(), Document { line, value: document.value.clone() });
+            file.documents.insert((*object).clone(), Document { line, value: document.value.clone(), kept: true });
         }
     }
     let effect = match missed.as_slice() {

@@ -201,6 +201,38 @@ async fn half_a_file_leaves_the_last_good_version_and_is_told() {
 }
 
 #[tokio::test]
+async fn the_last_good_version_outlives_the_program() {
+    let state = TempDir::new().unwrap();
+    let path = state.path().join("objects/sub/all.yaml");
+    let kept = state.path().join("state/kept/sub/all.yaml.kept.json");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, format!("{}---\n{}", config("a", "1"), config("b", "1"))).unwrap();
+    let source = open(&state);
+    let mut watch = source.watch();
+    fs::write(&path, format!("{}---\n{}", config("a", "1").replace("value: \"1\"", "value: [1]"), config("b", "2"))).unwrap();
+    applied(&mut watch, "b", "2").await;
+    assert!(findings(&mut watch, "sub/all.yaml").await[0].to_string().ends_with("the last good version stays in force"));
+    while !kept.exists() {
+        tokio::task::yield_now().await;
+    }
+    drop((source, watch));
+    // A program that comes later never saw it good.
+    let source = open(&state);
+    assert!(source.get(&reference("a")).is_some() && source.get(&reference("b")).is_some());
+    let mut watch = source.watch();
+    assert!(findings(&mut watch, "sub/all.yaml").await[0].to_string().ends_with("the last good version stays in force"));
+    // Taken away by the user: gone, and not remembered.
+    fs::write(&path, config("b", "3")).unwrap();
+    deleted(&mut watch, "a").await;
+    applied(&mut watch, "b", "3").await;
+    while kept.exists() {
+        tokio::task::yield_now().await;
+    }
+    drop((source, watch));
+    assert!(open(&state).get(&reference("a")).is_none());
+}
+
+#[tokio::test]
 async fn many_changes_end_in_the_last_state() {
     let state = TempDir::new().unwrap();
     let objects = state.path().join("objects");
