@@ -31,7 +31,7 @@ use tropis_telemetry::{chain, readiness::ReadinessTask};
 
 use self::member::{Member, Phase};
 use crate::{
-    kernel::Capture,
+    kernel::{Capture, CaptureError},
     namespaces::{LocateError, Place, Processes},
     pods::{Facts, PodFacts},
     zds::{Handed, Listen, Zds, ZdsEvent},
@@ -194,8 +194,8 @@ impl Enroller {
                 self.zds.register(handed(facts, place.as_ref()));
                 match place {
                     Some(place) => {
-                        if let Err(error) = self.enrol_in_kernel(facts, &place, true) {
-                            tracing::error!(pod = facts.name(), error = format!("{error:#}"), "an enrolled pod keeps an older program");
+                        if let Err(error) = self.enrol_in_kernel(facts, &place) {
+                            tracing::error!(pod = facts.name(), error = chain(&error), "an enrolled pod keeps an older program");
                         }
                         member.phase = Phase::Enrolled;
                         member.place = Some(place);
@@ -332,8 +332,8 @@ impl Enroller {
             }
             return;
         }
-        if let Err(error) = self.enrol_in_kernel(&facts, &place, true) {
-            tracing::error!(pod = facts.name(), error = format!("{error:#}"), "the pod cannot be captured");
+        if let Err(error) = self.enrol_in_kernel(&facts, &place) {
+            tracing::error!(pod = facts.name(), error = chain(&error), "the pod cannot be captured");
             if let Some(member) = self.members.get_mut(uid) {
                 member.retry();
             }
@@ -364,13 +364,13 @@ impl Enroller {
     }
 
     /// What arrives first, then what it opens: the proxy listens already.
-    fn enrol_in_kernel(&self, facts: &PodFacts, place: &Place, captures: bool) -> anyhow::Result<()> {
+    fn enrol_in_kernel(&self, facts: &PodFacts, place: &Place) -> Result<(), CaptureError> {
         if facts.bypass_inbound {
             self.capture.detach_inbound(place.cookie())?;
         } else {
             self.capture.attach_inbound(place.as_fd(), place.cookie())?;
         }
-        self.capture.maps().enrol(place.cookie(), &self.entry(facts, captures))?;
+        self.capture.maps().enrol(place.cookie(), &self.entry(facts, true))?;
         Ok(())
     }
 
