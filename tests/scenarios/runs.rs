@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tropis_tests::inventory::Inventory;
+use tropis_tests::lab::programs_folder;
 use tropis_tests::layout::Layout;
 use tropis_tests::{Lab, LabOptions, Progress, wait};
 
@@ -30,7 +31,7 @@ async fn killed() -> anyhow::Result<()> {
     let layout = Layout::new("runkilled", None);
     clean(&layout).await?;
     let before = Inventory::of_run(layout.run(), layout.state());
-    let program = std::env::current_exe()?.ancestors().nth(2).context("the programs' folder")?.join("tropis-lab");
+    let program = programs_folder()?.join("tropis-lab");
     let mut lab = tokio::process::Command::new(program)
         .args(["up", "--run", layout.run()])
         .stderr(std::process::Stdio::piped())

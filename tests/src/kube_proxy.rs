@@ -16,27 +16,46 @@ use crate::network::commands::nft;
 use crate::network::namespace::Namespace;
 use crate::progress::Progress;
 
-/// Keeps the rules of `nodes` in step with the services.
-pub fn start(nodes: Vec<Arc<Namespace>>, mut snapshots: watch::Receiver<Arc<Snapshot>>, progress: Progress) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        let mut applied = String::new();
+/// Keeps the rules of `nodes` in step with the services. The receiver has the last state whose rules are in force on every node.
+pub fn start(
+    nodes: Vec<Arc<Namespace>>,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    progress: Progress,
+) -> (watch::Receiver<Arc<Snapshot>>, JoinHandle<()>) {
+    let (in_force, applied) = watch::channel(Arc::default());
+    let task = tokio::spawn(async move {
+        let mut rules = String::new();
         loop {
-            let wanted = ruleset(&snapshots.borrow_and_update().services);
-            if wanted != applied {
-                for node in nodes.clone() {
-                    let rules = wanted.clone();
-                    let outcome = tokio::task::spawn_blocking(move || nft(&node, &rules)).await;
-                    if let Ok(Err(error)) = outcome {
-                        progress.step(format!("kube-proxy: {error}"));
-                    }
-                }
-                applied = wanted;
+            let snapshot = snapshots.borrow_and_update().clone();
+            let wanted = ruleset(&snapshot.services);
+            if wanted == rules || apply(&nodes, &wanted, &progress).await {
+                rules = wanted;
+                in_force.send_replace(snapshot);
             }
             if snapshots.changed().await.is_err() {
                 return;
             }
         }
-    })
+    });
+    (applied, task)
+}
+
+/// Applies `rules` on every node; whether all took them.
+async fn apply(nodes: &[Arc<Namespace>], rules: &str, progress: &Progress) -> bool {
+    let mut all = true;
+    for node in nodes {
+        let (node, rules) = (node.clone(), rules.to_owned());
+        match tokio::task::spawn_blocking(move || nft(&node, &rules)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                progress.step(format!("kube-proxy: {error}"));
+                all = false;
+            }
+            // The lab is ending.
+            Err(_) => all = false,
+        }
+    }
+    all
 }
 
 /// The rules for `services`, to be applied in one transaction: both tables are replaced.

@@ -1,14 +1,14 @@
 //! The stand-in for the kubelets: turns pods that are bound to a node into processes, and says how they are.
 //!
 //! A task a pod ([`run_pod`]) gives it a network, files and processes, restarts what ends, looks which ports are in LISTEN, and takes
-//! everything away at the end. Names of images are resolved in [`images`], files of pods are made in [`volumes`].
+//! everything away at the end. Its processes are in `container`, names of images in [`images`], its files in [`volumes`].
 
+mod container;
 pub mod images;
 pub mod readiness;
 pub mod volumes;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -17,7 +17,6 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tropis_crds::{Kind, ObjectRef};
 
 use crate::cgroup::{self, Groups};
 use crate::cluster::object::Key;
@@ -25,20 +24,18 @@ use crate::cluster::pods::{ContainerState, ContainerStatus, Phase, PodRecord, Po
 use crate::cluster::render::grace_seconds;
 use crate::cluster::{Cluster, Event, Snapshot};
 use crate::layout::Layout;
-use crate::network::addresses::AddressPair;
 use crate::network::namespace::NAMESPACES;
 use crate::network::{Network, PodNetwork};
-use crate::process::{self, Launch, Output, Process, Sandbox, User};
+use crate::process::Sandbox;
 use crate::progress::Progress;
 use crate::tokens::TokenIssuer;
+use container::Container;
 use images::Images;
 
 /// How often a pod is looked at while it is not ready, and while it is.
 const LOOK: [Duration; 2] = [Duration::from_millis(40), Duration::from_millis(500)];
-/// The first wait before a container is started again; doubles up to the last.
-const BACKOFF: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(30)];
-/// A container that ran so long starts again without a longer wait.
-const BACKOFF_FORGOTTEN: Duration = Duration::from_secs(60);
+/// How long until a pod that could not be set up is tried again.
+const SET_UP_AGAIN: Duration = Duration::from_millis(500);
 /// Tokens are renewed this often; their shortest lifetime is ten minutes (Kubernetes' own limit).
 const TOKEN_RENEWAL: Duration = Duration::from_secs(8 * 60);
 
@@ -136,7 +133,7 @@ async fn run_pod(kubelet: Arc<Kubelet>, key: Key, record: PodRecord, mut snapsho
             Err(_) => return,
         }
         kubelet.cluster.tell(Event::Status(key.clone(), record.uid.clone(), status.clone()));
-        tokio::time::sleep(BACKOFF[0]).await;
+        tokio::time::sleep(SET_UP_AGAIN).await;
     };
     status.message = None;
     status.addresses = Some(pod.network.addresses);
@@ -227,146 +224,6 @@ async fn take_down(kubelet: &Arc<Kubelet>, pod: &Arc<RunningPod>, containers: &[
         volumes::remove(&taking_down.layout, &gone.uid);
     };
     let _ = tokio::task::spawn_blocking(work).await;
-}
-
-/// A container of a pod and its process.
-struct Container {
-    status: ContainerStatus,
-    launch: Option<Launch>,
-    ports: Vec<u16>,
-    process: Option<Process>,
-    started: Instant,
-    /// Not before.
-    again: Instant,
-    backoff: Duration,
-}
-
-impl Container {
-    fn new(kubelet: &Kubelet, pod: &RunningPod, index: usize, spec: &Value) -> Self {
-        let image = spec["image"].as_str().unwrap_or_default().to_owned();
-        let name = spec["name"].as_str().unwrap_or_default().to_owned();
-        let ports = spec["ports"].as_array().into_iter().flatten();
-        let tcp = ports.filter(|port| port["protocol"].as_str().unwrap_or("TCP") == "TCP");
-        let waiting = |reason: &str, message: String| ContainerState::Waiting { reason: reason.to_owned(), message };
-        let (launch, state) = match kubelet.images.resolve(&image, spec) {
-            Ok(entry) => (Some(launch(kubelet, pod, spec, &name, entry)), waiting("ContainerCreating", String::new())),
-            Err(unknown) => {
-                let object = ObjectRef::new(Kind::Pod, &*pod.key.namespace, &*pod.key.name);
-                let finding = unknown.finding(object, index).to_string();
-                kubelet.progress.step(&finding);
-                (None, waiting("ErrImagePull", finding))
-            }
-        };
-        Self {
-            status: ContainerStatus { name, image, ready: false, restarts: 0, state },
-            launch,
-            ports: tcp.filter_map(|port| u16::try_from(port["containerPort"].as_u64()?).ok()).collect(),
-            process: None,
-            started: Instant::now(),
-            again: Instant::now(),
-            backoff: BACKOFF[0],
-        }
-    }
-
-    /// Starts it if it is time, notices its end, and says whether it is ready.
-    fn step(&mut self, pod: &RunningPod, policy: &str, listening: &readiness::Listening) {
-        if let Some(status) = self.process.as_ref().and_then(Process::status) {
-            self.process = None;
-            self.status.ready = false;
-            let code = status.code().unwrap_or(137);
-            if policy == "Never" || (policy == "OnFailure" && status.success()) {
-                self.launch = None;
-                self.status.state = ContainerState::Terminated(code);
-            } else {
-                if self.started.elapsed() > BACKOFF_FORGOTTEN {
-                    self.backoff = BACKOFF[0];
-                }
-                self.again = Instant::now() + self.backoff;
-                self.backoff = (self.backoff * 2).min(BACKOFF[1]);
-                self.status.restarts += 1;
-                self.status.state = ContainerState::Waiting { reason: "CrashLoopBackOff".into(), message: format!("it ended: {status}") };
-            }
-        }
-        if self.process.is_none() && Instant::now() >= self.again {
-            self.launch_now(pod);
-        }
-        // A container without ports has nothing to wait for.
-        self.status.ready = self.process.is_some() && self.ports.iter().all(|port| listening.contains(port));
-    }
-
-    fn launch_now(&mut self, pod: &RunningPod) {
-        let Some(launch) = self.launch.clone() else { return };
-        match process::start(launch) {
-            Ok(process) => {
-                self.process = Some(process);
-                self.started = Instant::now();
-                self.status.state = ContainerState::Running(SystemTime::now());
-            }
-            Err(error) => {
-                self.again = Instant::now() + self.backoff;
-                self.backoff = (self.backoff * 2).min(BACKOFF[1]);
-                let message = format!("{}: {}", pod.key, chain(&error));
-                self.status.state = ContainerState::Waiting { reason: "RunContainerError".into(), message };
-            }
-        }
-    }
-
-    /// Resolves when its process ends; never while there is none.
-    fn ended(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
-        match self.process.clone() {
-            Some(process) => Box::pin(async move {
-                process.ended().await;
-            }),
-            None => Box::pin(std::future::pending()),
-        }
-    }
-}
-
-fn launch(kubelet: &Kubelet, pod: &RunningPod, spec: &Value, name: &str, entry: images::Entry) -> Launch {
-    let mut environment = pod.environment.clone();
-    environment.extend(environment_of(spec, pod, &kubelet.cluster.snapshot()));
-    Launch {
-        program: entry.program,
-        arguments: entry.arguments.into_iter().map(OsString::from).collect(),
-        environment,
-        namespace: pod.network.namespace.clone(),
-        group: pod.group.clone(),
-        user: User::Root,
-        sandbox: Some(pod.sandbox.clone()),
-        output: Output::File(kubelet.layout.logs().join(format!("{}.{}.{name}.log", pod.key.namespace, pod.key.name))),
-    }
-}
-
-/// `env` of a container: values, and fields of the pod.
-fn environment_of(spec: &Value, pod: &RunningPod, snapshot: &Snapshot) -> Vec<(String, String)> {
-    let record = snapshot.pods.get(&pod.key);
-    let account = record.and_then(|record| record.template["spec"]["serviceAccountName"].as_str()).unwrap_or("default");
-    let AddressPair { v4, v6 } = pod.network.addresses;
-    let field = |path: &str| -> Option<String> {
-        Some(match path {
-            "metadata.name" => pod.key.name.clone(),
-            "metadata.namespace" => pod.key.namespace.clone(),
-            "metadata.uid" => pod.uid.clone(),
-            "spec.nodeName" => pod.node.clone(),
-            "spec.serviceAccountName" => account.to_owned(),
-            "status.podIP" => v4.to_string(),
-            "status.podIPs" => format!("{v4},{v6}"),
-            _ => {
-                let label = path.strip_prefix("metadata.labels['")?.strip_suffix("']")?;
-                record?.template["metadata"]["labels"][label].as_str()?.to_owned()
-            }
-        })
-    };
-    let entries = spec["env"].as_array().into_iter().flatten();
-    entries
-        .filter_map(|entry| {
-            let value = match entry["value"].as_str() {
-                Some(value) => value.to_owned(),
-                None => field(entry["valueFrom"]["fieldRef"]["fieldPath"].as_str()?)?,
-            };
-            Some((entry["name"].as_str()?.to_owned(), value))
-        })
-        .collect()
 }
 
 fn spec_containers(template: &Value) -> impl Iterator<Item = &Value> {

@@ -1,6 +1,7 @@
 //! A whole mesh on this box: wires, cluster, and the programs of the mesh, in start order; and what a test or a demo does with it.
 
 pub mod objects;
+pub mod options;
 pub mod pod;
 
 use std::io;
@@ -21,7 +22,7 @@ use crate::cgroup::{self, Groups};
 use crate::cluster::object::Key;
 use crate::cluster::pods::{ContainerState, ContainerStatus, NodeRecord, Origin, Phase, PodRecord, PodStatus};
 use crate::cluster::store::Store;
-use crate::cluster::{Cluster, Event, State, ids, seed};
+use crate::cluster::{Cluster, Event, Snapshot, State, ids, seed};
 use crate::down::{self, Files};
 use crate::kubelet::images::Images;
 use crate::kubelet::{Kubelet, chain};
@@ -31,99 +32,16 @@ use crate::network::Network;
 use crate::network::addresses::AddressPlan;
 use crate::network::commands;
 use crate::observe::{self, AccessLine, Metrics};
-use crate::programs::{Program, ProgramError, Programs};
+use crate::programs::{Program, Programs};
 use crate::progress::Progress;
 use crate::tokens::TokenIssuer;
 use crate::wait;
 use crate::{dns, kube_proxy};
+pub use options::{LabError, LabOptions};
 pub use pod::{PodHandle, PodProcess};
 
 /// Ten times what a pod normally needs from its object to readiness.
 const POD_DEADLINE: Duration = Duration::from_secs(30);
-
-/// What a lab shall be.
-#[derive(Debug, Clone)]
-pub struct LabOptions {
-    /// The run's name, part of every name that the run leaves on the box.
-    pub run: String,
-    /// The state directory; by default `/run/tropis/RUN`.
-    pub state: Option<PathBuf>,
-    /// A folder of the user's objects, read instead of `STATE/objects`.
-    pub manifests: Option<PathBuf>,
-    /// The nodes' names.
-    pub nodes: Vec<String>,
-    /// Whether the programs of the mesh are started.
-    pub mesh: bool,
-    /// Where the programs are; by default `TROPIS_BIN`, or where this program itself is.
-    pub programs: Option<PathBuf>,
-    /// Images of the user: name and program.
-    pub images: Vec<(String, PathBuf)>,
-    /// `RUST_LOG` of the programs.
-    pub log_level: String,
-    /// Who hears of each step.
-    pub progress: Progress,
-}
-
-impl LabOptions {
-    /// A lab of that name with two nodes, `a` and `b`, and the mesh on them.
-    pub fn new(run: &str) -> Self {
-        Self {
-            run: run.to_owned(),
-            state: None,
-            manifests: None,
-            nodes: vec!["a".to_owned(), "b".to_owned()],
-            mesh: true,
-            programs: None,
-            images: Vec::new(),
-            log_level: "info".to_owned(),
-            progress: Progress::silent(),
-        }
-    }
-}
-
-/// A lab could not be started, or something in it could not be done.
-#[derive(Debug, thiserror::Error)]
-pub enum LabError {
-    /// The name cannot be used.
-    #[error("{0:?} cannot name a run: 1 to 24 lower-case letters and digits")]
-    Name(String),
-    /// This box or this user cannot run a lab.
-    #[error("this cannot run here: {0}")]
-    Impossible(String),
-    /// Another process uses it.
-    #[error(transparent)]
-    Taken(#[from] lock::Taken),
-    /// What an earlier run left could not be taken away, or this run's end failed.
-    #[error("cleaning up")]
-    Down(#[from] down::DownError),
-    /// A file or folder.
-    #[error("{0}")]
-    File(String, #[source] io::Error),
-    /// The wires.
-    #[error("wiring the network")]
-    Network(#[from] crate::network::NetworkError),
-    /// A tool.
-    #[error(transparent)]
-    Command(#[from] commands::CommandError),
-    /// The token key.
-    #[error("token issuer")]
-    Tokens(#[from] crate::tokens::TokenError),
-    /// A program of the mesh.
-    #[error(transparent)]
-    Program(#[from] ProgramError),
-    /// A condition did not come true.
-    #[error("{what}")]
-    TimedOut {
-        /// What was seen last.
-        what: String,
-        /// The wait.
-        #[source]
-        cause: wait::TimedOut,
-    },
-    /// There is no such object.
-    #[error("there is no {0} in the objects folder")]
-    NoObject(Key),
-}
 
 /// A running lab. Whatever ends this process ends everything in it; [`Lab::down`] waits for that.
 #[derive(Debug)]
@@ -136,6 +54,7 @@ pub struct Lab {
     kubelet: Arc<Kubelet>,
     programs: Programs,
     source: DirSource,
+    services_in_force: watch::Receiver<Arc<Snapshot>>,
     manifests: Option<PathBuf>,
     tasks: Vec<JoinHandle<()>>,
     janitor: Mutex<Option<Child>>,
@@ -215,7 +134,8 @@ impl Lab {
         });
         tasks.push(kubelet.clone().start());
         let namespaces = network.nodes.values().map(|node| node.namespace.clone()).collect();
-        tasks.push(kube_proxy::start(namespaces, cluster.watch(), progress.clone()));
+        let (services_in_force, task) = kube_proxy::start(namespaces, cluster.watch(), progress.clone());
+        tasks.push(task);
         let dns = dns::start(&network.control, &plan.control_sockets(dns::PORT), cluster.watch());
         tasks.extend(dns.map_err(|error| LabError::File("starting the cluster DNS".to_owned(), error))?);
         let (key, record) = dns_pod(plan);
@@ -231,6 +151,7 @@ impl Lab {
             kubelet,
             programs,
             source,
+            services_in_force,
             manifests: options.manifests,
             tasks,
             janitor: Mutex::new(janitor),
@@ -276,7 +197,7 @@ impl Lab {
         &self.programs
     }
 
-    /// A pod of that name, or a ready one of the Deployment of that name; waits until it is ready.
+    /// A pod of that name, or a ready one of the Deployment of that name; waits until it is ready and service addresses lead to it.
     pub async fn pod(&self, namespace: &str, name: &str) -> Result<PodHandle, LabError> {
         let what = format!("pod {namespace}/{name} to be ready");
         let mut last = String::from("it does not exist");
@@ -291,7 +212,9 @@ impl Lab {
                 last = format!("{:?}", record.status);
                 return None;
             }
-            let running = self.kubelet.running.borrow().get(key).cloned()?;
+            // Its services lead to it, too.
+            let served = self.services_in_force.borrow().pods.get(key).is_some_and(|record| record.status.ready());
+            let running = self.kubelet.running.borrow().get(key).cloned().filter(|_| served)?;
             Some(PodHandle::new(running, self.kubelet.clone()))
         });
         found.await.map_err(|cause| LabError::TimedOut { what: format!("{namespace}/{name} is not ready: {last}"), cause })
@@ -414,7 +337,7 @@ fn make_folders(layout: &Layout, manifests: Option<&Path>) -> Result<(), LabErro
 }
 
 /// `TROPIS_BIN`, or the folder of this program; tests and examples lie one deeper.
-fn programs_folder() -> Result<PathBuf, LabError> {
+pub fn programs_folder() -> Result<PathBuf, LabError> {
     if let Some(folder) = std::env::var_os("TROPIS_BIN") {
         return Ok(PathBuf::from(folder));
     }
