@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use prost_types::value::Kind;
 use time::OffsetDateTime;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use tracing::{debug, warn};
 use tropis_proto::{
     IMPERSONATED_IDENTITY,
@@ -27,6 +27,11 @@ use crate::{
 
 /// A request is a CSR and a name.
 const MAX_REQUEST_BYTES: usize = 64 << 10;
+/// A node knows a new pod a moment before it is known here; its proxy's first request waits that long instead of being refused and
+/// tried again a second later (seen: 40 ms).
+const SETTLING: Duration = Duration::from_millis(400);
+/// How often it looks meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Signs for those who may.
 pub(crate) struct Certify {
@@ -52,6 +57,19 @@ impl Certify {
     /// The service as tonic wants it, with its limit.
     pub(crate) fn into_service(self) -> IstioCertificateServiceServer<Self> {
         IstioCertificateServiceServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES)
+    }
+
+    /// Signs; for a pod that is not known to be where the caller is, it waits whether it will be.
+    async fn sign_settled(&self, caller: &Caller, request: &IstioCertificateRequest) -> Result<IstioCertificateResponse, Status> {
+        let deadline = tokio::time::Instant::now() + SETTLING;
+        loop {
+            match self.sign(caller, request) {
+                Err(status) if status.code() == Code::Unauthenticated && tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     fn sign(&self, caller: &Caller, request: &IstioCertificateRequest) -> Result<IstioCertificateResponse, Status> {
@@ -107,7 +125,7 @@ impl IstioCertificateService for Certify {
         let Some(caller) = request.extensions().get::<Caller>().cloned() else {
             return Err(Status::unauthenticated("the caller was not authenticated"));
         };
-        match self.sign(&caller, request.get_ref()) {
+        match self.sign_settled(&caller, request.get_ref()).await {
             Ok(response) => {
                 self.metrics.certificate_signed();
                 Ok(Response::new(response))
