@@ -17,7 +17,7 @@ const BPF_MAGIC: i64 = 0xcafe_4a11;
 /// Whether `path` is there and on a bpf filesystem.
 pub fn is_bpf(path: &Path) -> io::Result<bool> {
     match statfs(path) {
-        Ok(status) => Ok(status.filesystem_type().0 as i64 & 0xffff_ffff == BPF_MAGIC),
+        Ok(status) => Ok(status.filesystem_type().0 & 0xffff_ffff == BPF_MAGIC),
         Err(nix::Error::ENOENT) => Ok(false),
         Err(error) => Err(error.into()),
     }

@@ -8,7 +8,7 @@ use std::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::{net::UnixStream, process::CommandExt as _},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tropis_net::namespace::NetworkNamespace;
 use tropis_proto::zds::{Ack, Version, WorkloadRequest, WorkloadResponse, ZdsHello, workload_request::Payload, workload_response};
 
-use crate::lab::{Families, Lab, OUTBOUND, PROXY, WAIT, original, world_ip};
+use crate::lab::{Families, Lab, OUTBOUND, PROXY, WAIT, ip, original, world_ip};
 
 const UID: &str = "6d1f2a50-9a2b-4a8e-8f57-1d0c6f7b9e11";
 
@@ -40,12 +40,7 @@ impl Node {
         let lab = Lab::start(name, Families::Both)?;
         let group = lab.cgroup.join("pods").join(format!("pod{UID}"));
         fs::create_dir_all(&group).unwrap();
-        let mut sleep = Command::new("sleep");
-        sleep.arg("600");
-        let procs = group.join("cgroup.procs");
-        // SAFETY: one write to a file between fork and exec.
-        unsafe { sleep.pre_exec(move || fs::write(&procs, "0")) };
-        let application = lab.in_pod(|| sleep.spawn().unwrap());
+        let application = lab.in_pod(|| application(&group));
         let server = lab.in_world(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80)).unwrap());
         let proxy = lab.listen(OUTBOUND);
         for folder in ["state/objects", "state/cluster", "state/reported"] {
@@ -174,6 +169,16 @@ impl Node {
     }
 }
 
+/// A process of the pod, in the network namespace of this thread.
+fn application(group: &Path) -> Child {
+    let mut sleep = Command::new("sleep");
+    sleep.arg("600");
+    let procs = group.join("cgroup.procs");
+    // SAFETY: one write to a file between fork and exec.
+    unsafe { sleep.pre_exec(move || fs::write(&procs, "0")) };
+    sleep.spawn().unwrap()
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         if let Some(mut child) = self.redirector.take() {
@@ -188,7 +193,7 @@ impl Drop for Node {
     }
 }
 
-fn find(folder: &std::path::Path) -> Option<PathBuf> {
+fn find(folder: &Path) -> Option<PathBuf> {
     fs::read_dir(folder).ok()?.flatten().find_map(|entry| if entry.path().is_dir() { find(&entry.path()) } else { Some(entry.path()) })
 }
 
@@ -225,6 +230,10 @@ impl Proxy {
     }
 
     fn expect_add(&self, node: &Node) {
+        self.expect_add_of(node.lab.pod.cookie());
+    }
+
+    fn expect_add_of(&self, netns_cookie: u64) {
         let (message, namespace) = self.receive().expect("connected");
         let Payload::Add(add) = message else { panic!("{message:?}") };
         let info = add.workload_info.unwrap();
@@ -232,7 +241,7 @@ impl Proxy {
             (add.uid.as_str(), info.name.as_str(), info.namespace.as_str(), info.service_account.as_str()),
             (UID, "cart", "shop", "cart")
         );
-        assert_eq!(namespace.expect("a namespace").cookie(), node.lab.pod.cookie());
+        assert_eq!(namespace.expect("a namespace").cookie(), netns_cookie);
     }
 
     fn expect_snapshot_sent(&self) {
@@ -351,4 +360,42 @@ fn without_a_proxy_a_pod_waits_and_a_late_answer_costs_the_connection() {
     node.delete_pod();
     proxy.expect_del();
     node.until("removed", || node.get("/enrolled").is_some_and(|text| text.ends_with("[]")));
+}
+
+#[test]
+fn a_pod_that_starts_again_elsewhere_is_enrolled_there_and_sigterm_leaves_it_so() {
+    let Some(mut node) = Node::start("again") else { return };
+    let proxy = node.proxy();
+    proxy.expect_snapshot_sent();
+    node.label(true);
+    proxy.expect_add(&node);
+    proxy.acknowledge("");
+    node.until("enabled", || node.annotation().as_deref() == Some("enabled"));
+    let before = node.lab.pod.cookie();
+
+    // The sandbox is made anew: same UID, same address, another namespace.
+    let name = format!("{}-new", node.lab.name);
+    ip(&["netns", "add", &name]);
+    ip(&["-n", &name, "link", "set", "lo", "up"]);
+    ip(&["-n", &name, "addr", "add", "10.251.1.2/32", "dev", "lo"]);
+    let again = NetworkNamespace::open(Path::new(&format!("/run/netns/{name}"))).unwrap();
+    node.application.kill().unwrap();
+    node.application.wait().unwrap();
+    let group = node.lab.cgroup.join("pods").join(format!("pod{UID}"));
+    node.application = again.run(|| application(&group)).unwrap();
+    ip(&["netns", "del", &name]);
+    proxy.expect_add_of(again.cookie());
+    proxy.acknowledge("");
+    let pods = || {
+        let maps = tropis_maps::NodeMaps::open(&tropis_maps::Pins::new(node.lab.pins())).unwrap();
+        maps.pods().unwrap().into_iter().map(|(cookie, _)| cookie).collect::<Vec<_>>()
+    };
+    node.until("enrolled there, and no longer where it was", || pods() == [again.cookie()]);
+    assert_ne!(again.cookie(), before);
+
+    let mut child = node.redirector.take().expect("it runs");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
+    let maps = tropis_maps::NodeMaps::open(&tropis_maps::Pins::new(node.lab.pins())).unwrap();
+    assert_eq!(maps.pods().unwrap().len(), 1, "SIGTERM ends the process, not the capture");
 }
