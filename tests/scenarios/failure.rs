@@ -161,7 +161,33 @@ async fn bad_input(lab: &Lab) -> anyhow::Result<()> {
     for bad in BAD {
         lab.remove(bad.file)?;
     }
+    last_good_version_stays(&cast, case).await?;
     cast.leave()
+}
+
+/// A policy whose new version cannot be read goes on as it was.
+async fn last_good_version_stays(cast: &Cast<'_>, case: Case) -> anyhow::Result<()> {
+    const FILE: &str = "policy-then-nonsense.yaml";
+    const POLICY: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: nobody, namespace: badinput}\nspec: {action: DENY, rules: [{}]}\n";
+    let target = cast.server(case).socket(case.family, port::ECHO);
+    let refused = async || {
+        let said: Exchange = cast.client.run(&["echo", &target, "may I"]).await.ok()?;
+        (said.error == Some(FailureKind::Reset)).then_some(())
+    };
+    cast.lab.write(FILE, POLICY)?;
+    wait::until(CHANGE, "the policy to be in force", refused).await?;
+    cast.lab.write(FILE, &POLICY.replace("DENY", "DENNY"))?;
+    let told = async || {
+        findings(cast.lab).await.ok()?.into_iter().find(|finding| {
+            let text = finding.to_string();
+            text.contains("DENNY") && text.contains("last good version")
+        })
+    };
+    wait::until(CHANGE, "a finding about the new version", told).await?;
+    ensure!(refused().await.is_some(), "the last good version is no longer in force");
+    cast.lab.remove(FILE)?;
+    let admitted = async || cast.echo(&cast.client, &target, "may I").await.is_ok_and(|said| said.ok).then_some(());
+    Ok(wait::until(CHANGE, "the policy to be gone", admitted).await?)
 }
 
 /// Every finding that tropisd has.

@@ -11,6 +11,33 @@ fn pods_without_mesh_talk_by_service_name_in_both_families() {
     play(Company::Welcome, |lab| Box::pin(talk(lab)));
 }
 
+#[test]
+fn a_capture_sees_what_is_not_encrypted() {
+    play(Company::Welcome, |lab| Box::pin(see(lab)));
+}
+
+/// The proof of encryption rests on this: the same capture finds the canary where there is no mesh.
+async fn see(lab: &Lab) -> anyhow::Result<()> {
+    let cast = Cast::gather(lab, "openly", false).await?;
+    for case in Case::all() {
+        let server = cast.server(case);
+        let mut captures = vec![("the client's interface", cast.client.capture()?), ("the server's interface", server.capture()?)];
+        if case.across_nodes {
+            captures.push(("the node link", lab.capture_link("a")?));
+        }
+        let said = cast.echo(&cast.client, &server.socket(case.family, port::ECHO), "a canary in the open").await?;
+        ensure!(said.ok, "{case}: {said:?}");
+        let ours = [cast.client.address(case.family), server.address(case.family)];
+        for (place, capture) in captures {
+            let captured = capture.finish()?;
+            ensure!(captured.contains(b"a canary in the open"), "{case}: {place} does not show the payload");
+            let plain = captured.plaintext(|socket| ours.contains(&socket.ip()));
+            ensure!(plain.len() == 2, "{case}: {place} shows question and answer: {plain:?}");
+        }
+    }
+    cast.leave()
+}
+
 async fn talk(lab: &Lab) -> anyhow::Result<()> {
     let cast = Cast::gather(lab, "wiring", false).await?;
     for case in Case::all() {
