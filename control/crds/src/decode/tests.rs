@@ -1,3 +1,5 @@
+//! What is decoded and what is refused, each with the words that a user reads.
+
 use serde_json::json;
 
 use super::*;

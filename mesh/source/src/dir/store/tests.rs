@@ -1,3 +1,5 @@
+//! Merging and forgetting: the same objects come out whatever the order in which their files changed.
+
 use proptest::prelude::*;
 
 use super::*;
