@@ -251,6 +251,7 @@ impl Enroller {
     /// Compares who should be enrolled with who is.
     async fn decide(&mut self) {
         let wanted = self.facts.wanted();
+        let mut changed = false;
         for (uid, facts) in &wanted {
             match self.members.get_mut(uid) {
                 None => {
@@ -264,15 +265,19 @@ impl Enroller {
                     member.due = Some(Instant::now());
                 }
                 Some(member) if member.facts != *facts => {
-                    let moved = member.facts.addresses != facts.addresses;
+                    let enrolled_otherwise = !member.facts.enrols_like(facts);
                     member.facts = Arc::clone(facts);
-                    if moved {
+                    changed = true;
+                    if enrolled_otherwise {
                         member.phase = Phase::Waiting;
                         member.due = Some(Instant::now());
                     }
                 }
                 Some(_) => {}
             }
+        }
+        if changed {
+            self.look_again().await;
         }
         let gone: Vec<String> = self.members.keys().filter(|uid| !wanted.contains_key(*uid)).cloned().collect();
         for uid in gone {

@@ -2,10 +2,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     net::IpAddr,
     sync::Arc,
 };
 
+use serde_json::Value;
 use tropis_crds::{Kind, Object, ObjectRef};
 use tropis_model::enrolment::{Candidate, decide};
 
@@ -31,6 +33,8 @@ pub struct PodFacts {
     pub dns_capture: Option<bool>,
     /// The pod's annotation asks for no capture of what arrives.
     pub bypass_inbound: bool,
+    /// Of `status`: a pod whose status changed may run in another namespace by now.
+    status_digest: u64,
     labels: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
     host_network: bool,
@@ -40,6 +44,12 @@ impl PodFacts {
     /// `namespace/name`.
     pub fn name(&self) -> String {
         format!("{}/{}", self.reference.namespace, self.reference.name)
+    }
+
+    /// Whether a change from `self` to `other` leaves everything as it is that enrolment wrote.
+    pub fn enrols_like(&self, other: &Self) -> bool {
+        let written = |facts: &Self| (facts.addresses.clone(), facts.dns_capture, facts.bypass_inbound);
+        written(self) == written(other)
     }
 
     fn read(object: &Object) -> Option<Self> {
@@ -61,11 +71,19 @@ impl PodFacts {
             alive: !matches!(phase, "Succeeded" | "Failed"),
             dns_capture: annotation(DNS_CAPTURE).and_then(|text| text.parse().ok()),
             bypass_inbound: annotation(BYPASS_INBOUND) == Some("true"),
+            status_digest: digest(&object.value["status"]),
             labels: object.metadata.labels.clone(),
             annotations: object.metadata.annotations.clone(),
             host_network: spec.host_network.unwrap_or(false),
         })
     }
+}
+
+/// Equal for equal values, within this process.
+fn digest(value: &Value) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.to_string().hash(&mut hasher);
+    hasher.finish()
 }
 
 /// What the source told about this node.
@@ -132,7 +150,7 @@ impl Facts {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
