@@ -87,9 +87,12 @@ mod tests {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     }
 
+    /// Labels of the namespace, labels of the pod, whether it is enrolled.
+    type Case = (&'static [(&'static str, &'static str)], &'static [(&'static str, &'static str)], bool);
+
     #[test]
     fn pod_beats_namespace_and_native_beats_sidecar_labels() {
-        let cases: &[(&[(&str, &str)], &[(&str, &str)], bool)] = &[
+        let cases: &[Case] = &[
             (&[], &[], false),
             (&[(MODE, "ambient")], &[], true),
             (&[(MODE, "ambient")], &[(MODE, "none")], false),

@@ -90,17 +90,25 @@ impl Queue {
 }
 
 impl WatchSender {
-    /// Queues an event in place of an older one about the same; `false` when nobody reads any more.
+    /// Queues an event in place of an older one about the same; `false` when nobody reads any more. What was queued before
+    /// [`SourceEvent::Synced`] stays before it: whoever reads `Synced` has read everything that existed.
     pub(crate) fn send(&self, event: SourceEvent) -> bool {
         let Some(shared) = self.shared.upgrade() else { return false };
         {
             let mut queue = shared.queue();
-            let place = queue.next;
-            queue.next += 1;
-            if let Some(old) = queue.places.insert(about(&event), place) {
-                queue.pending.remove(&old);
+            let about = about(&event);
+            let synced = queue.places.get(&About::Source).copied();
+            let old = queue.places.get(&about).copied();
+            if let Some(old) = old.filter(|old| synced.is_some_and(|synced| *old < synced)) {
+                queue.pending.insert(old, event);
+            } else {
+                let place = queue.next;
+                queue.next += 1;
+                if let Some(old) = queue.places.insert(about, place) {
+                    queue.pending.remove(&old);
+                }
+                queue.pending.insert(place, event);
             }
-            queue.pending.insert(place, event);
         }
         shared.wake.notify_one();
         true
@@ -149,6 +157,17 @@ mod tests {
         }
         assert_eq!(read.len(), 3, "{read:?}");
         assert!(read[0].contains("\"a\"") && read[1].contains("\"b\"") && read[2] == "Synced");
+    }
+
+    #[tokio::test]
+    async fn what_existed_is_read_before_synced_even_if_it_changed_meanwhile() {
+        let (sender, mut watch) = channel();
+        for event in [deleted("a"), deleted("b"), SourceEvent::Synced, deleted("a"), deleted("c")] {
+            assert!(sender.send(event));
+        }
+        let read: Vec<String> = std::iter::from_fn(|| watch.try_recv()).map(|event| format!("{event:?}")).collect();
+        assert!(read[0].contains("\"a\"") && read[1].contains("\"b\"") && read[2] == "Synced" && read[3].contains("\"c\""), "{read:?}");
+        assert_eq!(read.len(), 4);
     }
 
     #[tokio::test]

@@ -157,13 +157,13 @@ impl Subscription {
         let mut has = table.clone();
         for (name, entry) in table {
             match reported.get(&**name) {
-                Some(version) if *version == entry.0.version => {}
-                Some(_) => _ = has.insert(name.clone(), Entry(Arc::default())),
+                Some(version) if *version == entry.resource.version => {}
+                Some(_) => _ = has.insert(name.clone(), unknown()),
                 None => _ = has.remove(name),
             }
         }
         for name in reported.into_keys().filter(|name| !table.contains_key(name.as_str())) {
-            has.insert(name.into(), Entry(Arc::default()));
+            has.insert(name.into(), unknown());
         }
         self.has = has;
     }
@@ -191,7 +191,7 @@ impl Subscription {
                 DiffItem::Remove(name, _) => removed.push(name.clone()),
             }
         }
-        let resources: Vec<Resource> = updated.iter().map(|(_, entry)| Resource::clone(&entry.0)).collect();
+        let resources: Vec<Resource> = updated.iter().map(|(_, entry)| Resource::clone(&entry.resource)).collect();
         let names = updated.iter().map(|(name, _)| name).chain(&removed).cloned().collect();
         let removed_resources = removed.iter().map(|name| name.to_string()).collect();
         for (name, entry) in updated {
@@ -224,11 +224,23 @@ impl Subscription {
     }
 }
 
+/// What a client says it has, in a version that is not ours: it may apply to everybody.
+fn unknown() -> Entry {
+    Entry { resource: Arc::default(), broad: true }
+}
+
+/// Policies come before the workloads that name them. What takes protection away comes after: a removal, and a policy that applied to
+/// everybody in its scope and now only to those who name it.
 fn wanted(item: &DiffItem<'_, '_, Arc<str>, Entry>, part: Part) -> bool {
+    let late = match item {
+        DiffItem::Remove(..) => true,
+        DiffItem::Update { old: (_, old), new: (_, new) } => old.broad && !new.broad,
+        DiffItem::Add(..) => false,
+    };
     match part {
         Part::Everything => true,
-        Part::Updates => !matches!(item, DiffItem::Remove(..)),
-        Part::Removals => matches!(item, DiffItem::Remove(..)),
+        Part::Updates => !late,
+        Part::Removals => late,
     }
 }
 

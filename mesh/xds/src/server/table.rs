@@ -5,7 +5,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use prost_types::Any;
 use tokio::sync::watch;
-use tropis_model::view::Change;
+use tropis_model::{policy::PolicyScope, view::Change};
 use tropis_proto::{ADDRESS_TYPE, xds::Resource};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -13,11 +13,15 @@ use crate::convert;
 
 /// A resource ready to be sent. Two entries are equal if their versions, the hashes of their content, are.
 #[derive(Debug, Clone)]
-pub(super) struct Entry(pub(super) Arc<Resource>);
+pub(super) struct Entry {
+    pub(super) resource: Arc<Resource>,
+    /// A policy that applies without being named: to its namespace, or to the mesh.
+    pub(super) broad: bool,
+}
 
 impl PartialEq for Entry {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.0.version == other.0.version
+        Arc::ptr_eq(&self.resource, &other.resource) || self.resource.version == other.resource.version
     }
 }
 
@@ -42,12 +46,12 @@ impl Snapshot {
 
     /// Workloads and services, by resource name, with their versions.
     pub fn addresses(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.addresses.iter().map(|(name, entry)| (&**name, entry.0.version.as_str()))
+        self.addresses.iter().map(|(name, entry)| (&**name, entry.resource.version.as_str()))
     }
 
     /// Policies, by resource name, with their versions.
     pub fn policies(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.policies.iter().map(|(name, entry)| (&**name, entry.0.version.as_str()))
+        self.policies.iter().map(|(name, entry)| (&**name, entry.resource.version.as_str()))
     }
 }
 
@@ -110,7 +114,7 @@ fn apply(snapshot: &mut Snapshot, change: &Change) -> bool {
         return entries.remove(&encoded.name).is_some();
     };
     let version = format!("{:016x}", xxh3_64(&value));
-    if entries.get(&encoded.name).is_some_and(|entry| entry.0.version == version) {
+    if entries.get(&encoded.name).is_some_and(|entry| entry.resource.version == version) {
         return false;
     }
     let resource = Resource {
@@ -119,7 +123,8 @@ fn apply(snapshot: &mut Snapshot, change: &Change) -> bool {
         aliases: encoded.aliases,
         resource: Some(Any { type_url: encoded.type_url.to_owned(), value }),
     };
-    entries.insert(encoded.name, Entry(Arc::new(resource)));
+    let broad = matches!(change, Change::Policy(policy) if policy.scope != PolicyScope::WorkloadSelector);
+    entries.insert(encoded.name, Entry { resource: Arc::new(resource), broad });
     true
 }
 
