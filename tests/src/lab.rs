@@ -102,6 +102,7 @@ impl Lab {
         let folder = options.programs.clone().map_or_else(programs_folder, Ok)?;
         let groups = Groups::of(&options.run).map_err(|error| LabError::Impossible(error.to_string()))?;
 
+        own_state(&layout)?;
         down::down(&layout, Files::Remove)?;
         make_folders(&layout, options.manifests.as_deref())?;
         let janitor = start_janitor(&folder, &layout, &state_lock, &progress);
@@ -279,7 +280,9 @@ impl Lab {
 
     /// Every netfilter rule in every namespace of the run, and of the host.
     pub async fn rulesets(&self) -> Result<Vec<(String, String)>, LabError> {
-        let mut namespaces = vec![self.network.router.clone(), self.network.control.clone()];
+        let host = crate::network::namespace::Namespace::host()
+            .map_err(|error| LabError::File("opening the host's namespace".to_owned(), error))?;
+        let mut namespaces = vec![Arc::new(host), self.network.router.clone(), self.network.control.clone()];
         namespaces.extend(self.network.nodes.values().map(|node| node.namespace.clone()));
         namespaces.extend(self.kubelet.running.borrow().values().map(|pod| pod.network.namespace.clone()));
         let look = move || namespaces.iter().map(|namespace| Ok((namespace.name().to_owned(), commands::ruleset(namespace)?))).collect();
@@ -312,8 +315,12 @@ impl Lab {
 
     /// Takes away what a run left that nobody ended. A run that is alive is refused: whoever started it ends it. Blocks.
     pub fn clean(run: &str, state: Option<&Path>) -> Result<(), LabError> {
+        if !valid_run_name(run) {
+            return Err(LabError::Name(run.to_owned()));
+        }
         let layout = Layout::new(run, state);
         let _alone = lock::state_directory(layout.state())?;
+        own_state(&layout)?;
         Ok(down::down(&layout, Files::Remove)?)
     }
 }
@@ -324,6 +331,17 @@ fn is_called(key: &Key, record: &PodRecord, name: &str) -> bool {
             Origin::Deployment { name: deployment, .. } => deployment == name || key.name == name,
             Origin::Bare | Origin::Agent { .. } => key.name == name,
         }
+}
+
+/// Refuses a state directory that holds anything but a run's own files: it is emptied at the start and at the end.
+fn own_state(layout: &Layout) -> Result<(), LabError> {
+    if layout.is_ours() {
+        return Ok(());
+    }
+    let state = layout.state().display();
+    Err(LabError::Impossible(format!(
+        "{state} holds files that no run made, and a state directory is emptied (choose an empty or new one)"
+    )))
 }
 
 fn make_folders(layout: &Layout, manifests: Option<&Path>) -> Result<(), LabError> {

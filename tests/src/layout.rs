@@ -9,6 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 
 /// Where runs live unless the user says otherwise.
 const RUNS: &str = "/run/tropis";
+/// A file that says: this folder is a run's own.
+const MARKER: &str = ".tropis-run";
 /// The user id that ztunnel runs under; it must reach its sockets and its token.
 pub const PROXY_UID: u32 = 1337;
 
@@ -23,6 +25,8 @@ impl Layout {
     /// The layout of `run`, in `state` or in `/run/tropis/RUN`.
     pub fn new(run: &str, state: Option<&Path>) -> Self {
         let state = state.map_or_else(|| Path::new(RUNS).join(run), Path::to_path_buf);
+        // Mounts below it are found by their absolute path.
+        let state = std::path::absolute(&state).unwrap_or(state);
         Self { run: run.to_owned(), state }
     }
 
@@ -91,6 +95,13 @@ impl Layout {
         format!("{}{what}", namespace_prefix(&self.run))
     }
 
+    /// Whether the state directory holds nothing, or only what a run made: its marker, or the logs that a crash leaves.
+    pub fn is_ours(&self) -> bool {
+        let Ok(entries) = fs::read_dir(&self.state) else { return true };
+        let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+        names.iter().all(|name| name == "logs") || names.iter().any(|name| name == MARKER)
+    }
+
     /// Makes the folders. `state/` is closed to everybody but root; `sockets/` lets ztunnel's user make its own.
     pub fn create(&self) -> io::Result<()> {
         for (folder, mode) in [
@@ -107,6 +118,7 @@ impl Layout {
             fs::DirBuilder::new().recursive(true).mode(mode).create(&folder)?;
             fs::set_permissions(&folder, fs::Permissions::from_mode(mode))?;
         }
+        fs::write(self.state.join(MARKER), "made by a run of the lab, which empties this folder\n")?;
         std::os::unix::fs::chown(self.sockets(), None, Some(PROXY_UID))?;
         fs::set_permissions(self.sockets(), fs::Permissions::from_mode(0o1775))
     }
@@ -131,6 +143,18 @@ mod tests {
         assert_eq!(Layout::new("demo", None).state(), Path::new("/run/tropis/demo"));
         assert_eq!(Layout::new("demo", Some(Path::new("/x"))).objects(), Path::new("/x/objects"));
         assert_eq!(Layout::new("demo", None).namespace("a"), "tropis-demo-a");
+    }
+
+    #[test]
+    fn a_folder_with_other_files_is_not_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new("demo", Some(folder.path()));
+        assert!(layout.is_ours(), "empty");
+        fs::write(folder.path().join("letter.txt"), "").unwrap();
+        assert!(!layout.is_ours());
+        fs::write(folder.path().join(MARKER), "").unwrap();
+        assert!(layout.is_ours());
+        assert!(Layout::new("demo", Some(&folder.path().join("absent"))).is_ours());
     }
 
     #[test]

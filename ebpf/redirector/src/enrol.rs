@@ -197,8 +197,15 @@ impl Enroller {
                         if let Err(error) = self.enrol_in_kernel(facts, &place) {
                             tracing::error!(pod = facts.name(), error = chain(&error), "an enrolled pod keeps an older program");
                         }
-                        member.phase = Phase::Enrolled;
+                        // Written again: the process before may have ended between capturing and saying so, and peers go by what is said.
+                        let annotated = self.annotate(facts, ENABLED).await;
+                        member.said = annotated.then_some(ENABLED);
                         member.place = Some(place);
+                        if annotated {
+                            member.phase = Phase::Enrolled;
+                        } else {
+                            member.retry();
+                        }
                     }
                     // Its namespace will be found, or it will be another one: captured meanwhile as it was.
                     None => member.due = Some(Instant::now()),
@@ -324,9 +331,13 @@ impl Enroller {
         if let Some(before) = member.cookie.filter(|before| *before != place.cookie()) {
             tracing::info!(pod = facts.name(), "the pod has another network namespace now");
             self.remove_from_kernel(uid, before, Vec::new());
+            if let Some(member) = self.members.get_mut(uid) {
+                member.cookie = None;
+            }
         }
         if let Err(error) = self.zds.add(handed(&facts, Some(&place))).await {
-            let first = self.members.get(uid).is_some_and(|member| member.said != Some(PENDING));
+            // A pod that is captured is still served: saying `pending` would send its peers to it in plaintext.
+            let first = self.members.get(uid).is_some_and(|member| member.cookie.is_none() && member.said != Some(PENDING));
             if first {
                 tracing::warn!(pod = facts.name(), error = chain(&error), "waiting for the node proxy");
             }
@@ -336,6 +347,10 @@ impl Enroller {
                 member.retry();
             }
             return;
+        }
+        if let Some(member) = self.members.get_mut(uid) {
+            // Before the kernel hears of it, so that whatever half of it succeeds is removed with the pod.
+            member.cookie = Some(place.cookie());
         }
         if let Err(error) = self.enrol_in_kernel(&facts, &place) {
             tracing::error!(pod = facts.name(), error = chain(&error), "the pod cannot be captured");

@@ -63,8 +63,14 @@ fn exchange(program: BorrowedFd<'_>, pin: &Path, same_place: impl Fn(BorrowedFd<
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(source) => return Err(LinkError { call: "BPF_OBJ_GET", pin: pin.to_owned(), source }),
     };
-    if same_place(link.as_fd()) && bpf::link_update(link.as_fd(), program).is_ok() {
-        return Ok(true);
+    if same_place(link.as_fd()) {
+        match bpf::link_update(link.as_fd(), program) {
+            Ok(()) => return Ok(true),
+            // What it was attached to went away meanwhile.
+            Err(source) if source.raw_os_error() == Some(libc::ENOLINK) => {}
+            // The older program goes on capturing; taking it away would let traffic pass.
+            Err(source) => return Err(LinkError { call: "BPF_LINK_UPDATE", pin: pin.to_owned(), source }),
+        }
     }
     detach(pin)?;
     Ok(false)
