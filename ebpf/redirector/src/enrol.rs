@@ -341,6 +341,8 @@ impl Enroller {
             if first {
                 tracing::warn!(pod = facts.name(), error = chain(&error), "waiting for the node proxy");
             }
+            // Marked for the mesh: until a proxy serves it, its connections are refused, never plain (ADR 4).
+            self.capture_in_kernel(uid, &facts, &place);
             let said = first && self.annotate(&facts, PENDING).await;
             if let Some(member) = self.members.get_mut(uid) {
                 member.said = if said { Some(PENDING) } else { member.said };
@@ -348,12 +350,7 @@ impl Enroller {
             }
             return;
         }
-        if let Some(member) = self.members.get_mut(uid) {
-            // Before the kernel hears of it, so that whatever half of it succeeds is removed with the pod.
-            member.cookie = Some(place.cookie());
-        }
-        if let Err(error) = self.enrol_in_kernel(&facts, &place) {
-            tracing::error!(pod = facts.name(), error = chain(&error), "the pod cannot be captured");
+        if !self.capture_in_kernel(uid, &facts, &place) {
             if let Some(member) = self.members.get_mut(uid) {
                 member.retry();
             }
@@ -372,6 +369,19 @@ impl Enroller {
                 member.retry();
             }
         }
+    }
+
+    /// Captures a pod. False when the kernel refused; what half of it succeeded goes with the pod.
+    fn capture_in_kernel(&mut self, uid: &str, facts: &PodFacts, place: &Place) -> bool {
+        if let Some(member) = self.members.get_mut(uid) {
+            // Before the kernel hears of it, so that it is removed whatever happens.
+            member.cookie = Some(place.cookie());
+        }
+        let captured = self.enrol_in_kernel(facts, place);
+        if let Err(error) = &captured {
+            tracing::error!(pod = facts.name(), error = chain(error), "the pod cannot be captured");
+        }
+        captured.is_ok()
     }
 
     fn not_located(&mut self, uid: &str, facts: &PodFacts, error: &LocateError) {

@@ -337,7 +337,7 @@ fn without_a_proxy_a_pod_waits_and_a_late_answer_costs_the_connection() {
     let Some(node) = Node::start("waits") else { return };
     node.label(true);
     node.until("pending", || node.annotation().as_deref() == Some("pending"));
-    assert!(!node.is_captured(), "never captured before");
+    assert!(node.is_captured(), "its connections are refused until a proxy serves it");
 
     let proxy = node.proxy();
     proxy.expect_add(&node);
