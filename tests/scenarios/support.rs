@@ -35,6 +35,8 @@ pub(crate) mod port {
     pub(crate) const FAREWELL: u16 = 7003;
     /// Takes bytes and answers with their digest.
     pub(crate) const SINK: u16 = 7004;
+    /// Echoes too, where resolvers listen.
+    pub(crate) const DOMAIN: u16 = 53;
     /// HTTP.
     pub(crate) const HTTP: u16 = 8080;
 }
@@ -243,6 +245,7 @@ fn objects(namespace: &str, enrolled: bool) -> String {
 pub(crate) fn pod(namespace: &str, name: &str, account: &str, node: &str) -> String {
     let roles = [
         ("--tcp-echo", port::ECHO),
+        ("--tcp-echo", port::DOMAIN),
         ("--server-first", port::SERVER_FIRST),
         ("--half-close", port::HALF_CLOSE),
         ("--farewell", port::FAREWELL),

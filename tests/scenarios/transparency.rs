@@ -58,6 +58,12 @@ async fn conversations(lab: &Lab) -> anyhow::Result<()> {
     let cast = Cast::gather(lab, "conversations", true).await?;
     for case in Case::all() {
         cast.wait_tunnelled(case).await?;
+        // Port 53 of a member is its traffic like any other, whatever is spoken there.
+        let domain = cast.server(case).socket(case.family, port::DOMAIN);
+        let said: Exchange = cast.client.run(&["echo", &domain, "not a question"]).await?;
+        ensure!(said.ok, "{case}: port 53 of a member: {said:?}");
+        let tunnelled = [("direction", "outbound"), ("dst.hbone_addr", domain.as_str())];
+        lab.wait_access_line(cast.client.node(), "port 53 of a member in a tunnel", |line| line.has(&tunnelled)).await?;
         let server = cast.server(case);
         let at = |port| server.socket(case.family, port);
         let talks: [(&str, Vec<String>); 6] = [

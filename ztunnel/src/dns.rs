@@ -28,7 +28,10 @@ use tokio::{
     sync::Semaphore,
     task::spawn_local,
 };
-use tropis_model::workload::Workload;
+use tropis_model::{
+    resolve::{Plan, ResolveError},
+    workload::Workload,
+};
 use tropis_net::{accept, original_destination::original_destination};
 use tropis_telemetry::chain;
 
@@ -39,6 +42,8 @@ use self::{
 use crate::{
     metrics::Labels,
     node::{Pod, listeners::DnsListeners},
+    outbound,
+    stages::resolve,
     view::local_workload,
     worker::Node,
 };
@@ -146,9 +151,12 @@ async fn serve_tcp(proxy: Rc<Proxy>, listener: TcpListener) {
             () = drain.draining() => return,
             accepted = accept::next(&listener) => accepted,
         };
-        let Ok((stream, _)) = accepted else { return };
+        let Ok((stream, from)) = accepted else { return };
         let proxy = proxy.clone();
         spawn_local(async move {
+            if proxy.leads_into_mesh(&stream).await {
+                return outbound::serve(proxy.node.clone(), proxy.pod.clone(), stream, from).await;
+            }
             if let Err(error) = converse(&proxy, stream).await {
                 tracing::debug!(target: "dns", pod = %proxy.pod, %error, "connection ended");
             }
@@ -175,6 +183,20 @@ async fn converse(proxy: &Proxy, mut stream: TcpStream) -> io::Result<()> {
 }
 
 impl Proxy {
+    /// Whether a connection to port 53 belongs in a tunnel: what a member of the mesh serves there is its traffic like any other, and
+    /// never leaves in plaintext.
+    async fn leads_into_mesh(&self, stream: &TcpStream) -> bool {
+        let Ok(Some(destination)) = original_destination(stream) else { return false };
+        let shared = &self.node.shared;
+        let view = shared.view.covering(&shared.config.node, &self.pod).await.view;
+        let Some(client) = local_workload(&view, &shared.config.node, &self.pod) else { return false };
+        let plan = resolve::outbound(&self.node, &view, client, destination, &[]);
+        matches!(
+            plan,
+            Ok(Plan::Tunnel { .. } | Plan::Nested { .. }) | Err(ResolveError::NoWaypoint { .. } | ResolveError::NoGateway { .. })
+        )
+    }
+
     /// The reply to a question; `None` for what is no question at all.
     async fn handle(&self, packet: &[u8], transport: Transport, resolver: Option<SocketAddr>) -> Option<Vec<u8>> {
         let Ok(message) = Message::from_vec(packet) else { return malformed(packet) };
