@@ -27,6 +27,10 @@ async fn canary(lab: &Lab) -> anyhow::Result<()> {
 
 async fn one_canary(cast: &Cast<'_>, case: Case) -> anyhow::Result<()> {
     let (lab, server) = (cast.lab, cast.server(case));
+    let labels =
+        [("reporter", "destination"), ("source_workload_namespace", cast.namespace.as_str()), ("connection_security_policy", "mutual_tls")];
+    let counted = async || anyhow::Ok(lab.metrics(server.node()).await?.sum("istio_tcp_connections_opened_total", &labels));
+    let before = counted().await?;
     let canary = format!("canary-{}-{}", case.family.flag(), if case.across_nodes { "across" } else { "near" });
     let mut captures: Vec<(&str, Capture)> =
         vec![("the client's interface", cast.client.capture()?), ("the server's interface", server.capture()?)];
@@ -54,16 +58,16 @@ async fn one_canary(cast: &Cast<'_>, case: Case) -> anyhow::Result<()> {
     let identity = |account: &str| format!("spiffe://cluster.local/ns/{namespace}/sa/{account}");
     for (node, direction) in [("a", "outbound"), (server.node(), "inbound")] {
         let (from, to) = (identity("client"), identity("server"));
+        // The target's address is of this case's family, so lines of earlier cases do not count.
+        let target = server.socket(case.family, port::ECHO);
         let named = |line: &AccessLine| {
-            line.has(&[("direction", direction), ("src.identity", &from), ("dst.identity", &to), ("dst.workload", server.name())])
+            line.has(&[("direction", direction), ("src.identity", &from), ("dst.identity", &to), ("dst.hbone_addr", &target)])
         };
         let line = lab.wait_access_line(node, &format!("an {direction} line with both identities"), named).await?;
         ensure!(!line.field("duration").is_empty(), "{direction}: {line:?}");
     }
-    let labels =
-        [("reporter", "destination"), ("source_workload_namespace", namespace.as_str()), ("connection_security_policy", "mutual_tls")];
-    let opened = lab.metrics(server.node()).await?.sum("istio_tcp_connections_opened_total", &labels);
-    ensure!(opened > 0.0, "no connection with mutual TLS is counted on {}", server.node());
+    let opened = counted().await? - before;
+    ensure!(opened >= 4.0, "4 connections with mutual TLS were made, {opened} are counted on {}", server.node());
     Ok(())
 }
 

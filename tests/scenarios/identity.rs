@@ -39,7 +39,7 @@ async fn by_principal(lab: &Lab) -> anyhow::Result<()> {
         expect(&guests.client, &target, false).await.with_context(|| format!("{case}: the same account's name in another namespace"))?;
         expect(&cast.client, &target, true).await.with_context(|| format!("{case}: the account that is allowed"))?;
         let denied = |line: &tropis_tests::observe::AccessLine| {
-            line.has(&[("direction", "inbound"), ("src.workload", cast.other.name()), ("stage", "authorize")])
+            line.has(&[("direction", "inbound"), ("src.workload", cast.other.name()), ("stage", "authorize"), ("dst.hbone_addr", &target)])
                 && line.field("src.namespace") == cast.namespace
                 && line.0.to_string().contains("only-the-client")
         };
