@@ -10,6 +10,7 @@ use tropis_tests::{Lab, Progress, bench};
 use crate::{demo, front, setup};
 
 #[derive(Args)]
+#[group(skip)] // the harness' options bring a group of the same name
 pub(crate) struct Options {
     #[command(flatten)]
     bench: bench::Options,
