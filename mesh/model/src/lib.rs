@@ -1,4 +1,4 @@
-//! Nouns (identity, workload, service, policy) and decisions (resolve, authorize) of the mesh.
+//! Nouns (identity, workload, service, policy, route, pool) and decisions (resolve, authorize) of the mesh.
 //!
 //! Pure: no I/O, no clock, no async, no randomness of its own (it is passed in). What arrives on the wire becomes these types in
 //! `tropis-xds`; what a user wrote becomes them in `tropis-compile`; the proxies decide with them. Start with [`view`], then
@@ -10,7 +10,11 @@ pub mod enrolment;
 pub mod identity;
 pub mod outcome;
 pub mod policy;
+pub mod pool;
+pub mod request_policy;
 pub mod resolve;
+pub mod route;
 pub mod service;
 pub mod view;
+pub mod waypoint;
 pub mod workload;

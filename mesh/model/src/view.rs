@@ -11,7 +11,9 @@ use imbl::{HashMap, OrdSet};
 use crate::{
     address::{NamespacedHostname, Network, NetworkAddress},
     policy::{Policy, PolicyKey, PolicyScope},
+    route::Host,
     service::{Service, Visibility},
+    waypoint::Waypoint,
     workload::{NetworkMode, TunnelProtocol, Workload, WorkloadUid},
 };
 
@@ -28,6 +30,14 @@ pub enum Change {
     RemoveAddress(Arc<str>),
     /// A policy is gone.
     RemovePolicy(PolicyKey),
+    /// A host's routes are new or different.
+    Host(Arc<Host>),
+    /// A host's routes are gone.
+    RemoveHost(NamespacedHostname),
+    /// The waypoint's own configuration is new or different.
+    Waypoint(Arc<Waypoint>),
+    /// The waypoint of this key (`namespace/name`) is gone.
+    RemoveWaypoint(Arc<str>),
 }
 
 /// A service on a workload.
@@ -56,6 +66,8 @@ pub struct View {
     policies: HashMap<PolicyKey, Arc<Policy>>,
     global_policies: OrdSet<PolicyKey>,
     namespace_policies: HashMap<Arc<str>, OrdSet<PolicyKey>>,
+    hosts: HashMap<NamespacedHostname, Arc<Host>>,
+    waypoints: HashMap<Arc<str>, Arc<Waypoint>>,
 }
 
 impl View {
@@ -80,6 +92,18 @@ impl View {
                 }
                 Change::RemoveAddress(name) => next.remove_address(name),
                 Change::RemovePolicy(key) => next.remove_policy(&key),
+                Change::Host(host) => {
+                    next.hosts.insert(host.name.clone(), host);
+                }
+                Change::RemoveHost(name) => {
+                    next.hosts.remove(&name);
+                }
+                Change::Waypoint(waypoint) => {
+                    next.waypoints.insert(waypoint.key.clone(), waypoint);
+                }
+                Change::RemoveWaypoint(key) => {
+                    next.waypoints.remove(&key);
+                }
             }
         }
         next
@@ -182,6 +206,21 @@ impl View {
     /// All services, in no order.
     pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
         self.services.values()
+    }
+
+    /// The routes of traffic addressed to this host; `None` for a host that this waypoint does not serve.
+    pub fn host(&self, name: &NamespacedHostname) -> Option<&Arc<Host>> {
+        self.hosts.get(name)
+    }
+
+    /// All hosts, in no order.
+    pub fn hosts(&self) -> impl ExactSizeIterator<Item = &Arc<Host>> {
+        self.hosts.values()
+    }
+
+    /// The waypoint of this key (`namespace/name`).
+    pub fn waypoint(&self, key: &str) -> Option<&Arc<Waypoint>> {
+        self.waypoints.get(key)
     }
 
     /// All policies, in no order.

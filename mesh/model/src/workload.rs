@@ -168,6 +168,8 @@ pub struct Workload {
     pub network_mode: NetworkMode,
     /// Weight among endpoints: 1 unless set; 0 is never chosen.
     pub capacity: u32,
+    /// Its labels, as far as a waypoint's configuration names them; empty everywhere else.
+    pub labels: BTreeMap<Arc<str>, Arc<str>>,
 }
 
 impl Workload {
@@ -200,6 +202,7 @@ impl Workload {
             locality: Locality::default(),
             network_mode: NetworkMode::Standard,
             capacity: 1,
+            labels: BTreeMap::new(),
         }
     }
 }
