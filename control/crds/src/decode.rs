@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::{
     codes, core,
     finding::{Finding, ObjectRef},
+    gateway_api::gateway,
     istio::{authorization_policy, peer_authentication},
     kind::{Kind, Named, Support},
     names,
@@ -293,9 +294,15 @@ fn typed(about: &mut About<'_>, kind: Kind, value: &Value) -> Option<Typed> {
             peer_authentication::validate(about, &policy);
             Typed::PeerAuthentication(Box::new(policy))
         }),
+        Kind::Gateway => about.read_strict(value, "").map(|gateway| {
+            gateway::validate(about, &gateway);
+            Typed::Gateway(Box::new(gateway))
+        }),
         _ => Some(Typed::Untyped),
     }
 }
 
+#[cfg(test)]
+mod gateway_tests;
 #[cfg(test)]
 mod tests;

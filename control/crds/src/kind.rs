@@ -130,7 +130,7 @@ kinds! {
     TrafficExtension "extensions.istio.io" ["v1alpha1"] Namespaced NotHonoured "A filter of the user's own.";
     IstioOperator "install.istio.io" ["v1alpha1"] Namespaced NotHonoured "An installation of Istio.";
     GatewayClass "gateway.networking.k8s.io" ["v1", "v1beta1"] Cluster NotHonoured "Gateway API: a class of gateways.";
-    Gateway "gateway.networking.k8s.io" ["v1", "v1beta1"] Namespaced NotHonoured "Gateway API: a gateway or waypoint.";
+    Gateway "gateway.networking.k8s.io" ["v1", "v1beta1"] Namespaced Honoured "Gateway API: a gateway or waypoint.";
     HTTPRoute "gateway.networking.k8s.io" ["v1", "v1beta1"] Namespaced NotHonoured "Gateway API: HTTP routes.";
     GRPCRoute "gateway.networking.k8s.io" ["v1"] Namespaced NotHonoured "Gateway API: gRPC routes.";
     TCPRoute "gateway.networking.k8s.io" ["v1", "v1alpha2"] Namespaced NotHonoured "Gateway API: TCP routes.";

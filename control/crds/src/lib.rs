@@ -9,6 +9,7 @@ pub mod codes;
 mod core;
 pub mod decode;
 pub mod finding;
+pub mod gateway_api;
 pub mod istio;
 pub mod kind;
 pub mod names;

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::{
     finding::ObjectRef,
+    gateway_api::gateway::Gateway,
     istio::{authorization_policy::AuthorizationPolicy, peer_authentication::PeerAuthentication},
     kind::Kind,
 };
@@ -79,6 +80,7 @@ pub(crate) enum Typed {
     EndpointSlice(Box<EndpointSlice>),
     AuthorizationPolicy(Box<AuthorizationPolicy>),
     PeerAuthentication(Box<PeerAuthentication>),
+    Gateway(Box<Gateway>),
 }
 
 /// An object that was decoded. Two are equal when their values are.
@@ -130,6 +132,7 @@ accessors! {
     endpoint_slice EndpointSlice "The EndpointSlice that this object is, if it is one.";
     authorization_policy AuthorizationPolicy "The AuthorizationPolicy that this object is, if it is one.";
     peer_authentication PeerAuthentication "The PeerAuthentication that this object is, if it is one.";
+    gateway Gateway "The Gateway API Gateway that this object is, if it is one.";
 }
 
 impl Object {

@@ -5,11 +5,11 @@ use serde_json::json;
 use super::*;
 use crate::Level;
 
-fn refused(value: Value) -> Vec<String> {
+pub(super) fn refused(value: Value) -> Vec<String> {
     decode(value).map(|(object, _)| object.reference()).unwrap_err().iter().map(Finding::to_string).collect()
 }
 
-fn accepted(value: Value) -> (Object, Vec<String>) {
+pub(super) fn accepted(value: Value) -> (Object, Vec<String>) {
     let (object, findings) = decode(value).unwrap();
     (object, findings.iter().map(Finding::to_string).collect())
 }

@@ -1,0 +1,431 @@
+//! `Gateway` (`gateway.networking.k8s.io` v1, v1beta1): a waypoint, or a gateway at the mesh's edge.
+//!
+//! Each field's doc says how far it is obeyed for a waypoint (class `istio-waypoint`); no other class is served yet.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{
+    decode::About,
+    istio::{Field, FieldSupport},
+    names,
+};
+
+/// How far each field is obeyed.
+pub const FIELDS: &[Field] = &[
+    Field { path: "gatewayClassName", support: FieldSupport::NeedsWaypoint, note: "`istio-waypoint`" },
+    Field { path: "listeners.name", support: FieldSupport::NeedsWaypoint, note: "" },
+    Field { path: "listeners.port", support: FieldSupport::NeedsWaypoint, note: "15008" },
+    Field { path: "listeners.protocol", support: FieldSupport::NeedsWaypoint, note: "`HBONE`" },
+    Field { path: "listeners.allowedRoutes.namespaces", support: FieldSupport::NeedsWaypoint, note: "who may use the waypoint" },
+    Field { path: "listeners.allowedRoutes.kinds", support: FieldSupport::NotHonoured, note: "" },
+    Field { path: "listeners.hostname", support: FieldSupport::NotHonoured, note: "a waypoint has no host names" },
+    Field { path: "listeners.tls", support: FieldSupport::NotHonoured, note: "a waypoint's certificate is the mesh's" },
+    Field { path: "addresses", support: FieldSupport::NeedsWaypoint, note: "a Hostname means a deployment made by hand" },
+    Field { path: "infrastructure.labels", support: FieldSupport::NeedsWaypoint, note: "" },
+    Field { path: "infrastructure.annotations", support: FieldSupport::NeedsWaypoint, note: "" },
+    Field { path: "infrastructure.parametersRef", support: FieldSupport::NotHonoured, note: "" },
+    Field { path: "allowedListeners", support: FieldSupport::NotHonoured, note: "" },
+    Field { path: "tls", support: FieldSupport::NotHonoured, note: "" },
+    Field { path: "defaultScope", support: FieldSupport::NotHonoured, note: "" },
+];
+
+/// The whole object.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Gateway {
+    /// As written; read once more by [`crate::decode()`].
+    pub api_version: String,
+    /// As written.
+    pub kind: String,
+    /// As written; [`crate::Object::metadata`] is the typed form.
+    pub metadata: Value,
+    /// What is wanted.
+    pub spec: Spec,
+    /// What there is, written by the control plane.
+    #[serde(default)]
+    pub status: Status,
+}
+
+/// What is wanted.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Spec {
+    /// Who serves it; `istio-waypoint` makes it a waypoint. Honoured.
+    pub gateway_class_name: String,
+    /// Where it listens; a waypoint has one, `mesh` 15008 `HBONE`. Honoured.
+    pub listeners: Vec<Listener>,
+    /// The addresses that it should have; a `Hostname` names a Service that somebody else deploys. Honoured.
+    pub addresses: Vec<Address>,
+    /// What its pods, Service and account carry. Honoured.
+    pub infrastructure: Option<Infrastructure>,
+    /// Who may add listeners. Not honoured.
+    pub allowed_listeners: Option<AllowedListeners>,
+    /// TLS of all listeners. Not honoured.
+    pub tls: Option<Value>,
+    /// Whether routes without a parent attach. Not honoured.
+    pub default_scope: Option<String>,
+}
+
+/// A listener.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Listener {
+    /// Its name, unique in the gateway. Honoured.
+    pub name: String,
+    /// The host that it serves. Not honoured at a waypoint.
+    pub hostname: Option<String>,
+    /// Its port, 1 to 65535. Honoured.
+    pub port: i64,
+    /// `HTTP`, `HTTPS`, `TLS`, `TCP`, `UDP`, or `HBONE` for a waypoint. Honoured.
+    pub protocol: String,
+    /// Its TLS. Not honoured at a waypoint.
+    pub tls: Option<ListenerTls>,
+    /// What may attach to it, hence whose services may use the waypoint. Honoured for namespaces.
+    pub allowed_routes: Option<AllowedRoutes>,
+}
+
+/// `GatewayTLSConfig`. Not honoured at a waypoint.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ListenerTls {
+    /// `Terminate` or `Passthrough`. Not honoured.
+    pub mode: Option<TlsMode>,
+    /// Secrets with certificates. Not honoured.
+    pub certificate_refs: Vec<SecretReference>,
+    /// How clients' certificates are verified. Not honoured.
+    pub frontend_validation: Option<Value>,
+    /// Options of the implementation. Not honoured.
+    pub options: BTreeMap<String, String>,
+}
+
+/// `TLSModeType`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum TlsMode {
+    /// TLS ends here.
+    Terminate,
+    /// TLS goes through.
+    Passthrough,
+}
+
+/// A Secret.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct SecretReference {
+    /// API group. Not honoured.
+    pub group: Option<String>,
+    /// Kind. Not honoured.
+    pub kind: Option<String>,
+    /// Name. Not honoured.
+    pub name: String,
+    /// Namespace. Not honoured.
+    pub namespace: Option<String>,
+}
+
+/// Which routes may attach; for a waypoint, whose services may use it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct AllowedRoutes {
+    /// From which namespaces; absent is the gateway's own. Honoured.
+    pub namespaces: Option<RouteNamespaces>,
+    /// Of which kinds. Not honoured.
+    pub kinds: Vec<RouteKind>,
+}
+
+/// Namespaces.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct RouteNamespaces {
+    /// Which. Honoured.
+    pub from: FromNamespaces,
+    /// With `Selector`: by the namespace's labels. Honoured.
+    pub selector: Option<LabelSelector>,
+}
+
+/// `FromNamespaces`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub enum FromNamespaces {
+    /// All of them.
+    All,
+    /// Those that a selector selects.
+    Selector,
+    /// The gateway's own.
+    #[default]
+    Same,
+    /// None.
+    None,
+}
+
+/// A kind of route.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct RouteKind {
+    /// API group. Not honoured.
+    pub group: Option<String>,
+    /// Kind. Not honoured.
+    pub kind: String,
+}
+
+/// Kubernetes' `LabelSelector`: all of its parts must hold; an empty one selects everything.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LabelSelector {
+    /// These labels. Honoured.
+    pub match_labels: BTreeMap<String, String>,
+    /// These conditions. Honoured.
+    pub match_expressions: Vec<LabelRequirement>,
+}
+
+/// A condition on a label.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct LabelRequirement {
+    /// The label's key.
+    pub key: String,
+    /// What must hold.
+    pub operator: LabelOperator,
+    /// With `In` and `NotIn` at least one, otherwise none.
+    #[serde(default)]
+    pub values: Vec<String>,
+}
+
+/// What must hold of a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum LabelOperator {
+    /// It is there with one of the values.
+    In,
+    /// It is absent, or has none of the values.
+    NotIn,
+    /// It is there.
+    Exists,
+    /// It is absent.
+    DoesNotExist,
+}
+
+impl LabelSelector {
+    /// Whether something with these labels is selected.
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+            && self.match_expressions.iter().all(|requirement| {
+                let value = labels.get(&requirement.key);
+                match requirement.operator {
+                    LabelOperator::In => value.is_some_and(|value| requirement.values.contains(value)),
+                    LabelOperator::NotIn => value.is_none_or(|value| !requirement.values.contains(value)),
+                    LabelOperator::Exists => value.is_some(),
+                    LabelOperator::DoesNotExist => value.is_none(),
+                }
+            })
+    }
+}
+
+impl AllowedRoutes {
+    /// Whether something in a namespace with these labels may attach to a gateway in namespace `own`.
+    pub fn allows(&self, own: &str, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+        let Some(namespaces) = &self.namespaces else { return own == namespace };
+        match namespaces.from {
+            FromNamespaces::All => true,
+            FromNamespaces::Same => own == namespace,
+            FromNamespaces::None => false,
+            FromNamespaces::Selector => namespaces.selector.as_ref().is_some_and(|selector| selector.matches(labels)),
+        }
+    }
+}
+
+/// An address of a gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct Address {
+    /// What `value` is. Honoured.
+    #[serde(rename = "type")]
+    pub kind: AddressType,
+    /// The address; in a spec it may be empty. Honoured.
+    pub value: String,
+}
+
+/// `AddressType`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(from = "String")]
+pub enum AddressType {
+    /// An IPv4 or IPv6 address.
+    #[default]
+    IpAddress,
+    /// A DNS name.
+    Hostname,
+    /// An implementation's own, `DOMAIN/NAME`.
+    Other(String),
+}
+
+impl From<String> for AddressType {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "IPAddress" => Self::IpAddress,
+            "Hostname" => Self::Hostname,
+            _ => Self::Other(text),
+        }
+    }
+}
+
+/// What is made for a gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Infrastructure {
+    /// Labels of what is made. Honoured.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of what is made. Honoured.
+    pub annotations: BTreeMap<String, String>,
+    /// More settings. Not honoured.
+    pub parameters_ref: Option<ParametersReference>,
+}
+
+/// Where more settings are.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct ParametersReference {
+    /// API group. Not honoured.
+    pub group: String,
+    /// Kind. Not honoured.
+    pub kind: String,
+    /// Name. Not honoured.
+    pub name: String,
+}
+
+/// Who may add listeners. Not honoured.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct AllowedListeners {
+    /// From which namespaces. Not honoured.
+    pub namespaces: Option<RouteNamespaces>,
+}
+
+/// What there is.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Status {
+    /// Its addresses; a waypoint is not used before it has one.
+    pub addresses: Vec<Address>,
+    /// As written.
+    pub conditions: Value,
+    /// As written.
+    pub listeners: Value,
+    /// As written.
+    pub attached_listener_sets: Value,
+}
+
+/// How many listeners a gateway may have.
+const LISTENERS_MAX: usize = 64;
+/// How many addresses.
+const ADDRESSES_MAX: usize = 16;
+/// How many labels or annotations its infrastructure may have.
+const INFRASTRUCTURE_MAX: usize = 8;
+
+pub(crate) fn validate(about: &mut About<'_>, gateway: &Gateway) {
+    let spec = &gateway.spec;
+    if spec.gateway_class_name.is_empty() {
+        about.refuse("spec.gatewayClassName", "", "is missing", "for example istio-waypoint");
+    }
+    if spec.listeners.is_empty() && spec.allowed_listeners.is_none() {
+        about.refuse("spec.listeners", "", "is missing or empty", "a waypoint has `{name: mesh, port: 15008, protocol: HBONE}`");
+    }
+    if spec.listeners.len() > LISTENERS_MAX {
+        about.refuse("spec.listeners", spec.listeners.len().to_string(), "entries are too many", "at most 64");
+    }
+    if spec.addresses.len() > ADDRESSES_MAX {
+        about.refuse("spec.addresses", spec.addresses.len().to_string(), "entries are too many", "at most 16");
+    }
+    let (mut named, mut bound) = (BTreeSet::new(), BTreeSet::new());
+    for (index, listener) in spec.listeners.iter().enumerate() {
+        let path = format!("spec.listeners[{index}]");
+        validate_listener(about, listener, &path);
+        if !named.insert(&listener.name) {
+            about.refuse(&format!("{path}.name"), format!("{:?}", listener.name), "is the name of another listener too", "");
+        }
+        if !bound.insert((listener.port, &listener.protocol, listener.hostname.as_deref().unwrap_or_default())) {
+            about.refuse(&path, listener.port.to_string(), "is another listener's port with the same protocol and hostname", "");
+        }
+    }
+    for (index, address) in spec.addresses.iter().enumerate() {
+        validate_address(about, address, &format!("spec.addresses[{index}]"));
+    }
+    if let Some(infrastructure) = &spec.infrastructure {
+        validate_infrastructure(about, infrastructure);
+    }
+}
+
+fn validate_listener(about: &mut About<'_>, listener: &Listener, path: &str) {
+    if !names::is_dns_subdomain(&listener.name) {
+        about.refuse(
+            &format!("{path}.name"),
+            format!("{:?}", listener.name),
+            "is not a listener's name",
+            "at most 253 of a-z, 0-9, - and .",
+        );
+    }
+    if !names::is_port(listener.port) {
+        about.refuse(&format!("{path}.port"), listener.port.to_string(), "is not a port", "1 to 65535");
+    }
+    let protocols = ["HTTP", "HTTPS", "TLS", "TCP", "UDP", super::PROTOCOL_HBONE];
+    if !protocols.contains(&listener.protocol.as_str()) && !listener.protocol.contains('/') {
+        about.refuse(&format!("{path}.protocol"), format!("{:?}", listener.protocol), "is not a protocol", &protocols.join(", "));
+    }
+    let plain = ["HTTP", "TCP", "UDP"].contains(&listener.protocol.as_str());
+    if plain && listener.tls.is_some() {
+        about.refuse(&format!("{path}.tls"), "", "is not allowed with this protocol", "HTTPS or TLS");
+    }
+    let Some(hostname) = listener.hostname.as_deref().filter(|hostname| !hostname.is_empty()) else { return };
+    if ["TCP", "UDP"].contains(&listener.protocol.as_str()) {
+        about.refuse(&format!("{path}.hostname"), format!("{hostname:?}"), "is not allowed with this protocol", "HTTP, HTTPS or TLS");
+    } else if !names::is_dns_subdomain(hostname.strip_prefix("*.").unwrap_or(hostname)) || hostname.parse::<std::net::IpAddr>().is_ok() {
+        about.refuse(&format!("{path}.hostname"), format!("{hostname:?}"), "is not a host name", "a DNS name, or *. before one");
+    }
+}
+
+fn validate_address(about: &mut About<'_>, address: &Address, path: &str) {
+    let (fits, accepted) = match &address.kind {
+        _ if address.value.is_empty() => (true, ""),
+        AddressType::IpAddress => (address.value.parse::<std::net::IpAddr>().is_ok(), "an IPv4 or IPv6 address"),
+        AddressType::Hostname => {
+            (names::is_dns_subdomain(&address.value) && address.value.parse::<std::net::IpAddr>().is_err(), "a DNS name")
+        }
+        AddressType::Other(kind) => {
+            if !kind.contains('/') {
+                about.refuse(
+                    &format!("{path}.type"),
+                    format!("{kind:?}"),
+                    "is not a type of address",
+                    "IPAddress, Hostname or DOMAIN/NAME",
+                );
+            }
+            (true, "")
+        }
+    };
+    if !fits {
+        about.refuse(&format!("{path}.value"), format!("{:?}", address.value), "is not an address of its type", accepted);
+    }
+}
+
+fn validate_infrastructure(about: &mut About<'_>, infrastructure: &Infrastructure) {
+    for (name, map) in [("labels", &infrastructure.labels), ("annotations", &infrastructure.annotations)] {
+        let field = format!("spec.infrastructure.{name}");
+        if map.len() > INFRASTRUCTURE_MAX {
+            about.refuse(&field, map.len().to_string(), "entries are too many", "at most 8");
+        }
+        for (key, value) in map {
+            if !names::is_label_key(key) {
+                about.refuse(
+                    &format!("{field}[{key}]"),
+                    "",
+                    "the key is not a label key",
+                    "letters, digits, -, _ and ., with an optional DNS prefix/",
+                );
+            } else if name == "labels" && !names::is_label_value(value) {
+                about.refuse(
+                    &format!("{field}[{key}]"),
+                    format!("{value:?}"),
+                    "is not a label value",
+                    "at most 63 letters, digits, -, _ and .",
+                );
+            }
+        }
+    }
+}
