@@ -19,6 +19,8 @@ use crate::{
     workload::{Workload, WorkloadUid},
 };
 
+pub mod request;
+
 /// What a policy can look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionFacts {

@@ -17,8 +17,14 @@ pub enum Stage {
     Resolve,
     /// Whether it may: the permit.
     Authorize,
+    /// Which rule a request or connection takes (waypoints).
+    Route,
+    /// Which endpoint gets it, and whether its pool has room (waypoints).
+    Balance,
     /// The upstream is opened.
     Connect,
+    /// A request is sent on and its answer comes back (waypoints).
+    Forward,
     /// Bytes move.
     Relay,
     /// The access log and the metrics are written.
@@ -27,8 +33,19 @@ pub enum Stage {
 
 impl Stage {
     /// All stages in running order.
-    pub const ALL: [Stage; 8] =
-        [Self::Capture, Self::Accept, Self::Identify, Self::Resolve, Self::Authorize, Self::Connect, Self::Relay, Self::Report];
+    pub const ALL: [Stage; 11] = [
+        Self::Capture,
+        Self::Accept,
+        Self::Identify,
+        Self::Resolve,
+        Self::Authorize,
+        Self::Route,
+        Self::Balance,
+        Self::Connect,
+        Self::Forward,
+        Self::Relay,
+        Self::Report,
+    ];
 
     /// The stable word.
     pub const fn word(self) -> &'static str {
@@ -38,7 +55,10 @@ impl Stage {
             Self::Identify => "identify",
             Self::Resolve => "resolve",
             Self::Authorize => "authorize",
+            Self::Route => "route",
+            Self::Balance => "balance",
             Self::Connect => "connect",
+            Self::Forward => "forward",
             Self::Relay => "relay",
             Self::Report => "report",
         }
@@ -97,7 +117,7 @@ macro_rules! reasons {
 
 reasons! {
     Completed "completed" "-" "Both directions ended as the applications wished."
-    LimitReached "limit_reached" "CONNECT" "A limit on connections or streams was reached."
+    LimitReached "limit_reached" "CONNECT" "A limit on connections, streams or requests was reached."
     NoOriginalDestination "no_original_destination" "CONNECT" "The connection was not captured: somebody dialled the listener itself."
     LoopDetected "loop_detected" "CONNECT" "The connection would come back to the proxy's own port."
     WorkloadUnknown "workload_unknown" "CONNECT" "The control plane has not told this proxy about the pod."
@@ -119,6 +139,11 @@ reasons! {
     DownstreamReset "downstream_reset" "-" "The downstream reset the connection."
     UpstreamReset "upstream_reset" "-" "The upstream reset the connection."
     PermitRevoked "permit_revoked" "DENY" "Policy changed while the connection was open and no longer allows it."
+    NotAttached "not_attached" "NR" "What was asked for is not attached to this waypoint."
+    RouteNotFound "route_not_found" "NR" "No route of the host matches."
+    PoolUnknown "pool_unknown" "NC" "The route names a service or subset that does not exist."
+    RequestTimeout "request_timeout" "UT" "The route's time for a request ran out."
+    FaultInjected "fault_injected" "FI" "The route's fault injection answered."
     Drained "drained" "-" "The proxy or the pod was drained and the time to finish ran out."
 }
 

@@ -407,6 +407,8 @@ pub struct TcpRoute {
 impl TextMatch {
     /// A pattern that must match all of the text. Errors with the regular expression's own complaint.
     pub fn regex(source: &str) -> Result<Self, regex::Error> {
+        // On its own first: `a)|(?:b` must be an error, not a way out of the anchors.
+        Regex::new(source)?;
         Ok(Self::Regex(Arc::new(Pattern { source: source.into(), whole: Regex::new(&format!("^(?:{source})$"))? })))
     }
 }
