@@ -1,6 +1,7 @@
 //! Facts by reference: which objects exist, and which of them look at one another, so that a change costs what it touches.
 
 mod labels;
+mod routing;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -11,6 +12,9 @@ use tropis_crds::{Kind, Object, ObjectRef, istio::WorkloadSelector};
 
 use crate::{Settings, peer_authentication};
 use labels::{Labelled, Selecting};
+use routing::Routing;
+
+pub use routing::{full_host, rule_host, virtual_hosts};
 
 /// Namespace and name.
 pub type Key = (String, String);
@@ -33,6 +37,10 @@ pub struct Affected {
     pub authorizations: BTreeSet<Key>,
     /// PeerAuthentications.
     pub peers: BTreeSet<Key>,
+    /// VirtualServices.
+    pub virtual_services: BTreeSet<Key>,
+    /// DestinationRules.
+    pub destination_rules: BTreeSet<Key>,
     /// Whether there is any PeerAuthentication may have changed.
     pub static_strict: bool,
 }
@@ -46,6 +54,8 @@ impl Affected {
         self.namespaces.extend(other.namespaces);
         self.authorizations.extend(other.authorizations);
         self.peers.extend(other.peers);
+        self.virtual_services.extend(other.virtual_services);
+        self.destination_rules.extend(other.destination_rules);
         self.static_strict |= other.static_strict;
     }
 
@@ -73,6 +83,7 @@ pub struct Index {
     authorization_selectors: Selecting,
     peers: BTreeMap<Key, Arc<Object>>,
     peer_selectors: Selecting,
+    routing: Routing,
 }
 
 impl Index {
@@ -94,6 +105,7 @@ impl Index {
             authorization_selectors: Selecting::default(),
             peers: BTreeMap::new(),
             peer_selectors: Selecting::default(),
+            routing: Routing::default(),
         }
     }
 
@@ -120,6 +132,9 @@ impl Index {
             Kind::EndpointSlice => self.replace_slice(key, object),
             Kind::AuthorizationPolicy => self.replace_authorization(key, object),
             Kind::PeerAuthentication => self.replace_peer(key, object),
+            Kind::VirtualService => self.replace_virtual_service(key, object),
+            Kind::DestinationRule => self.replace_destination_rule(key, object),
+            Kind::IstioGateway => self.replace_istio_gateway(key, object),
             Kind::Node => {
                 put(&mut self.nodes, reference.name.clone(), object);
                 Affected { pods: self.pods_on.get(&reference.name).cloned().unwrap_or_default(), ..Affected::default() }
@@ -289,6 +304,8 @@ impl Index {
             namespaces: self.namespaces.keys().cloned().collect(),
             authorizations: self.authorizations.keys().cloned().collect(),
             peers: self.peers.keys().cloned().collect(),
+            virtual_services: self.virtual_services().map(|object| key_of(object)).collect(),
+            destination_rules: self.destination_rules().map(|object| key_of(object)).collect(),
             static_strict: true,
         }
     }

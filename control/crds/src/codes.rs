@@ -24,18 +24,34 @@ macro_rules! codes {
 }
 
 codes! {
+    DEPRECATED = "IST0002" "Deprecated" Warning
+        "A field is used that another has replaced.";
     REFERENCED_RESOURCE_NOT_FOUND = "IST0101" "ReferencedResourceNotFound" Error
         "An object names another that does not exist.";
     SCHEMA_VALIDATION_ERROR = "IST0106" "SchemaValidationError" Error
         "A field is unknown, has the wrong type or a value that its schema forbids; the document is refused.";
+    CONFLICTING_HOSTS = "IST0109" "ConflictingMeshGatewayVirtualServiceHosts" Warning
+        "Several VirtualServices route one host of the mesh; where they contradict each other the older wins.";
+    PORT_SELECTOR_REQUIRED = "IST0112" "VirtualServiceDestinationPortSelectorRequired" Error
+        "A destination has several ports and the route does not say which.";
+    PORT_NAME = "IST0118" "PortNameIsNotUnderNamingConvention" Info
+        "A port's name does not say what is spoken on it.";
     NAMESPACE_MULTIPLE_LABELS = "IST0123" "NamespaceMultipleInjectionLabels" Warning
         "A namespace carries labels that contradict each other about the mesh.";
     NO_MATCHING_WORKLOADS = "IST0127" "NoMatchingWorkloadsFound" Warning
         "A selector matches no workload.";
+    UNREACHABLE_RULE = "IST0130" "VirtualServiceUnreachableRule" Warning
+        "A route is never taken, because one before it takes all of its traffic.";
+    INEFFECTIVE_MATCH = "IST0131" "VirtualServiceIneffectiveMatch" Info
+        "A match of a route never decides, because one before it takes all of its traffic.";
     SCHEMA_WARNING = "IST0133" "SchemaWarning" Warning
         "A Kubernetes object has a field that its type does not know; the API server would drop it.";
     INEFFECTIVE_POLICY = "IST0167" "IneffectivePolicy" Warning
         "A policy has no effect where it stands.";
+    SUBSET_WITHOUT_PODS = "IST0173" "DestinationRuleSubsetNotSelectPods" Error
+        "A subset's labels match no pod of its host.";
+    UNKNOWN_RULE_HOST = "IST0174" "UnknownDestinationRuleHost" Warning
+        "A DestinationRule's host does not exist.";
     UNREADABLE_DOCUMENT = "TRP0001" "UnreadableDocument" Error
         "A document is not YAML, or not an object with apiVersion, kind and metadata.name.";
     DUPLICATE_OBJECT = "TRP0002" "DuplicateObject" Error

@@ -7,7 +7,7 @@ use crate::{
     codes, core,
     finding::{Finding, ObjectRef},
     gateway_api::gateway,
-    istio::{authorization_policy, peer_authentication},
+    istio::{authorization_policy, destination_rule, peer_authentication, virtual_service},
     kind::{Kind, Named, Support},
     names,
     object::{Metadata, Object, Typed},
@@ -160,10 +160,8 @@ impl About<'_> {
     }
 
     pub(crate) fn misfit(&mut self, misfit: Misfit) {
-        let mut finding = Finding::error(codes::SCHEMA_VALIDATION_ERROR, self.object.clone())
-            .field(misfit.path)
-            .problem(misfit.problem)
-            .effect(EFFECT_REFUSED);
+        let code = if misfit.unreadable { codes::UNREADABLE_VALUE } else { codes::SCHEMA_VALIDATION_ERROR };
+        let mut finding = Finding::error(code, self.object.clone()).field(misfit.path).problem(misfit.problem).effect(EFFECT_REFUSED);
         finding.found = misfit.found;
         finding.accepted = misfit.accepted;
         self.push(finding);
@@ -293,6 +291,14 @@ fn typed(about: &mut About<'_>, kind: Kind, value: &Value) -> Option<Typed> {
         Kind::PeerAuthentication => about.read_strict(value, "").map(|policy| {
             peer_authentication::validate(about, &policy);
             Typed::PeerAuthentication(Box::new(policy))
+        }),
+        Kind::VirtualService => about.read_strict(value, "").map(|service| {
+            virtual_service::validate(about, &service);
+            Typed::VirtualService(Box::new(service))
+        }),
+        Kind::DestinationRule => about.read_strict(value, "").map(|rule| {
+            destination_rule::validate(about, &rule);
+            Typed::DestinationRule(Box::new(rule))
         }),
         Kind::Gateway => about.read_strict(value, "").map(|gateway| {
             gateway::validate(about, &gateway);

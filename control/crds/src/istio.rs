@@ -1,8 +1,12 @@
-//! Istio's kinds as users write them. Each field's doc says how far the mesh obeys it at L4 (in the node proxy):
+//! Istio's kinds as users write them. Each field's doc says how far the mesh obeys it at L4 (in the node proxy) or, for routes, at all:
 //! *honoured*, *needs a waypoint*, or *not honoured*; `FIELDS` of a kind says the same for the reference page.
 
 pub mod authorization_policy;
+pub mod check;
+pub mod destination_rule;
 pub mod peer_authentication;
+pub mod value;
+pub mod virtual_service;
 
 use std::collections::BTreeMap;
 
@@ -71,8 +75,13 @@ const TARGETS_MAX: usize = 16;
 
 /// Checks what the API server's schema and Istio's webhook check about a selector.
 pub(crate) fn validate_selector(about: &mut About<'_>, selector: Option<&WorkloadSelector>) {
+    validate_selector_at(about, selector, "spec.selector");
+}
+
+/// Checks a selector that stands at `path`.
+pub(crate) fn validate_selector_at(about: &mut About<'_>, selector: Option<&WorkloadSelector>, path: &str) {
     for (key, value) in selector.iter().flat_map(|selector| &selector.match_labels) {
-        let field = format!("spec.selector.matchLabels[{key}]");
+        let field = format!("{path}.matchLabels[{key}]");
         if key.is_empty() || !names::is_label_key(key) {
             about.refuse(&field, "", "the key is not a label key", "letters, digits, -, _ and ., with an optional DNS prefix/");
         } else if !names::is_label_value(value) {

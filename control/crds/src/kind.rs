@@ -116,8 +116,8 @@ kinds! {
     AuthorizationPolicy "security.istio.io" ["v1", "v1beta1"] Namespaced Honoured "Who may call whom.";
     PeerAuthentication "security.istio.io" ["v1", "v1beta1"] Namespaced Honoured "Whether mutual TLS is demanded.";
     RequestAuthentication "security.istio.io" ["v1", "v1beta1"] Namespaced NotHonoured "Which JWTs are accepted.";
-    VirtualService "networking.istio.io" ["v1", "v1beta1", "v1alpha3"] Namespaced NotHonoured "Istio's routes.";
-    DestinationRule "networking.istio.io" ["v1", "v1beta1", "v1alpha3"] Namespaced NotHonoured "Istio's policies towards a destination.";
+    VirtualService "networking.istio.io" ["v1", "v1beta1", "v1alpha3"] Namespaced Honoured "Istio's routes.";
+    DestinationRule "networking.istio.io" ["v1", "v1beta1", "v1alpha3"] Namespaced Honoured "Istio's policies towards a destination.";
     IstioGateway "networking.istio.io" ["v1", "v1beta1", "v1alpha3"] Namespaced NotHonoured "Istio's Gateway (written `Gateway`).";
     ServiceEntry "networking.istio.io" ["v1", "v1beta1", "v1alpha3"] Namespaced NotHonoured "A service outside the cluster.";
     Sidecar "networking.istio.io" ["v1", "v1beta1", "v1alpha3"] Namespaced NotHonoured "Settings of sidecars; ambient has none.";

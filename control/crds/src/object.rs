@@ -14,7 +14,10 @@ use serde_json::Value;
 use crate::{
     finding::ObjectRef,
     gateway_api::gateway::Gateway,
-    istio::{authorization_policy::AuthorizationPolicy, peer_authentication::PeerAuthentication},
+    istio::{
+        authorization_policy::AuthorizationPolicy, destination_rule::DestinationRule, peer_authentication::PeerAuthentication,
+        virtual_service::VirtualService,
+    },
     kind::Kind,
 };
 
@@ -80,6 +83,8 @@ pub(crate) enum Typed {
     EndpointSlice(Box<EndpointSlice>),
     AuthorizationPolicy(Box<AuthorizationPolicy>),
     PeerAuthentication(Box<PeerAuthentication>),
+    VirtualService(Box<VirtualService>),
+    DestinationRule(Box<DestinationRule>),
     Gateway(Box<Gateway>),
 }
 
@@ -132,6 +137,8 @@ accessors! {
     endpoint_slice EndpointSlice "The EndpointSlice that this object is, if it is one.";
     authorization_policy AuthorizationPolicy "The AuthorizationPolicy that this object is, if it is one.";
     peer_authentication PeerAuthentication "The PeerAuthentication that this object is, if it is one.";
+    virtual_service VirtualService "The VirtualService that this object is, if it is one.";
+    destination_rule DestinationRule "The DestinationRule that this object is, if it is one.";
     gateway Gateway "The Gateway API Gateway that this object is, if it is one.";
 }
 

@@ -20,6 +20,16 @@ pub(crate) struct Misfit {
     pub(crate) problem: String,
     /// What is accepted.
     pub(crate) accepted: Option<String>,
+    /// The type is right, and the value means nothing.
+    pub(crate) unreadable: bool,
+}
+
+/// The name under which a mapping is read with those of its entries that are null ([`de::Deserializer::deserialize_newtype_struct`]).
+pub(crate) const WITH_NULLS: &str = "tropis::with_nulls";
+
+/// The failure of a value that has the right type but is not what its field means.
+pub(crate) fn unreadable<E: de::Error>(meaning: &str, accepted: &str) -> E {
+    E::invalid_value(de::Unexpected::Other(meaning), &accepted)
 }
 
 /// A value that was read, with the fields that its type does not know.
@@ -34,13 +44,13 @@ pub(crate) struct Read<T> {
 pub(crate) fn read<'de, T: Deserialize<'de>>(value: &'de Value, path: &str) -> Result<Read<T>, Misfit> {
     let unknown = RefCell::new(Vec::new());
     let root = if path.is_empty() { Path::Root } else { Path::Base(path) };
-    let reader = Reader { value, path: root, unknown: &unknown };
+    let reader = Reader { value, path: root, unknown: &unknown, with_nulls: false };
     match T::deserialize(reader) {
         Ok(value) => Ok(Read { value, unknown: unknown.into_inner() }),
         Err(failure) => {
             let (path, found) = failure.place.unwrap_or_else(|| (path.to_owned(), shorten(value)));
             let found = (!failure.absent).then_some(found);
-            Err(Misfit { path, found, problem: failure.problem, accepted: failure.accepted })
+            Err(Misfit { path, found, problem: failure.problem, accepted: failure.accepted, unreadable: failure.unreadable })
         }
     }
 }
@@ -91,6 +101,7 @@ struct Failure {
     problem: String,
     accepted: Option<String>,
     absent: bool,
+    unreadable: bool,
 }
 
 impl Failure {
@@ -112,23 +123,40 @@ impl std::error::Error for Failure {}
 
 impl de::Error for Failure {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self { place: None, problem: message.to_string(), accepted: None, absent: false }
+        Self { place: None, problem: message.to_string(), accepted: None, absent: false, unreadable: false }
     }
 
     fn invalid_type(_: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self { place: None, problem: "has the wrong type".to_owned(), accepted: Some(plain(&expected.to_string())), absent: false }
+        Self {
+            place: None,
+            problem: "has the wrong type".to_owned(),
+            accepted: Some(plain(&expected.to_string())),
+            absent: false,
+            unreadable: false,
+        }
     }
 
-    fn invalid_value(_: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self { place: None, problem: "is not accepted".to_owned(), accepted: Some(plain(&expected.to_string())), absent: false }
+    fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        let (problem, unreadable) = match found {
+            // Made by `unreadable`.
+            de::Unexpected::Other(meaning) => (format!("is not {meaning}"), true),
+            _ => ("is not accepted".to_owned(), false),
+        };
+        Self { place: None, problem, accepted: Some(plain(&expected.to_string())), absent: false, unreadable }
     }
 
     fn unknown_variant(_: &str, variants: &'static [&'static str]) -> Self {
-        Self { place: None, problem: "is not one of its values".to_owned(), accepted: Some(variants.join(", ")), absent: false }
+        Self {
+            place: None,
+            problem: "is not one of its values".to_owned(),
+            accepted: Some(variants.join(", ")),
+            absent: false,
+            unreadable: false,
+        }
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self { place: None, problem: format!("the field {field:?} is missing"), accepted: None, absent: true }
+        Self { place: None, problem: format!("the field {field:?} is missing"), accepted: None, absent: true, unreadable: false }
     }
 }
 
@@ -153,6 +181,7 @@ struct Reader<'de, 'p> {
     value: &'de Value,
     path: Path<'p>,
     unknown: &'p RefCell<Vec<(String, String)>>,
+    with_nulls: bool,
 }
 
 impl<'de> Reader<'de, '_> {
@@ -172,7 +201,9 @@ impl<'de> Reader<'de, '_> {
             }
             Value::Array(items) => visitor.visit_seq(Items { items: items.iter().enumerate(), parent: &self.path, unknown: self.unknown }),
             Value::Object(map) => {
-                visitor.visit_map(Fields { fields: map.iter(), current: None, parent: &self.path, unknown: self.unknown })
+                let fields =
+                    Fields { fields: map.iter(), current: None, parent: &self.path, unknown: self.unknown, with_nulls: self.with_nulls };
+                visitor.visit_map(fields)
             }
         };
         result.map_err(|failure| failure.at(&self.path, self.value))
@@ -190,8 +221,8 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
         if self.value.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Failure> {
-        visitor.visit_newtype_struct(self)
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, Failure> {
+        visitor.visit_newtype_struct(Self { with_nulls: name == WITH_NULLS, ..self })
     }
 
     fn deserialize_enum<V: Visitor<'de>>(self, _: &'static str, _: &'static [&'static str], visitor: V) -> Result<V::Value, Failure> {
@@ -232,7 +263,7 @@ impl<'de> de::SeqAccess<'de> for Items<'de, '_> {
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Failure> {
         let Some((index, value)) = self.items.next() else { return Ok(None) };
-        let reader = Reader { value, path: Path::Index(self.parent, index), unknown: self.unknown };
+        let reader = Reader { value, path: Path::Index(self.parent, index), unknown: self.unknown, with_nulls: false };
         match seed.deserialize(reader) {
             Ok(value) => Ok(Some(value)),
             Err(failure) => Err(failure.at(&Path::Index(self.parent, index), value)),
@@ -249,6 +280,7 @@ struct Fields<'de, 'p> {
     current: Option<(&'de str, &'de Value)>,
     parent: &'p Path<'p>,
     unknown: &'p RefCell<Vec<(String, String)>>,
+    with_nulls: bool,
 }
 
 impl<'de> de::MapAccess<'de> for Fields<'de, '_> {
@@ -256,7 +288,8 @@ impl<'de> de::MapAccess<'de> for Fields<'de, '_> {
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Failure> {
         // An explicit null is an absent field (traffic-api.md 0.3).
-        self.current = self.fields.by_ref().find(|(_, value)| !value.is_null()).map(|(name, value)| (name.as_str(), value));
+        self.current =
+            self.fields.by_ref().find(|(_, value)| self.with_nulls || !value.is_null()).map(|(name, value)| (name.as_str(), value));
         let Some((name, value)) = self.current else { return Ok(None) };
         seed.deserialize(de::value::BorrowedStrDeserializer::new(name))
             .map(Some)
@@ -265,7 +298,7 @@ impl<'de> de::MapAccess<'de> for Fields<'de, '_> {
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Failure> {
         let (name, value) = self.current.take().ok_or_else(|| de::Error::custom("a value was asked for before its key"))?;
-        let reader = Reader { value, path: Path::Field(self.parent, name), unknown: self.unknown };
+        let reader = Reader { value, path: Path::Field(self.parent, name), unknown: self.unknown, with_nulls: false };
         seed.deserialize(reader).map_err(|failure| failure.at(&Path::Field(self.parent, name), value))
     }
 }

@@ -171,10 +171,10 @@ fn peer_authentications_are_checked() {
 fn kinds_that_nothing_obeys_get_one_finding_and_others_a_note() {
     let object =
         |version: &str, kind: &str| json!({"apiVersion": version, "kind": kind, "metadata": {"name": "a"}, "spec": {"what": "ever"}});
-    let (route, findings) = accepted(object("networking.istio.io/v1", "VirtualService"));
-    assert_eq!(route.kind, Kind::VirtualService);
+    let (entry, findings) = accepted(object("networking.istio.io/v1", "ServiceEntry"));
+    assert_eq!(entry.kind, Kind::ServiceEntry);
     assert_eq!(findings.len(), 1);
-    assert!(findings[0].starts_with("Warning [TRP0005] (VirtualService default/a) networking.istio.io/v1 VirtualService is accepted"));
+    assert!(findings[0].starts_with("Warning [TRP0005] (ServiceEntry default/a) networking.istio.io/v1 ServiceEntry is accepted"));
     let misspelt = refused(object("security.istio.io/v1", "AuthorisationPolicy"));
     assert!(
         misspelt[0].contains("kind: \"AuthorisationPolicy\" is not a kind of security.istio.io (AuthorizationPolicy, "),

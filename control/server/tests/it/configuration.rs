@@ -56,6 +56,8 @@ impl Proxy {
         let (sender, status) = watch::channel(Status::default());
         let counters = Arc::new(Counters::default());
         let config = ClientConfig {
+            role: "ztunnel",
+            types: client::NODE_PROXY_TYPES,
             address: "10.88.0.11".parse().unwrap(),
             pod_name: "ztunnel-a".into(),
             pod_namespace: "istio-system".into(),
@@ -180,12 +182,12 @@ async fn bad_objects_become_findings_and_the_rest_goes_on() {
 
     tropisd.apply("objects/policy.yaml", &POLICY.replace("principals:", "principles:"));
     tropisd.apply("objects/half.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: ");
-    let route = "{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: r, namespace: shop}, spec: {hosts: [cart], http: [{route: [{destination: {host: cart}}]}]}}";
+    let route = "{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: r, namespace: shop}, spec: {hosts: [cart.example.com]}}";
     tropisd.apply("objects/route.yaml", route);
     let texts = async || {
         let findings = tropisd.debug("/debug/findings").await;
         let texts: Vec<String> = findings.as_array().unwrap().iter().map(|finding| finding["text"].as_str().unwrap().to_owned()).collect();
-        let all = ["principles", "half.yaml", "VirtualService shop/r"].iter().all(|part| texts.iter().any(|text| text.contains(part)));
+        let all = ["principles", "half.yaml", "ServiceEntry shop/r"].iter().all(|part| texts.iter().any(|text| text.contains(part)));
         all.then_some(texts)
     };
     tropisd.until("the findings", texts).await;
