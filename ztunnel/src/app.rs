@@ -25,19 +25,21 @@ use tropis_telemetry::{
 };
 use tropis_tls::{
     authority::{Citadel, CitadelOptions},
-    control::{self, ControlEndpoint, Credentials, InvalidEndpoint, InvalidHeader, RootSource, TokenSource},
+    control::{self, Credentials, InvalidEndpoint, InvalidHeader},
     store::Certificates,
 };
-use tropis_xds::client::{self, ClientConfig, Counters};
+use tropis_xds::{
+    client::{self, ClientConfig, Counters},
+    current::CurrentView,
+};
 
 use crate::{
     admin::{self, Admin},
     capture::CaptureMaps,
-    config::{Capture, Config, ControlAddress},
+    config::{Capture, Config},
     dns,
     metrics::{ProxyMetrics, register_xds},
     node::{Pod, pods::Pods, zds},
-    view::CurrentView,
     worker::{self, WorkerHandle},
 };
 
@@ -188,28 +190,9 @@ pub fn start_workers(shared: &Arc<Shared>) -> Result<(Vec<WorkerHandle>, Vec<Joi
     Ok(started.into_iter().unzip())
 }
 
-fn endpoint(address: &ControlAddress) -> ControlEndpoint {
-    ControlEndpoint {
-        address: address.address.clone(),
-        root: RootSource::from_setting(&address.root_ca),
-        server_name: address.server_name.clone(),
-    }
-}
-
-fn token(config: &Config) -> TokenSource {
-    match config.token.as_deref() {
-        None => TokenSource::None,
-        // A token of Kubernetes is three parts of base64, which is no path that anybody has.
-        Some(literal) if literal.starts_with("ey") && literal.matches('.').count() == 2 && !literal.contains('/') => {
-            TokenSource::Literal(literal.to_owned())
-        }
-        Some(path) => TokenSource::File(path.into()),
-    }
-}
-
 fn certificates(config: &Config) -> Result<Certificates, StartError> {
-    let channel = control::channel(&endpoint(&config.ca)).map_err(StartError::Endpoint)?;
-    let credentials = Credentials::new(token(config), [("clusterid", config.cluster_id.as_str())]).map_err(StartError::Header)?;
+    let channel = control::channel(&config.ca).map_err(StartError::Endpoint)?;
+    let credentials = Credentials::new(config.token.clone(), [("clusterid", config.cluster_id.as_str())]).map_err(StartError::Header)?;
     let options = CitadelOptions { time_to_live: config.certificate_ttl, impersonate: true };
     Ok(Certificates::new(Arc::new(Citadel::new(channel, credentials, options))))
 }
@@ -219,11 +202,13 @@ fn follow_control_plane(shared: &Arc<Shared>, counters: Arc<Counters>, status: w
     let config = &shared.config;
     let headers = config.xds_headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let headers = std::iter::once(("clusterid", config.cluster_id.as_str())).chain(headers);
-    let credentials = Credentials::new(token(config), headers).map_err(StartError::Header)?;
-    let control_plane = endpoint(&config.xds);
+    let credentials = Credentials::new(config.token.clone(), headers).map_err(StartError::Header)?;
+    let control_plane = config.xds.clone();
     // Checked once here, so that a bad setting stops the start.
     control::channel(&control_plane).map_err(StartError::Endpoint)?;
     let client_config = ClientConfig {
+        role: "ztunnel",
+        types: client::NODE_PROXY_TYPES,
         address: config.instance_address,
         pod_name: config.pod_name.clone(),
         pod_namespace: config.pod_namespace.clone(),

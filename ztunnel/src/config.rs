@@ -1,24 +1,25 @@
-//! Settings, read from the environment and checked once.
-//!
-//! Names and defaults are Istio's, so that istio-cni's and Istio's charts start this program unchanged; ours begin with `TROPIS_`.
-//! A setting that cannot be read is an error that names it: a proxy that runs with half of what was asked for is worse than none.
+//! What this program can be told ([`tropis_telemetry::settings`]). Names and defaults are Istio's, so that istio-cni's and Istio's charts
+//! start it unchanged.
 
 use std::{
     collections::BTreeMap,
     env,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::{Path, PathBuf},
-    str::FromStr,
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
-use thiserror::Error;
 use tropis_net::{
     listen::Transparent,
     sockets::{Keepalive, PACKET_MARK},
 };
-use tropis_telemetry::{admin::AdminAddress, logs::LogFormat};
+use tropis_telemetry::{
+    admin::AdminAddress,
+    logs::LogFormat,
+    settings::{InvalidSetting, Variables},
+};
+use tropis_tls::control::{ControlEndpoint, TokenSource};
 
 /// Connections that one pod may have open through this proxy on one worker. Far above what an application opens by design, far below
 /// what would exhaust the proxy's descriptors.
@@ -36,11 +37,11 @@ pub struct Config {
     /// `CLUSTER_DOMAIN`: what Kubernetes names end in.
     pub cluster_domain: Arc<str>,
     /// The control plane, `XDS_ADDRESS`.
-    pub xds: ControlAddress,
+    pub xds: ControlEndpoint,
     /// The certificate authority, `CA_ADDRESS`.
-    pub ca: ControlAddress,
+    pub ca: ControlEndpoint,
     /// `AUTH_TOKEN`: the file with our token, or the token.
-    pub token: Option<String>,
+    pub token: TokenSource,
     /// `SECRET_TTL`: the certificate lifetime to ask for.
     pub certificate_ttl: Duration,
     /// `INPOD_UDS`: the node agent's ZDS socket.
@@ -81,17 +82,6 @@ pub struct Config {
     pub response_baggage: bool,
 }
 
-/// Where a part of the control plane is and how it proves itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ControlAddress {
-    /// `https://HOST:PORT`.
-    pub address: String,
-    /// The root certificates: a file that is read at each connection, `SYSTEM`, or PEM text.
-    pub root_ca: String,
-    /// The name in its certificate, if it is not the host of `address`.
-    pub server_name: Option<String>,
-}
-
 /// How a pod's connections reach our listeners.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Capture {
@@ -127,18 +117,6 @@ impl Capture {
     }
 }
 
-/// A setting cannot be used. The program does not start.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("setting {name}={found:?} is not {accepted}")]
-pub struct InvalidSetting {
-    /// The variable.
-    pub name: &'static str,
-    /// Its value.
-    pub found: String,
-    /// What it may be.
-    pub accepted: &'static str,
-}
-
 impl Config {
     /// Reads the process's environment.
     pub fn from_environment() -> Result<Self, InvalidSetting> {
@@ -148,11 +126,15 @@ impl Config {
     /// Reads settings from `variables`.
     pub fn read(variables: &BTreeMap<String, String>) -> Result<Self, InvalidSetting> {
         let from = Variables(variables);
-        let text = |name: &str, default: &str| from.get(name).unwrap_or(default).to_owned();
+        let text = |name: &str, default: &str| from.text(name, default);
         let ipv6 = from.boolean("IPV6_ENABLED", true)?;
         let any = |port| SocketAddr::new(if ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }, port);
-        let xds = from.control("XDS_ADDRESS", "XDS_ROOT_CA", "ALT_XDS_HOSTNAME");
-        let ca = from.control("CA_ADDRESS", "CA_ROOT_CA", "ALT_CA_HOSTNAME");
+        let control = |address, root_ca, server_name| {
+            let in_kubernetes = from.get("KUBERNETES_SERVICE_HOST").is_some();
+            ControlEndpoint::from_settings(from.get(address), from.get(root_ca), from.get(server_name), in_kubernetes)
+        };
+        let xds = control("XDS_ADDRESS", "XDS_ROOT_CA", "ALT_XDS_HOSTNAME");
+        let ca = control("CA_ADDRESS", "CA_ROOT_CA", "ALT_CA_HOSTNAME");
         let instance_address = from.parsed("INSTANCE_IP", IpAddr::V4(Ipv4Addr::new(1, 1, 1, 1)), "an IP address")?;
         Ok(Self {
             network: text("NETWORK", "").into(),
@@ -161,15 +143,15 @@ impl Config {
             cluster_domain: text("CLUSTER_DOMAIN", "cluster.local").into(),
             xds,
             ca,
-            token: from.token(),
+            token: TokenSource::from_setting(from.get("AUTH_TOKEN")),
             certificate_ttl: from.duration("SECRET_TTL", Duration::from_secs(24 * 3600))?,
             zds_socket: text("INPOD_UDS", "/var/run/ztunnel/ztunnel.sock").into(),
-            capture: from.capture()?,
-            keepalive: from.keepalive()?,
+            capture: capture(&from)?,
+            keepalive: keepalive(&from)?,
             ipv6,
             dns: from.get("ISTIO_META_DNS_CAPTURE").is_none_or(|value| value.eq_ignore_ascii_case("true")),
             drain_limit: from.drain_limit()?,
-            workers: from.workers()?,
+            workers: from.workers("ZTUNNEL_WORKER_THREADS")?,
             admin: match from.get("TROPIS_ADMIN_SOCKET") {
                 Some(path) => AdminAddress::Unix(path.into()),
                 None => AdminAddress::Tcp((Ipv4Addr::LOCALHOST, 15000).into()),
@@ -188,123 +170,28 @@ impl Config {
     }
 }
 
-struct Variables<'a>(&'a BTreeMap<String, String>);
-
-impl Variables<'_> {
-    /// A variable's value; empty counts as unset, as it does in charts.
-    fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+fn capture(from: &Variables<'_>) -> Result<Capture, InvalidSetting> {
+    if let Some(pins) = from.get("TROPIS_PINS") {
+        return Ok(Capture::Hooks { pins: pins.into() });
     }
-
-    fn parsed<T: FromStr>(&self, name: &'static str, default: T, accepted: &'static str) -> Result<T, InvalidSetting> {
-        let Some(found) = self.get(name) else { return Ok(default) };
-        found.parse().map_err(|_| InvalidSetting { name, found: found.to_owned(), accepted })
-    }
-
-    fn boolean(&self, name: &'static str, default: bool) -> Result<bool, InvalidSetting> {
-        self.parsed(name, default, "true or false")
-    }
-
-    fn duration(&self, name: &'static str, default: Duration) -> Result<Duration, InvalidSetting> {
-        let Some(found) = self.get(name) else { return Ok(default) };
-        parse_duration(found).ok_or_else(|| InvalidSetting {
-            name,
-            found: found.to_owned(),
-            accepted: "a duration with a unit (for example 500ms, 10s, 5m, 24h)",
-        })
-    }
-
-    fn prefixed(&self, prefix: &'static str) -> impl Iterator<Item = (String, String)> {
-        self.0.iter().filter_map(move |(name, value)| Some((name.strip_prefix(prefix)?.to_owned(), value.clone())))
-    }
-
-    fn control(&self, address: &str, root_ca: &str, server_name: &str) -> ControlAddress {
-        let default = if self.get("KUBERNETES_SERVICE_HOST").is_some() { "istiod.istio-system.svc:15012" } else { "localhost:15012" };
-        let found = self.get(address).unwrap_or(default);
-        ControlAddress {
-            address: if found.contains("://") { found.to_owned() } else { format!("https://{found}") },
-            root_ca: self.get(root_ca).unwrap_or("./var/run/secrets/istio/root-cert.pem").into(),
-            server_name: self.get(server_name).map(str::to_owned),
-        }
-    }
-
-    fn token(&self) -> Option<String> {
-        let default = "./var/run/secrets/tokens/istio-token";
-        match self.get("AUTH_TOKEN") {
-            Some(token) => Some(token.to_owned()),
-            None => Path::new(default).exists().then(|| default.to_owned()),
-        }
-    }
-
-    fn capture(&self) -> Result<Capture, InvalidSetting> {
-        if let Some(pins) = self.get("TROPIS_PINS") {
-            return Ok(Capture::Hooks { pins: pins.into() });
-        }
-        let transparent = match self.get("ENABLE_ORIG_SRC") {
-            None => Transparent::Try,
-            Some(_) if self.boolean("ENABLE_ORIG_SRC", true)? => Transparent::Require,
-            Some(_) => Transparent::Off,
-        };
-        Ok(Capture::Netfilter { mark: self.parsed("PACKET_MARK", PACKET_MARK, "a number")?, transparent })
-    }
-
-    fn keepalive(&self) -> Result<Option<Keepalive>, InvalidSetting> {
-        if !self.boolean("KEEPALIVE_ENABLED", true)? {
-            return Ok(None);
-        }
-        let default = Keepalive::default();
-        Ok(Some(Keepalive {
-            idle: self.duration("KEEPALIVE_TIME", default.idle)?,
-            interval: self.duration("KEEPALIVE_INTERVAL", default.interval)?,
-            probes: self.parsed("KEEPALIVE_RETRIES", default.probes, "a number")?,
-        }))
-    }
-
-    fn drain_limit(&self) -> Result<Duration, InvalidSetting> {
-        let grace: u64 = self.parsed("TERMINATION_GRACE_PERIOD_SECONDS", 0, "a number of seconds")?;
-        let left = match grace {
-            0 => 5,
-            1..=10 => (grace - 1).max(1),
-            _ => grace - 5,
-        };
-        self.duration("CONNECTION_TERMINATION_DEADLINE", Duration::from_secs(left))
-    }
-
-    /// Istio's rule: a quarter of the cores, at least two, never more than there are.
-    fn workers(&self) -> Result<usize, InvalidSetting> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let automatic = cores.div_ceil(4).max(2).min(cores);
-        let Some(found) = self.get("ZTUNNEL_WORKER_THREADS") else {
-            return Ok(self.parsed("TROPIS_WORKERS", automatic, "a number of threads")?.clamp(1, MAX_WORKERS));
-        };
-        let invalid = || InvalidSetting {
-            name: "ZTUNNEL_WORKER_THREADS",
-            found: found.to_owned(),
-            accepted: "a number of threads, or N% of the cores",
-        };
-        let wanted = match found.strip_suffix('%') {
-            Some(percent) => (cores * percent.parse::<usize>().map_err(|_| invalid())?).div_ceil(100),
-            None => found.parse().map_err(|_| invalid())?,
-        };
-        let wanted = if wanted == 0 { cores } else { wanted };
-        Ok(self.parsed("TROPIS_WORKERS", wanted, "a number of threads")?.clamp(1, MAX_WORKERS))
-    }
+    let transparent = match from.get("ENABLE_ORIG_SRC") {
+        None => Transparent::Try,
+        Some(_) if from.boolean("ENABLE_ORIG_SRC", true)? => Transparent::Require,
+        Some(_) => Transparent::Off,
+    };
+    Ok(Capture::Netfilter { mark: from.parsed("PACKET_MARK", PACKET_MARK, "a number")?, transparent })
 }
 
-/// Each worker has listeners of its own in each pod; more than this would be descriptors without gain.
-const MAX_WORKERS: usize = 64;
-
-fn parse_duration(text: &str) -> Option<Duration> {
-    let unit_at = text.find(|character: char| !character.is_ascii_digit())?;
-    let (number, unit) = text.split_at(unit_at);
-    let number: u64 = number.parse().ok()?;
-    match unit {
-        "ms" => Some(Duration::from_millis(number)),
-        "s" => Some(Duration::from_secs(number)),
-        "m" => number.checked_mul(60).map(Duration::from_secs),
-        "h" => number.checked_mul(3600).map(Duration::from_secs),
-        _ => None,
+fn keepalive(from: &Variables<'_>) -> Result<Option<Keepalive>, InvalidSetting> {
+    if !from.boolean("KEEPALIVE_ENABLED", true)? {
+        return Ok(None);
     }
+    let default = Keepalive::default();
+    Ok(Some(Keepalive {
+        idle: from.duration("KEEPALIVE_TIME", default.idle)?,
+        interval: from.duration("KEEPALIVE_INTERVAL", default.interval)?,
+        probes: from.parsed("KEEPALIVE_RETRIES", default.probes, "a number")?,
+    }))
 }
 
 #[cfg(test)]

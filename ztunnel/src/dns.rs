@@ -33,18 +33,17 @@ use tropis_model::{
     workload::Workload,
 };
 use tropis_net::{accept, original_destination::original_destination};
-use tropis_telemetry::chain;
+use tropis_telemetry::{chain, metrics::Labels};
 
 use self::{
     answer::{Answer, Family, Question},
     forward::Asked,
 };
 use crate::{
-    metrics::Labels,
     node::{Pod, listeners::DnsListeners},
     outbound,
     stages::resolve,
-    view::local_workload,
+    view::{self, local_workload},
     worker::Node,
 };
 
@@ -188,7 +187,7 @@ impl Proxy {
     async fn leads_into_mesh(&self, stream: &TcpStream) -> bool {
         let Ok(Some(destination)) = original_destination(stream) else { return false };
         let shared = &self.node.shared;
-        let view = shared.view.covering(&shared.config.node, &self.pod).await.view;
+        let view = view::covering(&shared.view, &shared.config.node, &self.pod).await.view;
         let Some(client) = local_workload(&view, &shared.config.node, &self.pod) else { return false };
         let plan = resolve::outbound(&self.node, &view, client, destination, &[]);
         matches!(
@@ -204,7 +203,7 @@ impl Proxy {
             return None;
         }
         let shared = &self.node.shared;
-        let view = shared.view.covering(&shared.config.node, &self.pod).await.view;
+        let view = view::covering(&shared.view, &shared.config.node, &self.pod).await.view;
         let Some(client) = local_workload(&view, &shared.config.node, &self.pod) else {
             return failure(&message, ResponseCode::ServFail);
         };

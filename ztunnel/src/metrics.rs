@@ -6,7 +6,7 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
-    fmt::{self, Write as _},
+    fmt,
     rc::Rc,
     sync::{
         Arc,
@@ -16,7 +16,7 @@ use std::{
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder},
+    encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{
         MetricType,
         counter::{ConstCounter, Counter},
@@ -26,9 +26,11 @@ use prometheus_client::{
     },
 };
 use tropis_model::{identity::Identity, service::Service, workload::Workload};
-use tropis_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
-use tropis_telemetry::{access::Direction, metrics::Metrics};
-use tropis_xds::client::Counters;
+use tropis_telemetry::{
+    access::Direction,
+    metrics::{Labels, Metrics},
+};
+use tropis_xds::client::{Counters, NODE_PROXY_TYPES};
 
 /// All metrics of this program.
 #[derive(Debug)]
@@ -143,40 +145,11 @@ impl Collector for XdsCollector {
                 ("Complete", &counted.ended_completely),
             ],
         )?;
-        let messages = [(ADDRESS_TYPE, &counted.address_messages), (AUTHORIZATION_TYPE, &counted.authorization_messages)];
+        let received = NODE_PROXY_TYPES.iter().filter_map(|known| Some((known.url(), counted.received.get(known)?)));
+        let messages: Vec<_> = received.clone().map(|(url, received)| (url, &received.messages)).collect();
         family("istio_xds_message", "Responses of the control plane", "url", &messages)?;
-        let bytes = [(ADDRESS_TYPE, &counted.address_bytes), (AUTHORIZATION_TYPE, &counted.authorization_bytes)];
+        let bytes: Vec<_> = received.map(|(url, received)| (url, &received.bytes)).collect();
         family("istio_xds_message_bytes", "Bytes of responses of the control plane", "url", &bytes)
-    }
-}
-
-/// A label set in the order in which it is printed. Cloning shares it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Labels(Arc<[(&'static str, Arc<str>)]>);
-
-impl Labels {
-    /// Names and values.
-    pub fn new(labels: impl IntoIterator<Item = (&'static str, Arc<str>)>) -> Self {
-        Self(labels.into_iter().collect())
-    }
-
-    /// The same labels, one of them with another value.
-    fn with(&self, name: &str, value: &str) -> Self {
-        Self(self.0.iter().map(|(own, old)| (*own, if *own == name { value.into() } else { old.clone() })).collect())
-    }
-}
-
-impl EncodeLabelSet for Labels {
-    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
-        for (name, value) in self.0.iter() {
-            let mut label = encoder.encode_label();
-            let mut key = label.encode_label_key()?;
-            key.write_str(name)?;
-            let mut text = key.encode_label_value()?;
-            text.write_str(value)?;
-            text.finish()?;
-        }
-        Ok(())
     }
 }
 
@@ -282,7 +255,7 @@ pub struct TrafficCounters {
 impl TrafficCounters {
     fn fetch(metrics: &TrafficMetrics, traffic: &Traffic) -> Self {
         let labels = traffic.labels();
-        let reporter = Labels::new(labels.0.first().cloned());
+        let reporter = Labels::new(labels.first().cloned());
         Self {
             opened: metrics.opened.get_or_create_owned(&labels),
             closed: metrics.closed.get_or_create_owned(&labels),

@@ -22,6 +22,7 @@ use tokio::{
 use tropis_hbone::client::{Pool, PoolOptions};
 use tropis_model::workload::WorkloadUid;
 use tropis_net::accept;
+use tropis_xds::current::Seen;
 
 use crate::{
     app::Shared,
@@ -29,8 +30,7 @@ use crate::{
     dns, inbound,
     metrics::CounterCache,
     node::{Pod, listeners::WorkerListeners},
-    outbound, passthrough,
-    view::Seen,
+    outbound, passthrough, view,
 };
 
 /// Commands that may wait for a worker: a snapshot of a full node and then some.
@@ -131,7 +131,7 @@ impl Node {
 
     /// The view in force, once it covers `pod` or the time to wait for that is over.
     pub async fn view_covering(&self, pod: &Pod) -> Seen {
-        self.shared.view.covering(&self.shared.config.node, pod).await
+        view::covering(&self.shared.view, &self.shared.config.node, pod).await
     }
 }
 

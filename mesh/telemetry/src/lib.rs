@@ -1,4 +1,5 @@
-//! What a program says about itself: logs, one access line per connection, metrics, readiness, and the endpoints that serve them.
+//! What a program says about itself: logs, one access line per connection, metrics, readiness, and the endpoints that serve them;
+//! and what it is told ([`settings`]).
 //!
 //! Each program registers its own metrics and routes; this crate knows the formats (Istio's names for fields, labels and paths).
 //! Start with [`logs::start`], [`access::Access`] and [`admin`].
@@ -8,6 +9,7 @@ pub mod admin;
 pub mod logs;
 pub mod metrics;
 pub mod readiness;
+pub mod settings;
 
 use std::error::Error;
 

@@ -189,12 +189,20 @@ impl<S: Subscriber> Layer<S> for Lines {
 /// RFC 3339 in UTC, always with six digits, so that lines sort as text.
 const TIME: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
 
+/// The log target of lines that are written as they are, without time or level: access lines in a format that the user chose. It
+/// obeys the filter of `access`.
+pub const VERBATIM_TARGET: &str = "access::request";
+
 fn format_event(format: LogFormat, event: &Event<'_>, now: OffsetDateTime) -> String {
     let mut fields = Fields { format, message: String::new(), rest: String::with_capacity(256) };
     event.record(&mut fields);
     let time = now.format(TIME).unwrap_or_default();
     let (level, scope) = (level(event.metadata()), event.metadata().target());
-    let Fields { message, rest, .. } = fields;
+    let Fields { mut message, rest, .. } = fields;
+    if scope == VERBATIM_TARGET {
+        message.push('\n');
+        return message;
+    }
     match format {
         LogFormat::Text if rest.is_empty() => format!("{time}\t{level}\t{scope}\t{message}\n"),
         LogFormat::Text => format!("{time}\t{level}\t{scope}\t{message}\t{}\n", rest.trim_start()),
@@ -331,6 +339,14 @@ mod tests {
         let line = logged(LogFormat::Text, || tracing::warn!(target: "zds", pod = "a/b", error = "no such pod", "pod refused"));
         let (_, rest) = line.split_once('\t').unwrap();
         assert_eq!(rest, "warn\tzds\tpod refused\tpod=a/b error=\"no such pod\"\n");
+    }
+
+    #[test]
+    fn a_line_in_the_users_format_is_written_as_it_is() {
+        for format in [LogFormat::Json, LogFormat::Text] {
+            let line = logged(format, || tracing::info!(target: VERBATIM_TARGET, "[{}] \"GET / HTTP/1.1\"", 1));
+            assert_eq!(line, "[1] \"GET / HTTP/1.1\"\n");
+        }
     }
 
     #[test]

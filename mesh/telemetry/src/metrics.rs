@@ -3,13 +3,13 @@
 //! Metrics live beside the code that counts; the binary registers them here. Names and labels of the standard ones are Istio's.
 
 use std::{
-    fmt,
+    fmt::{self, Write as _},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, text},
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder, text},
     metrics::gauge::ConstGauge,
     registry::Registry,
 };
@@ -57,6 +57,41 @@ impl Metrics {
             true => (OPEN_METRICS, encoded),
             false => (PROMETHEUS_TEXT, prometheus_text(&encoded)),
         }
+    }
+}
+
+/// A label set in the order in which it is printed. Cloning shares it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Labels(Arc<[(&'static str, Arc<str>)]>);
+
+impl Labels {
+    /// Names and values.
+    pub fn new(labels: impl IntoIterator<Item = (&'static str, Arc<str>)>) -> Self {
+        Self(labels.into_iter().collect())
+    }
+
+    /// The first name and value.
+    pub fn first(&self) -> Option<&(&'static str, Arc<str>)> {
+        self.0.first()
+    }
+
+    /// The same labels, one of them with another value.
+    pub fn with(&self, name: &str, value: &str) -> Self {
+        Self(self.0.iter().map(|(own, old)| (*own, if *own == name { value.into() } else { old.clone() })).collect())
+    }
+}
+
+impl EncodeLabelSet for Labels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
+        for (name, value) in self.0.iter() {
+            let mut label = encoder.encode_label();
+            let mut key = label.encode_label_key()?;
+            key.write_str(name)?;
+            let mut text = key.encode_label_value()?;
+            text.write_str(value)?;
+            text.finish()?;
+        }
+        Ok(())
     }
 }
 

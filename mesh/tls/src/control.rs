@@ -30,6 +30,19 @@ pub struct ControlEndpoint {
     pub server_name: Option<String>,
 }
 
+impl ControlEndpoint {
+    /// From settings as Istio's charts make them, with Istio's defaults; `in_kubernetes` says which address that is.
+    pub fn from_settings(address: Option<&str>, root_ca: Option<&str>, server_name: Option<&str>, in_kubernetes: bool) -> Self {
+        let default = if in_kubernetes { "istiod.istio-system.svc:15012" } else { "localhost:15012" };
+        let found = address.unwrap_or(default);
+        Self {
+            address: if found.contains("://") { found.to_owned() } else { format!("https://{found}") },
+            root: RootSource::from_setting(root_ca.unwrap_or("./var/run/secrets/istio/root-cert.pem")),
+            server_name: server_name.map(str::to_owned),
+        }
+    }
+}
+
 /// The address cannot be used. Settings are checked at start, so this stops the program there.
 #[derive(Debug, Error)]
 #[error("{address:?} is not an address of a control plane such as https://istiod.istio-system.svc:15012: {detail}")]

@@ -11,12 +11,13 @@ use tropis_model::{
 };
 use tropis_telemetry::access::Direction;
 use tropis_tls::store::CertificateStatus;
+use tropis_xds::current::Seen;
 
 use crate::{app::Shared, connections::ConnectionInfo};
 
 /// Everything.
 pub(super) fn dump(shared: &Shared, connections: &[ConnectionInfo]) -> Value {
-    let crate::view::Seen { view, version } = shared.view.seen();
+    let Seen { view, version } = shared.view.seen();
     let config = &shared.config;
     json!({
         "workloads": view.workloads().map(|workload| self::workload(workload)).collect::<Vec<_>>(),

@@ -229,7 +229,7 @@ impl Pods {
 async fn prefetch(shared: Arc<Shared>, pod: Arc<Pod>) {
     let mut signal = pod.drain_signal();
     let fetched = async {
-        let current = shared.view.covering(&shared.config.node, &pod).await.view;
+        let current = view::covering(&shared.view, &shared.config.node, &pod).await.view;
         if let Some(workload) = view::local_workload(&current, &shared.config.node, &pod) {
             pod.known_as.get_or_init(|| (workload.uid.clone(), workload.identity.clone()));
             shared.certificates.prefetch(&workload.identity);

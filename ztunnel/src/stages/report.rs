@@ -23,13 +23,13 @@ use tropis_model::{
 };
 use tropis_net::relay::RelayControl;
 use tropis_telemetry::access::{Access, AuthorityText, Direction, End};
+use tropis_xds::current::Seen;
 
 use super::{Failure, accept::Accepted};
 use crate::{
     connections::{ConnectionInfo, Revocation},
     metrics::{Traffic, TrafficCounters},
     node::Pod,
-    view::Seen,
     worker::Node,
 };
 

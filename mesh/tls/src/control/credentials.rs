@@ -1,6 +1,11 @@
 //! What every request to the control plane carries: the token, the cluster, and headers that the user adds.
 
-use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
 
 use thiserror::Error;
 use tonic::{
@@ -18,6 +23,24 @@ pub enum TokenSource {
     Literal(String),
     /// There is none; the control plane will refuse whatever needs one.
     None,
+}
+
+/// Where Kubernetes puts a proxy's token.
+const DEFAULT_TOKEN: &str = "./var/run/secrets/tokens/istio-token";
+
+impl TokenSource {
+    /// From `AUTH_TOKEN`: the file with the token, or the token; unset is the file where Kubernetes puts it, if it is there.
+    pub fn from_setting(setting: Option<&str>) -> Self {
+        match setting {
+            None if Path::new(DEFAULT_TOKEN).exists() => Self::File(DEFAULT_TOKEN.into()),
+            None => Self::None,
+            // A token of Kubernetes is three parts of base64, which is no path that anybody has.
+            Some(literal) if literal.starts_with("ey") && literal.matches('.').count() == 2 && !literal.contains('/') => {
+                Self::Literal(literal.to_owned())
+            }
+            Some(path) => Self::File(path.into()),
+        }
+    }
 }
 
 impl fmt::Debug for TokenSource {
