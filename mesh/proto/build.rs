@@ -2,7 +2,8 @@
 
 use std::error::Error;
 
-const FILES: [&str; 5] = ["workload.proto", "security.proto", "discovery.proto", "citadel.proto", "zds.proto"];
+/// `waypoint.proto` brings the files that it imports.
+const FILES: [&str; 6] = ["workload.proto", "security.proto", "discovery.proto", "citadel.proto", "zds.proto", "waypoint.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

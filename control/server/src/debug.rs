@@ -11,7 +11,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 use tropis_telemetry::{admin, metrics::Metrics as Registry, readiness::Readiness};
-use tropis_xds::server::{ClientState, Clients, Resources, SubscriptionState};
+use tropis_xds::server::{Audience, ClientState, Clients, Resources, SubscriptionState};
 
 use crate::watch::Findings;
 
@@ -50,14 +50,13 @@ pub(crate) fn routes(debug: Debug) -> Router {
     }
     async fn resources(State(debug): State<Debug>) -> Json<Value> {
         let Some(snapshot) = debug.resources.snapshot() else {
-            return Json(json!({ "generation": 0, "version": "", "addresses": {}, "policies": {} }));
+            return Json(json!({ "generation": 0, "version": "", "audiences": {} }));
         };
-        Json(json!({
-            "generation": snapshot.generation,
-            "version": snapshot.version(),
-            "addresses": snapshot.addresses().collect::<BTreeMap<_, _>>(),
-            "policies": snapshot.policies().collect::<BTreeMap<_, _>>(),
-        }))
+        let table = |audience: &Audience| -> BTreeMap<&str, BTreeMap<&str, &str>> {
+            audience.types().iter().map(|served| (served.word(), snapshot.resources(audience, *served).collect())).collect()
+        };
+        let audiences: BTreeMap<String, _> = snapshot.audiences().map(|audience| (audience.to_string(), table(audience))).collect();
+        Json(json!({ "generation": snapshot.generation, "version": snapshot.version(), "audiences": audiences }))
     }
     async fn findings(State(debug): State<Debug>) -> Json<Value> {
         Json(debug.findings.list().iter().map(|finding| json!({ "finding": finding, "text": finding.to_string() })).collect())
@@ -83,11 +82,13 @@ pub(crate) fn routes(debug: Debug) -> Router {
 }
 
 fn client(state: &ClientState) -> Value {
+    let subscriptions: BTreeMap<&str, Value> =
+        state.subscriptions.iter().map(|(known, state)| (known.word(), subscription(state))).collect();
     json!({
         "client": state.client,
+        "audience": state.audience.to_string(),
         "node": state.node,
-        "addresses": subscription(&state.addresses),
-        "policies": subscription(&state.policies),
+        "subscriptions": subscriptions,
     })
 }
 

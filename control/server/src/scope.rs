@@ -14,7 +14,7 @@ use tropis_model::{
     enrolment::{self, Candidate},
     identity::Identity,
 };
-use tropis_xds::server::Admitted;
+use tropis_xds::server::{Admitted, Audience};
 
 use crate::caller::{Caller, token::PodToken};
 
@@ -177,6 +177,7 @@ impl Scope {
                 facts.attest(token)?;
                 Ok(Admitted {
                     client: format!("{}/{}", token.namespace, token.pod),
+                    audience: Audience::NodeProxies,
                     namespace: token.namespace.clone(),
                     service_account: token.service_account.clone(),
                 })

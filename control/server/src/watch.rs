@@ -16,7 +16,10 @@ use tropis_compile::{Compiler, Settings};
 use tropis_crds::{Finding, Kind, Level, Object, ObjectRef};
 use tropis_source::{SourceEvent, Watch as Events};
 use tropis_telemetry::readiness::ReadinessTask;
-use tropis_xds::server::{Clients, Resources};
+use tropis_xds::{
+    ResourceType,
+    server::{Clients, Resources},
+};
 
 use crate::{
     metrics::Metrics,
@@ -258,7 +261,7 @@ impl Watch {
     /// The policies, as objects, that some proxy refused.
     fn refused(&self) -> Refused {
         let object = |name: &str| name.split_once('/').map(|(namespace, name)| ObjectRef::new(Kind::AuthorizationPolicy, namespace, name));
-        let refused = self.told.clients.refused_policies().into_iter();
+        let refused = self.told.clients.refused(ResourceType::Authorization).into_iter();
         refused.filter_map(|(name, why)| Some((object(&name)?, why))).collect()
     }
 }
@@ -300,6 +303,7 @@ mod tests {
     use serde_json::{Value, json};
     use tropis_crds::codes;
     use tropis_telemetry::{metrics::Metrics as Registry, readiness::Readiness};
+    use tropis_xds::server::Audience;
 
     use super::*;
 
@@ -342,7 +346,7 @@ mod tests {
         assert!(watch.told.resources.snapshot().is_none());
         watch.take(SourceEvent::Synced);
         watch.publish();
-        assert_eq!(watch.told.resources.snapshot().unwrap().addresses().count(), 1);
+        assert_eq!(watch.told.resources.snapshot().unwrap().resources(&Audience::NodeProxies, ResourceType::Address).count(), 1);
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! The proxy's end of delta xDS: one stream for all types, kept up for as long as the process lives.
 //!
-//! [`run`] subscribes to every workload, service and policy, hands what arrives to a function and acknowledges it afterwards, so that an
-//! acknowledged version is one that decides. A resource that is refused is named to the sender and changes nothing; a policy that is
+//! [`run`] subscribes to everything of the types in [`ClientConfig::types`], hands what arrives to a function and acknowledges it
+//! afterwards, so that an acknowledged version is one that decides. A resource that is refused is named to the sender and changes nothing; a policy that is
 //! refused before any version of it was accepted is stood in for by one that denies ([`crate::convert::denying_policy`]). When the
 //! stream ends, what is held stays in force, and the next stream asks only for what differs. Start with [`run`]; what one response
 //! means is in [`held`], how long to wait between streams in [`backoff`]. TLS and tokens belong to the caller's `connect`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     error::Error as StdError,
     future::Future,
     net::IpAddr,
@@ -32,10 +32,11 @@ use tonic::{
 };
 use tracing::{debug, info, warn};
 use tropis_model::view::Change;
-use tropis_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE,
-    xds::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient},
+use tropis_proto::xds::{
+    self, DeltaDiscoveryRequest, DeltaDiscoveryResponse, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
 };
+
+use crate::{ResourceType, convert::InvalidResource};
 
 use self::{
     backoff::{Backoff, Ending},
@@ -49,12 +50,23 @@ mod held;
 const MAX_RESPONSE_BYTES: usize = 200 << 20;
 /// How long the server may take to open a stream.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
-/// Requests that may wait to be sent: two subscriptions and an acknowledgement for each of the responses under way.
+/// Requests that may wait to be sent: a subscription to each type and an acknowledgement for each of the responses under way.
 const REQUEST_QUEUE: usize = 8;
+/// Longest reason of a refusal that is told to the sender, in bytes.
+const MAX_REASON_BYTES: usize = 1024;
+
+/// What a node proxy asks for. Policies first: a workload that names one should find it.
+pub const NODE_PROXY_TYPES: &[ResourceType] = &[ResourceType::Authorization, ResourceType::Address];
+/// What a waypoint asks for; its policies are in its hosts.
+pub const WAYPOINT_TYPES: &[ResourceType] = &[ResourceType::Address, ResourceType::Waypoint, ResourceType::Host];
 
 /// Who asks: the xDS node, which the server checks against the token.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
+    /// First part of the xDS node's name: `ztunnel` or `waypoint`.
+    pub role: &'static str,
+    /// What is asked for, in this order: [`NODE_PROXY_TYPES`] or [`WAYPOINT_TYPES`].
+    pub types: &'static [ResourceType],
     /// The proxy's address.
     pub address: IpAddr,
     /// Name of the proxy's pod.
@@ -74,16 +86,10 @@ pub struct ClientConfig {
 }
 
 /// What a client counts; monotonic.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
-    /// Responses that carried workloads and services.
-    pub address_messages: AtomicU64,
-    /// Their encoded size.
-    pub address_bytes: AtomicU64,
-    /// Responses that carried policies.
-    pub authorization_messages: AtomicU64,
-    /// Their encoded size.
-    pub authorization_bytes: AtomicU64,
+    /// Responses, by type.
+    pub received: BTreeMap<ResourceType, Received>,
     /// Resources that were refused.
     pub rejected_resources: AtomicU64,
     /// Streams that could not be opened.
@@ -96,15 +102,37 @@ pub struct Counters {
     pub ended_completely: AtomicU64,
 }
 
+/// Responses of one type.
+#[derive(Debug, Default)]
+pub struct Received {
+    /// How many.
+    pub messages: AtomicU64,
+    /// Their encoded size.
+    pub bytes: AtomicU64,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            received: ResourceType::ALL.into_iter().map(|known| (known, Received::default())).collect(),
+            rejected_resources: AtomicU64::new(0),
+            ended_by_connection_error: AtomicU64::new(0),
+            ended_by_error: AtomicU64::new(0),
+            ended_by_reconnect: AtomicU64::new(0),
+            ended_completely: AtomicU64::new(0),
+        }
+    }
+}
+
 /// How a client is doing, for readiness and logs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {
     /// A stream is open.
     pub connected: bool,
-    /// The workloads and services of a first response are in force.
-    pub addresses_synced: bool,
-    /// The policies of a first response are in force.
-    pub policies_synced: bool,
+    /// The types of which a first response is in force.
+    pub received: BTreeSet<ResourceType>,
+    /// These are all that were asked for. It stays true while the server is away: what is held stays in force.
+    pub complete: bool,
     /// The server's name for the configuration in force; empty before the first.
     pub version: Arc<str>,
     /// Why there is no stream, if there is none.
@@ -112,9 +140,9 @@ pub struct Status {
 }
 
 impl Status {
-    /// Whether everything arrived once. It stays true while the server is away: what is held stays in force.
+    /// Whether everything arrived once.
     pub fn synced(&self) -> bool {
-        self.addresses_synced && self.policies_synced
+        self.complete
     }
 }
 
@@ -201,12 +229,12 @@ where
         Err(error) => return StreamEnded::Connect(error),
     };
     let (requests, outgoing) = mpsc::channel(REQUEST_QUEUE);
-    // Policies first: a workload that names one should find it. The queue has room for both before the stream is read.
-    for type_url in [AUTHORIZATION_TYPE, ADDRESS_TYPE] {
+    // The queue has room for all of them before the stream is read.
+    for r#type in config.types {
         let subscription = DeltaDiscoveryRequest {
             node: Some(node(config)),
-            type_url: type_url.to_owned(),
-            initial_resource_versions: held.versions(type_url),
+            type_url: r#type.url().to_owned(),
+            initial_resource_versions: held.versions(*r#type),
             ..Default::default()
         };
         if requests.try_send(subscription).is_err() {
@@ -265,16 +293,26 @@ fn absorb(
     status.send_modify(|status| {
         status.version = version;
         // A refusal does not keep a proxy from being ready: what was refused is named, and denies where it would have decided.
-        status.addresses_synced |= type_url == ADDRESS_TYPE;
-        status.policies_synced |= type_url == AUTHORIZATION_TYPE;
+        status.received.extend(ResourceType::from_url(&type_url));
+        status.complete = config.types.iter().all(|wanted| status.received.contains(wanted));
     });
-    let rejections: Vec<String> = absorbed.rejections.iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
+    let rejections: Vec<String> = absorbed.rejections.iter().map(|(name, reason)| format!("{name}: {}", told(reason))).collect();
     DeltaDiscoveryRequest {
         type_url,
         response_nonce: nonce,
         error_detail: (!rejections.is_empty()).then(|| xds::Status { code: 0, message: rejections.join("; "), details: Vec::new() }),
         ..Default::default()
     }
+}
+
+/// A reason in a refusal, where `; ` separates resources: on one line, of bounded length.
+fn told(reason: &InvalidResource) -> String {
+    let mut text = reason.to_string().replace(';', ",").replace(char::is_control, " ");
+    if text.len() > MAX_REASON_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_REASON_BYTES));
+        text.push('…');
+    }
+    text
 }
 
 fn node(config: &ClientConfig) -> xds::Node {
@@ -290,7 +328,7 @@ fn node(config: &ClientConfig) -> xds::Node {
     let more = config.metadata.iter().map(|(key, value)| (key.clone(), value.clone()));
     let fields = more.chain(own).map(|(key, value)| (key, prost_types::Value::from(value))).collect();
     xds::Node {
-        id: format!("ztunnel~{}~{name}.{namespace}~{namespace}.svc.cluster.local", config.address),
+        id: format!("{}~{}~{name}.{namespace}~{namespace}.svc.cluster.local", config.role, config.address),
         metadata: Some(prost_types::Struct { fields }),
         ..Default::default()
     }
@@ -333,13 +371,9 @@ fn count_end(counters: &Counters, ended: &StreamEnded, ending: Ending) {
 }
 
 fn count_response(counters: &Counters, response: &DeltaDiscoveryResponse) {
-    let (messages, bytes) = match response.type_url.as_str() {
-        ADDRESS_TYPE => (&counters.address_messages, &counters.address_bytes),
-        AUTHORIZATION_TYPE => (&counters.authorization_messages, &counters.authorization_bytes),
-        _ => return,
-    };
-    messages.fetch_add(1, Ordering::Relaxed);
-    bytes.fetch_add(response.encoded_len() as u64, Ordering::Relaxed);
+    let Some(received) = ResourceType::from_url(&response.type_url).and_then(|known| counters.received.get(&known)) else { return };
+    received.messages.fetch_add(1, Ordering::Relaxed);
+    received.bytes.fetch_add(response.encoded_len() as u64, Ordering::Relaxed);
 }
 
 fn chain(error: &dyn StdError) -> String {
@@ -351,4 +385,17 @@ fn chain(error: &dyn StdError) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_cannot_speak_for_another_resource() {
+        let hostile = InvalidResource::OtherName("x; ns/other: fine\n".repeat(200));
+        let text = told(&hostile);
+        assert!(!text.contains(';') && !text.contains('\n'));
+        assert!(text.len() <= MAX_REASON_BYTES + '…'.len_utf8() && text.ends_with('…'));
+    }
 }

@@ -3,22 +3,29 @@
 //! A resource that cannot be understood is refused as a whole and by name ([`InvalidResource`]), so that the value which is in force
 //! stays in force. Where Istio's proxy drops the part that it does not know, this one refuses: a match that lost one of its values says
 //! something else than its author wrote. For a policy without a value in force there is [`denying_policy`]. A file per message:
-//! [`workload`], [`service`], [`policy`]; [`address`] has the parts that they share.
+//! [`workload`], [`service`], [`policy`] for everybody, [`waypoint`] with [`route`], [`pool`] and [`request_policy`] for waypoints;
+//! [`address`] and [`parts`] have what they share.
 
 use std::{collections::HashSet, sync::Arc};
 
 use prost::Message;
 use thiserror::Error;
-use tropis_model::{policy::PolicyKey, view::Change};
+use tropis_model::{address::NamespacedHostname, policy::PolicyKey, view::Change};
 use tropis_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, security,
     workload::{self as wire, address::Type as AddressKind},
     xds::Resource,
 };
 
+use crate::ResourceType;
+
 mod address;
+mod parts;
 mod policy;
+mod pool;
+mod request_policy;
+mod route;
 mod service;
+mod waypoint;
 mod workload;
 
 pub use policy::denying_policy;
@@ -93,6 +100,61 @@ pub enum InvalidResource {
     /// A match with a condition that this version does not know.
     #[error("a match has the unknown condition {0:?}")]
     UnknownCondition(String),
+    /// More entries, or more bytes, than are taken.
+    #[error("{field}: {found} are more than {limit}")]
+    TooMany {
+        /// The field.
+        field: &'static str,
+        /// How many there are.
+        found: usize,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// A number or a duration that means nothing here.
+    #[error("{field}: {found} is not accepted ({accepted})")]
+    OutOfRange {
+        /// The field.
+        field: &'static str,
+        /// What was found.
+        found: String,
+        /// What is accepted.
+        accepted: &'static str,
+    },
+    /// A regular expression that does not compile, or to something too large.
+    #[error("{field}: {pattern:?} is not a usable pattern: {reason}")]
+    Pattern {
+        /// The field.
+        field: &'static str,
+        /// As it was written.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The weights of a route's destinations do not make shares.
+    #[error("destinations: the sum of the weights {0}")]
+    Weights(&'static str),
+    /// Two entries of one key.
+    #[error("{field}: {key} is there twice")]
+    Duplicate {
+        /// The field.
+        field: &'static str,
+        /// The key.
+        key: String,
+    },
+    /// Something is wrong in a part that has a name.
+    #[error("{part}: {cause}")]
+    Within {
+        /// The part.
+        part: String,
+        /// What is wrong in it.
+        cause: Box<InvalidResource>,
+    },
+}
+
+impl InvalidResource {
+    fn within(self, part: String) -> Self {
+        Self::Within { part, cause: Box::new(self) }
+    }
 }
 
 /// Gives equal strings one allocation. Names of namespaces, nodes and accounts repeat in every workload; use one a batch.
@@ -111,9 +173,29 @@ impl Interner {
     }
 }
 
-/// Decodes a resource of type [`ADDRESS_TYPE`].
-pub fn decode_address(resource: &Resource, strings: &mut Interner) -> Result<Change, InvalidResource> {
-    let address: wire::Address = body(resource, ADDRESS_TYPE)?;
+/// Decodes a resource that came in a response of this type.
+pub fn decode(r#type: ResourceType, resource: &Resource, strings: &mut Interner) -> Result<Change, InvalidResource> {
+    match r#type {
+        ResourceType::Address => decode_address(body(resource, r#type)?, resource, strings),
+        ResourceType::Authorization => {
+            let policy = policy::from_wire(body(resource, r#type)?, strings)?;
+            named(resource, &policy.key.0)?;
+            Ok(Change::Policy(Arc::new(policy)))
+        }
+        ResourceType::Host => {
+            let host = waypoint::host(body(resource, r#type)?, strings)?;
+            named(resource, &host.name.to_string())?;
+            Ok(Change::Host(Arc::new(host)))
+        }
+        ResourceType::Waypoint => {
+            let waypoint = waypoint::waypoint(body(resource, r#type)?, strings)?;
+            named(resource, &waypoint.key)?;
+            Ok(Change::Waypoint(Arc::new(waypoint)))
+        }
+    }
+}
+
+fn decode_address(address: wire::Address, resource: &Resource, strings: &mut Interner) -> Result<Change, InvalidResource> {
     match address.r#type.ok_or(InvalidResource::EmptyAddress)? {
         AddressKind::Workload(wire) => {
             let workload = workload::from_wire(wire, strings)?;
@@ -128,25 +210,22 @@ pub fn decode_address(resource: &Resource, strings: &mut Interner) -> Result<Cha
     }
 }
 
-/// Decodes a resource of type [`AUTHORIZATION_TYPE`].
-pub fn decode_authorization(resource: &Resource, strings: &mut Interner) -> Result<Change, InvalidResource> {
-    let policy = policy::from_wire(body(resource, AUTHORIZATION_TYPE)?, strings)?;
-    named(resource, &policy.key.0)?;
-    Ok(Change::Policy(Arc::new(policy)))
+/// What the removal of `name` means; `None` for a name that no resource of the type can have.
+pub fn removal(r#type: ResourceType, name: &str) -> Option<Change> {
+    Some(match r#type {
+        ResourceType::Address => Change::RemoveAddress(name.into()),
+        ResourceType::Authorization => Change::RemovePolicy(PolicyKey(name.into())),
+        ResourceType::Waypoint => Change::RemoveWaypoint(name.into()),
+        ResourceType::Host => {
+            let (namespace, hostname) = name.split_once('/')?;
+            Change::RemoveHost(NamespacedHostname { namespace: namespace.into(), hostname: hostname.into() })
+        }
+    })
 }
 
-/// What the removal of `name` under `type_url` means; `None` for a type that this mesh does not use.
-pub fn removal(type_url: &str, name: &str) -> Option<Change> {
-    match type_url {
-        ADDRESS_TYPE => Some(Change::RemoveAddress(name.into())),
-        AUTHORIZATION_TYPE => Some(Change::RemovePolicy(PolicyKey(name.into()))),
-        _ => None,
-    }
-}
-
-fn body<M: Message + Default>(resource: &Resource, type_url: &'static str) -> Result<M, InvalidResource> {
+fn body<M: Message + Default>(resource: &Resource, r#type: ResourceType) -> Result<M, InvalidResource> {
     let any = resource.resource.as_ref().ok_or(InvalidResource::NoBody)?;
-    if any.type_url != type_url {
+    if any.type_url != r#type.url() {
         return Err(InvalidResource::OtherType(any.type_url.clone()));
     }
     M::decode(any.value.as_slice()).map_err(|error| InvalidResource::Undecodable(error.to_string()))
@@ -160,7 +239,7 @@ fn named(resource: &Resource, key: &str) -> Result<(), InvalidResource> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded {
     /// Type of the resource.
-    pub type_url: &'static str,
+    pub r#type: ResourceType,
     /// Name of the resource.
     pub name: Arc<str>,
     /// Other names that it may be asked for by.
@@ -171,31 +250,30 @@ pub struct Encoded {
 
 /// Encodes a change. The same model value always gives the same bytes.
 pub fn encode(change: &Change) -> Encoded {
+    let present = |r#type, name, body| Encoded { r#type, name, aliases: Vec::new(), body: Some(body) };
+    let gone = |r#type, name| Encoded { r#type, name, aliases: Vec::new(), body: None };
     match change {
         Change::Workload(workload) => {
             let message = wire::Address { r#type: Some(AddressKind::Workload(workload::to_wire(workload))) };
             Encoded {
-                type_url: ADDRESS_TYPE,
-                name: workload.uid.0.clone(),
                 aliases: workload.addresses.iter().map(|address| format!("{}/{address}", workload.network)).collect(),
-                body: Some(message.encode_to_vec()),
+                ..present(ResourceType::Address, workload.uid.0.clone(), message.encode_to_vec())
             }
         }
         Change::Service(service) => {
             let message = wire::Address { r#type: Some(AddressKind::Service(service::to_wire(service))) };
             Encoded {
-                type_url: ADDRESS_TYPE,
-                name: service.hostname.to_string().into(),
                 aliases: service.addresses.iter().map(service::alias).collect(),
-                body: Some(message.encode_to_vec()),
+                ..present(ResourceType::Address, service.hostname.to_string().into(), message.encode_to_vec())
             }
         }
-        Change::Policy(policy) => {
-            let message: security::Authorization = policy::to_wire(policy);
-            Encoded { type_url: AUTHORIZATION_TYPE, name: policy.key.0.clone(), aliases: Vec::new(), body: Some(message.encode_to_vec()) }
-        }
-        Change::RemoveAddress(name) => Encoded { type_url: ADDRESS_TYPE, name: name.clone(), aliases: Vec::new(), body: None },
-        Change::RemovePolicy(key) => Encoded { type_url: AUTHORIZATION_TYPE, name: key.0.clone(), aliases: Vec::new(), body: None },
+        Change::Policy(policy) => present(ResourceType::Authorization, policy.key.0.clone(), policy::to_wire(policy).encode_to_vec()),
+        Change::Host(host) => present(ResourceType::Host, host.name.to_string().into(), waypoint::host_to_wire(host).encode_to_vec()),
+        Change::Waypoint(found) => present(ResourceType::Waypoint, found.key.clone(), waypoint::waypoint_to_wire(found).encode_to_vec()),
+        Change::RemoveAddress(name) => gone(ResourceType::Address, name.clone()),
+        Change::RemovePolicy(key) => gone(ResourceType::Authorization, key.0.clone()),
+        Change::RemoveHost(name) => gone(ResourceType::Host, name.to_string().into()),
+        Change::RemoveWaypoint(key) => gone(ResourceType::Waypoint, key.clone()),
     }
 }
 

@@ -7,4 +7,7 @@
 pub mod client;
 pub mod convert;
 pub mod current;
+mod resource_type;
 pub mod server;
+
+pub use resource_type::ResourceType;

@@ -1,6 +1,6 @@
 //! The control plane's end of delta xDS: one table of resources, many clients.
 //!
-//! [`Resources`] is the table: publish changes, and every client gets what differs from what it has. [`Discovery`] is the gRPC service;
+//! [`Resources`] is the table, or rather one for each [`Audience`]: publish changes, and every client gets what differs from what it has. [`Discovery`] is the gRPC service;
 //! who may call it is the `admit` function's business, which tropisd gives. [`Clients`] tells who is connected and how far each one is:
 //! whether a change is live everywhere. What a client is sent next, and in which order, is decided in [`subscriber`], without I/O.
 //!
@@ -26,21 +26,23 @@ mod subscriber;
 mod table;
 
 pub use clients::{ClientState, Clients, SubscriptionState};
-pub use table::{Published, Resources, Snapshot};
+pub use table::{Audience, Published, Resources, Snapshot, Step};
 
 /// Largest request that is read. A client that reconnects names all it holds, about 1 MiB for 10 000 resources; gRPC's usual limit of
 /// 4 MiB would lock clients of large meshes out for good.
 const MAX_REQUEST_BYTES: usize = 64 << 20;
 /// Streams at a time; a mesh has one a node.
 const MAX_CLIENTS: usize = 20_000;
-/// Removed policies are told after the workloads that named them; a client that has not asked for workloads by then wants policies only.
-const POLICIES_ONLY_AFTER: Duration = Duration::from_secs(1);
+/// What is taken away is told after what needed it; a client that has not asked for all its types by then does not want them.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A caller that may have the mesh's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admitted {
     /// What to call it in logs, for example `istio-system/ztunnel-x7k2p`.
     pub client: String,
+    /// Whose table it is told.
+    pub audience: Audience,
     /// The namespace that it proved; the xDS node must not claim another.
     pub namespace: String,
     /// The service account that it proved; the xDS node must not claim another.
@@ -94,13 +96,13 @@ where
         let admitted = (self.admit)(request.extensions())?;
         let registration = self
             .clients
-            .register(&admitted.client, MAX_CLIENTS)
+            .register(&admitted.client, &admitted.audience, MAX_CLIENTS)
             .ok_or_else(|| Status::resource_exhausted(format!("{MAX_CLIENTS} clients are connected already")))?;
-        info!(client = admitted.client, "client connected");
+        info!(client = admitted.client, audience = %admitted.audience, "client connected");
         // One response under way: the next one is computed when there is room for it.
         let (outgoing, responses) = mpsc::channel(1);
         let stream = Stream {
-            subscriber: Subscriber::default(),
+            subscriber: Subscriber::new(admitted.audience.clone()),
             resources: self.resources.clone(),
             registration,
             admitted,
@@ -151,16 +153,18 @@ where
 
     async fn serve(&mut self, mut incoming: Streaming<DeltaDiscoveryRequest>) -> Result<(), Status> {
         let mut snapshots = self.resources.subscribe();
-        let mut policies_only = false;
-        let mut patience = pin!(tokio::time::sleep(POLICIES_ONLY_AFTER));
+        let mut patient_enough = false;
+        let mut patience = pin!(tokio::time::sleep(PATIENCE));
         let mut old = pin!(tokio::time::sleep(self.age.unwrap_or_default()));
         loop {
             // Before the table's first snapshot clients wait: an empty answer would be taken for the truth.
             let snapshot: Option<Arc<Snapshot>> = snapshots.borrow_and_update().clone();
             if let Some(snapshot) = snapshot
-                && let Some(response) = self.subscriber.next(&snapshot, policies_only)
+                && let Some(response) = self.subscriber.next(&snapshot, patient_enough)
             {
-                (self.admit)(&self.proof)?;
+                if (self.admit)(&self.proof)?.audience != self.admitted.audience {
+                    return Err(routine("the client belongs to another audience now"));
+                }
                 self.registration.update(self.subscriber.state());
                 tokio::select! {
                     sent = self.outgoing.send(Ok(response)) => if sent.is_err() { return Ok(()) },
@@ -177,7 +181,7 @@ where
                     Err(_) => return Ok(()),
                 },
                 changed = snapshots.changed() => if changed.is_err() { return Ok(()) },
-                () = &mut patience, if !policies_only => policies_only = true,
+                () = &mut patience, if !patient_enough => patient_enough = true,
                 () = &mut old, if self.age.is_some() => return Err(routine("the stream is old enough")),
                 () = self.outgoing.closed() => return Ok(()),
                 () = self.stop.cancelled() => return Err(routine("the control plane is stopping")),
@@ -224,7 +228,12 @@ mod tests {
 
     #[test]
     fn a_node_may_claim_only_what_its_credentials_prove() {
-        let admitted = Admitted { client: "istio-system/z".into(), namespace: "istio-system".into(), service_account: "ztunnel".into() };
+        let admitted = Admitted {
+            client: "istio-system/z".into(),
+            audience: Audience::NodeProxies,
+            namespace: "istio-system".into(),
+            service_account: "ztunnel".into(),
+        };
         let node = |claims: &[(&str, &str)]| {
             let fields = claims.iter().map(|(key, value)| ((*key).to_owned(), prost_types::Value::from(*value))).collect();
             Node { metadata: Some(prost_types::Struct { fields }), ..Default::default() }

@@ -182,7 +182,8 @@ async fn bad_objects_become_findings_and_the_rest_goes_on() {
 
     tropisd.apply("objects/policy.yaml", &POLICY.replace("principals:", "principles:"));
     tropisd.apply("objects/half.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: ");
-    let route = "{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: r, namespace: shop}, spec: {hosts: [cart.example.com]}}";
+    let route =
+        "{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: r, namespace: shop}, spec: {hosts: [cart.example.com]}}";
     tropisd.apply("objects/route.yaml", route);
     let texts = async || {
         let findings = tropisd.debug("/debug/findings").await;

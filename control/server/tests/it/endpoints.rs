@@ -25,7 +25,10 @@ async fn the_debug_socket_is_private() {
     let mode = std::fs::metadata(tropisd.path("debug.sock")).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode, 0o600);
     let resources = tropisd.debug("/debug/resources").await;
-    assert!(resources["addresses"].as_object().unwrap().contains_key("Kubernetes//Pod/shop/cart"), "{resources}");
+    assert!(
+        resources["audiences"]["node proxies"]["address"].as_object().unwrap().contains_key("Kubernetes//Pod/shop/cart"),
+        "{resources}"
+    );
     assert_eq!(tropisd.debug("/debug/live").await["live"], true);
     assert_eq!(tropisd.terminate(), Some(0));
 }

@@ -6,22 +6,16 @@ use std::{
 };
 
 use tropis_model::view::Change;
-use tropis_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE,
-    xds::{DeltaDiscoveryResponse, Resource},
+use tropis_proto::xds::DeltaDiscoveryResponse;
+
+use crate::{
+    ResourceType,
+    convert::{self, Interner, InvalidResource},
 };
-
-use crate::convert::{self, Interner, InvalidResource};
-
-/// Makes a change of a resource of one type.
-type Decode = fn(&Resource, &mut Interner) -> Result<Change, InvalidResource>;
 
 /// Names that are in force, each with its accepted version.
 #[derive(Debug, Default)]
-pub(super) struct Held {
-    addresses: HashMap<Arc<str>, String>,
-    policies: HashMap<Arc<str>, String>,
-}
+pub(super) struct Held(HashMap<ResourceType, HashMap<Arc<str>, String>>);
 
 /// What a response says.
 #[derive(Debug, Default, PartialEq)]
@@ -35,35 +29,28 @@ pub(super) struct Absorbed {
 impl Held {
     /// `initial_resource_versions` of the next stream. A stand-in for a refused policy has an empty version: the server sends the
     /// policy again, or tells that it is gone.
-    pub(super) fn versions(&self, type_url: &str) -> BTreeMap<String, String> {
-        let held = match type_url {
-            ADDRESS_TYPE => &self.addresses,
-            AUTHORIZATION_TYPE => &self.policies,
-            _ => return BTreeMap::new(),
-        };
-        held.iter().map(|(name, version)| (name.to_string(), version.clone())).collect()
+    pub(super) fn versions(&self, r#type: ResourceType) -> BTreeMap<String, String> {
+        let held = self.0.get(&r#type).into_iter().flatten();
+        held.map(|(name, version)| (name.to_string(), version.clone())).collect()
     }
 
     /// Decodes a response and remembers what of it is in force. A response of an unknown type changes nothing and is acknowledged.
     pub(super) fn absorb(&mut self, response: DeltaDiscoveryResponse) -> Absorbed {
         let mut absorbed = Absorbed::default();
         let mut strings = Interner::default();
-        let (held, decode) = match response.type_url.as_str() {
-            ADDRESS_TYPE => (&mut self.addresses, convert::decode_address as Decode),
-            AUTHORIZATION_TYPE => (&mut self.policies, convert::decode_authorization as Decode),
-            other => {
-                tracing::warn!(type_url = other, "response of an unknown type ignored");
-                return absorbed;
-            }
+        let Some(r#type) = ResourceType::from_url(&response.type_url) else {
+            tracing::warn!(type_url = response.type_url, "response of an unknown type ignored");
+            return absorbed;
         };
+        let held = self.0.entry(r#type).or_default();
         for resource in response.resources {
-            match decode(&resource, &mut strings) {
+            match convert::decode(r#type, &resource, &mut strings) {
                 Ok(change) => {
                     absorbed.changes.push(change);
                     held.insert(resource.name.into(), resource.version);
                 }
                 Err(reason) => {
-                    if response.type_url == AUTHORIZATION_TYPE
+                    if r#type == ResourceType::Authorization
                         && !held.contains_key(resource.name.as_str())
                         && let Some(stand_in) = convert::denying_policy(&resource)
                     {
@@ -76,7 +63,7 @@ impl Held {
         }
         for name in response.removed_resources {
             held.remove(name.as_str());
-            absorbed.changes.extend(convert::removal(&response.type_url, &name));
+            absorbed.changes.extend(convert::removal(r#type, &name));
         }
         absorbed
     }
@@ -86,7 +73,7 @@ impl Held {
 mod tests {
     use prost::Message;
     use tropis_model::policy::{Action, PolicyKey, PolicyScope};
-    use tropis_proto::{security, workload};
+    use tropis_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, HOST_TYPE, security, waypoint, workload, xds::Resource};
 
     use super::*;
 
@@ -120,7 +107,7 @@ mod tests {
         assert_eq!(absorbed.changes.len(), 1, "only b");
         let refused: Vec<&str> = absorbed.rejections.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(refused, ["a", "c"]);
-        let versions = held.versions(ADDRESS_TYPE);
+        let versions = held.versions(ResourceType::Address);
         assert_eq!(versions, BTreeMap::from([("a".into(), "1".into()), ("b".into(), "2".into())]), "c was never accepted");
     }
 
@@ -131,7 +118,7 @@ mod tests {
         let absorbed = held.absorb(response(ADDRESS_TYPE, vec![pod("b", "1", 0)], &["a", "ns/unheard-of"]));
         assert!(matches!(absorbed.changes[0], Change::Workload(_)));
         assert_eq!(absorbed.changes[1..], [Change::RemoveAddress("a".into()), Change::RemoveAddress("ns/unheard-of".into())]);
-        assert_eq!(held.versions(ADDRESS_TYPE).into_keys().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(held.versions(ResourceType::Address).into_keys().collect::<Vec<_>>(), ["b"]);
     }
 
     #[test]
@@ -140,15 +127,36 @@ mod tests {
         let absorbed = held.absorb(response(AUTHORIZATION_TYPE, vec![policy("new", "1", 9)], &[]));
         let [Change::Policy(stand_in)] = absorbed.changes.as_slice() else { panic!("{absorbed:?}") };
         assert_eq!((stand_in.action, stand_in.scope), (Action::Deny, PolicyScope::Namespace));
-        assert_eq!(held.versions(AUTHORIZATION_TYPE), BTreeMap::from([("ns/new".into(), String::new())]));
+        assert_eq!(held.versions(ResourceType::Authorization), BTreeMap::from([("ns/new".into(), String::new())]));
 
         let absorbed = held.absorb(response(AUTHORIZATION_TYPE, vec![policy("new", "2", 1)], &[]));
         assert!(absorbed.rejections.is_empty());
         let absorbed = held.absorb(response(AUTHORIZATION_TYPE, vec![policy("new", "3", 9)], &[]));
         assert!(absorbed.changes.is_empty(), "the accepted version stays in force: {absorbed:?}");
-        assert_eq!(held.versions(AUTHORIZATION_TYPE), BTreeMap::from([("ns/new".into(), "2".into())]));
+        assert_eq!(held.versions(ResourceType::Authorization), BTreeMap::from([("ns/new".into(), "2".into())]));
         let absorbed = held.absorb(response(AUTHORIZATION_TYPE, vec![], &["ns/new"]));
         assert_eq!(absorbed.changes, [Change::RemovePolicy(PolicyKey("ns/new".into()))]);
+    }
+
+    #[test]
+    fn a_refused_host_leaves_the_others_and_its_own_last_good_one() {
+        let host = |name: &str, version: &str, port: u32| {
+            let port = waypoint::HostPort { port, ..Default::default() };
+            let message = waypoint::Host { namespace: "ns".into(), hostname: name.into(), ports: vec![port], ..Default::default() };
+            let any = prost_types::Any { type_url: HOST_TYPE.into(), value: message.encode_to_vec() };
+            Resource { name: format!("ns/{name}"), version: version.into(), resource: Some(any), ..Default::default() }
+        };
+        let mut held = Held::default();
+        held.absorb(response(HOST_TYPE, vec![host("a", "1", 80)], &[]));
+        let absorbed = held.absorb(response(HOST_TYPE, vec![host("a", "2", 65_536), host("b", "2", 80), host("c", "2", 0)], &[]));
+        assert_eq!(absorbed.changes.len(), 1, "only b");
+        let refused: Vec<String> = absorbed.rejections.iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
+        assert_eq!(refused, ["ns/a: ports.port: 65536 is not a port", "ns/c: ports.port: 0 is not a port"]);
+        let versions = held.versions(ResourceType::Host);
+        assert_eq!(versions, BTreeMap::from([("ns/a".into(), "1".into()), ("ns/b".into(), "2".into())]), "c has none: nothing is routed");
+        let absorbed = held.absorb(response(HOST_TYPE, vec![], &["ns/a", "no-slash"]));
+        let name = tropis_model::address::NamespacedHostname { namespace: "ns".into(), hostname: "a".into() };
+        assert_eq!(absorbed.changes, [Change::RemoveHost(name)]);
     }
 
     #[test]

@@ -17,7 +17,19 @@ use tropis_model::{
     },
 };
 
+use tropis_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, LABELS_EXTENSION, LABELS_TYPE, security};
+
 use super::*;
+
+mod waypoint;
+
+fn decode_address(resource: &Resource) -> Result<Change, InvalidResource> {
+    decode(ResourceType::Address, resource, &mut Interner::default())
+}
+
+fn decode_authorization(resource: &Resource) -> Result<Change, InvalidResource> {
+    decode(ResourceType::Authorization, resource, &mut Interner::default())
+}
 
 fn word() -> impl Strategy<Value = Arc<str>> {
     "[a-z][a-z0-9.-]{0,9}".prop_map(Arc::from)
@@ -64,6 +76,10 @@ fn tunnel() -> impl Strategy<Value = ApplicationTunnel> {
     (protocol, option::of(1..=u16::MAX)).prop_map(|(protocol, port)| ApplicationTunnel { protocol, port })
 }
 
+fn labels() -> impl Strategy<Value = BTreeMap<Arc<str>, Arc<str>>> {
+    proptest::collection::btree_map(word(), maybe_word(), 0..3)
+}
+
 fn workload() -> impl Strategy<Value = Workload> {
     let ports = proptest::collection::btree_map(any::<u16>(), 1..=u16::MAX, 0..4);
     let names = (word(), word(), maybe_word(), maybe_word(), maybe_word(), maybe_word(), maybe_word(), word());
@@ -84,11 +100,13 @@ fn workload() -> impl Strategy<Value = Workload> {
         proptest::collection::btree_map(hostname(), ports, 0..3),
         option::of(tunnel()),
         (maybe_word(), maybe_word(), maybe_word()),
+        labels(),
     );
     (names, kinds, parts).prop_map(|(names, kinds, parts)| {
         let (uid, name, network, node, canonical_name, canonical_revision, workload_name, cluster_id) = names;
         let (tunnel_protocol, workload_kind, health, network_mode, native_tunnel, capacity) = kinds;
-        let (identity, addresses, waypoint, network_gateway, authorization_policies, services, application_tunnel, locality) = parts;
+        let (identity, addresses, waypoint, network_gateway, authorization_policies, services, application_tunnel, locality, labels) =
+            parts;
         Workload {
             uid: WorkloadUid(uid),
             namespace: identity.namespace.clone(),
@@ -114,6 +132,7 @@ fn workload() -> impl Strategy<Value = Workload> {
             locality: Locality { region: locality.0, zone: locality.1, subzone: locality.2 },
             network_mode,
             capacity,
+            labels,
         }
     })
 }
@@ -216,7 +235,7 @@ fn resource(encoded: &Encoded) -> Resource {
     Resource {
         name: encoded.name.to_string(),
         version: String::new(),
-        resource: Some(prost_types::Any { type_url: encoded.type_url.to_owned(), value: body }),
+        resource: Some(prost_types::Any { type_url: encoded.r#type.url().to_owned(), value: body }),
         aliases: encoded.aliases.clone(),
     }
 }
@@ -225,31 +244,31 @@ proptest! {
     #[test]
     fn a_workload_survives_the_wire(workload in workload()) {
         let change = Change::Workload(Arc::new(workload));
-        let decoded = decode_address(&resource(&encode(&change)), &mut Interner::default());
+        let decoded = decode_address(&resource(&encode(&change)));
         proptest::prop_assert_eq!(decoded, Ok(change));
     }
 
     #[test]
     fn a_service_survives_the_wire(service in service()) {
         let change = Change::Service(Arc::new(service));
-        let decoded = decode_address(&resource(&encode(&change)), &mut Interner::default());
+        let decoded = decode_address(&resource(&encode(&change)));
         proptest::prop_assert_eq!(decoded, Ok(change));
     }
 
     #[test]
     fn a_policy_survives_the_wire(policy in policy()) {
         let change = Change::Policy(Arc::new(policy));
-        let decoded = decode_authorization(&resource(&encode(&change)), &mut Interner::default());
+        let decoded = decode_authorization(&resource(&encode(&change)));
         proptest::prop_assert_eq!(decoded, Ok(change));
     }
 
     #[test]
-    fn bytes_of_a_stranger_never_panic(value in vec(any::<u8>(), 0..200), authorization in any::<bool>()) {
-        let type_url = if authorization { AUTHORIZATION_TYPE } else { ADDRESS_TYPE };
-        let any = prost_types::Any { type_url: type_url.to_owned(), value };
+    fn bytes_of_a_stranger_never_panic(value in vec(any::<u8>(), 0..200), r#type in select(ResourceType::ALL.to_vec())) {
+        let any = prost_types::Any { type_url: r#type.url().to_owned(), value };
         let resource = Resource { name: "ns/name".into(), resource: Some(any), ..Default::default() };
-        let _ = decode_address(&resource, &mut Interner::default());
-        let _ = decode_authorization(&resource, &mut Interner::default());
+        for expected in ResourceType::ALL {
+            let _ = decode(expected, &resource, &mut Interner::default());
+        }
         let _ = denying_policy(&resource);
     }
 }
@@ -263,13 +282,13 @@ fn address_of(kind: AddressKind, name: &str) -> Resource {
 fn workload_with(change: impl FnOnce(&mut wire::Workload)) -> Result<Change, InvalidResource> {
     let mut wire = wire::Workload { uid: "uid".into(), ..Default::default() };
     change(&mut wire);
-    decode_address(&address_of(AddressKind::Workload(wire), "uid"), &mut Interner::default())
+    decode_address(&address_of(AddressKind::Workload(wire), "uid"))
 }
 
 fn service_with(change: impl FnOnce(&mut wire::Service)) -> Result<Change, InvalidResource> {
     let mut wire = wire::Service { namespace: "ns".into(), hostname: "host".into(), ..Default::default() };
     change(&mut wire);
-    decode_address(&address_of(AddressKind::Service(wire), "ns/host"), &mut Interner::default())
+    decode_address(&address_of(AddressKind::Service(wire), "ns/host"))
 }
 
 fn authorization(change: impl FnOnce(&mut security::Authorization)) -> Resource {
@@ -329,7 +348,7 @@ fn what_is_not_understood_is_refused() {
     refused(service_with(|s| s.weighted_waypoints = vec![Default::default()]), "weighted_waypoints.destination is empty");
 
     let authorization_refused = |resource: Resource, text: &str| {
-        refused(decode_authorization(&resource, &mut Interner::default()), text);
+        refused(decode_authorization(&resource), text);
     };
     authorization_refused(authorization(|p| p.scope = 3), "scope: the value 3 is not known");
     authorization_refused(authorization(|p| p.action = 3), "action: the value 3 is not known");
@@ -340,11 +359,31 @@ fn what_is_not_understood_is_refused() {
         match_with(|m| m.extensions = vec![wire::Extension { name: "moon".into(), config: None }]),
         "a match has the unknown condition \"moon\"",
     );
-    refused(decode_address(&Resource::default(), &mut Interner::default()), "the resource has no body");
-    refused(
-        decode_address(&authorization(|_| {}), &mut Interner::default()),
-        "the body is of type \"type.googleapis.com/istio.security.Authorization\"",
-    );
+    refused(decode_address(&Resource::default()), "the resource has no body");
+    refused(decode_address(&authorization(|_| {})), "the body is of type \"type.googleapis.com/istio.security.Authorization\"");
+}
+
+#[test]
+fn labels_of_a_workload_are_an_extension_beside_others() {
+    let extension = |name: &str, type_url: &str, value: Vec<u8>| wire::Extension {
+        name: name.to_owned(),
+        config: Some(prost_types::Any { type_url: type_url.to_owned(), value }),
+    };
+    let labelled = |extensions: Vec<wire::Extension>| match workload_with(|w| w.extensions = extensions) {
+        Ok(Change::Workload(workload)) => Ok(workload.labels.clone()),
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => Err(error.to_string()),
+    };
+    let labels = tropis_proto::waypoint::Labels { labels: [("app".to_owned(), "web".to_owned())].into() }.encode_to_vec();
+    let known = extension(LABELS_EXTENSION, LABELS_TYPE, labels.clone());
+    let foreign = extension("istio.io/moon", "type.googleapis.com/moon", vec![1, 2, 3]);
+    assert_eq!(labelled(vec![foreign.clone(), known]), Ok([("app".into(), "web".into())].into()));
+    assert_eq!(labelled(vec![foreign]), Ok(BTreeMap::new()));
+    let otherwise = extension(LABELS_EXTENSION, "type.googleapis.com/moon", labels);
+    assert_eq!(labelled(vec![otherwise]), Err("the body is of type \"type.googleapis.com/moon\"".to_owned()));
+    let many = (0..=parts::MAX_LABELS).map(|number| (number.to_string(), String::new())).collect();
+    let many = tropis_proto::waypoint::Labels { labels: many }.encode_to_vec();
+    assert_eq!(labelled(vec![extension(LABELS_EXTENSION, LABELS_TYPE, many)]), Err("labels: 257 are more than 256".to_owned()));
 }
 
 #[test]

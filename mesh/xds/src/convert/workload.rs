@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use prost::Message;
 use tropis_model::{
     address::NamespacedHostname,
     identity::Identity,
@@ -9,9 +10,13 @@ use tropis_model::{
         ApplicationTunnel, ApplicationTunnelProtocol, Health, Locality, NetworkMode, TunnelProtocol, Workload, WorkloadKind, WorkloadUid,
     },
 };
-use tropis_proto::workload::{self as wire, application_tunnel};
+use tropis_proto::{
+    LABELS_EXTENSION, LABELS_TYPE,
+    waypoint::Labels,
+    workload::{self as wire, application_tunnel},
+};
 
-use super::{Interner, InvalidResource, address};
+use super::{Interner, InvalidResource, address, parts};
 
 const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 const DEFAULT_SERVICE_ACCOUNT: &str = "default";
@@ -59,7 +64,31 @@ pub(super) fn from_wire(wire: wire::Workload, strings: &mut Interner) -> Result<
         },
         network_mode: network_mode(wire.network_mode)?,
         capacity: wire.capacity.unwrap_or(1),
+        labels: labels(&wire.extensions, strings)?,
     })
+}
+
+/// Labels come as an extension, to waypoints only; other extensions are for others.
+fn labels(wire: &[wire::Extension], strings: &mut Interner) -> Result<BTreeMap<Arc<str>, Arc<str>>, InvalidResource> {
+    let Some(extension) = wire.iter().find(|extension| extension.name == LABELS_EXTENSION) else {
+        return Ok(BTreeMap::new());
+    };
+    let any = extension.config.as_ref().ok_or(InvalidResource::Empty("extensions.config"))?;
+    if any.type_url != LABELS_TYPE {
+        return Err(InvalidResource::OtherType(any.type_url.clone()));
+    }
+    let message = Labels::decode(any.value.as_slice()).map_err(|error| InvalidResource::Undecodable(error.to_string()))?;
+    parts::labels("labels", message.labels, strings)
+}
+
+/// No labels, no extension: what a node proxy gets is what Istio's would.
+fn labels_to_wire(labels: &BTreeMap<Arc<str>, Arc<str>>) -> Vec<wire::Extension> {
+    if labels.is_empty() {
+        return Vec::new();
+    }
+    let value = Labels { labels: parts::labels_to_wire(labels) }.encode_to_vec();
+    let config = Some(prost_types::Any { type_url: LABELS_TYPE.to_owned(), value });
+    vec![wire::Extension { name: LABELS_EXTENSION.to_owned(), config }]
 }
 
 fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
@@ -194,7 +223,7 @@ pub(super) fn to_wire(workload: &Workload) -> wire::Workload {
             NetworkMode::HostNetwork => wire::NetworkMode::HostNetwork,
         }
         .into(),
-        extensions: Vec::new(),
+        extensions: labels_to_wire(&workload.labels),
         capacity: (workload.capacity != 1).then_some(workload.capacity),
     }
 }

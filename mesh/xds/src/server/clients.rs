@@ -7,6 +7,9 @@ use std::{
 
 use tokio::sync::watch;
 
+use super::table::Audience;
+use crate::ResourceType;
+
 /// How far a client is with one type.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SubscriptionState {
@@ -21,23 +24,28 @@ pub struct SubscriptionState {
 }
 
 /// A connected client.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientState {
     /// What its credentials prove.
     pub client: String,
+    /// Whose table it is told.
+    pub audience: Audience,
     /// The xDS node that it says it is; empty before its first request.
     pub node: String,
-    /// Workloads and services.
-    pub addresses: SubscriptionState,
-    /// Policies.
-    pub policies: SubscriptionState,
+    /// How far it is, by type; the types that its audience is served.
+    pub subscriptions: BTreeMap<ResourceType, SubscriptionState>,
 }
 
 impl ClientState {
-    /// Whether everything up to `generation` is in force at this client.
+    /// Whether everything up to `generation` is in force at this client. What it did not ask for is not its concern.
     pub fn has(&self, generation: u64) -> bool {
-        let fine = |state: &SubscriptionState| !state.subscribed || (state.acknowledged >= generation && state.rejected.is_empty());
-        fine(&self.addresses) && fine(&self.policies)
+        self.subscriptions.values().all(|state| !state.subscribed || (state.acknowledged >= generation && state.rejected.is_empty()))
+    }
+
+    /// Whether it asked for all that its audience is served and everything up to `generation` is in force.
+    pub fn has_all(&self, generation: u64) -> bool {
+        self.has(generation)
+            && self.audience.types().iter().all(|wanted| self.subscriptions.get(wanted).is_some_and(|state| state.subscribed))
     }
 }
 
@@ -71,11 +79,19 @@ impl Clients {
         self.lock().clients.values().filter(|client| !client.has(generation)).cloned().collect()
     }
 
-    /// Policies that some client refused, by resource name, each with the first such client and its reason.
-    pub fn refused_policies(&self) -> BTreeMap<String, (String, String)> {
+    /// Whether everything up to `generation` is in force at every connected client of an audience. `None`: none is connected.
+    pub fn everywhere(&self, audience: &Audience, generation: u64) -> Option<bool> {
+        let register = self.lock();
+        let mut clients = register.clients.values().filter(|client| client.audience == *audience).peekable();
+        clients.peek()?;
+        Some(clients.all(|client| client.has_all(generation)))
+    }
+
+    /// Resources of a type that some client refused, by resource name, each with the first such client and its reason.
+    pub fn refused(&self, r#type: ResourceType) -> BTreeMap<String, (String, String)> {
         let mut refused = BTreeMap::new();
         for client in self.lock().clients.values() {
-            for (name, reason) in &client.policies.rejected {
+            for (name, reason) in client.subscriptions.get(&r#type).into_iter().flat_map(|state| &state.rejected) {
                 refused.entry(name.clone()).or_insert_with(|| (client.client.clone(), reason.clone()));
             }
         }
@@ -88,7 +104,7 @@ impl Clients {
     }
 
     /// `None` when there are `limit` clients already.
-    pub(super) fn register(&self, client: &str, limit: usize) -> Option<Registration> {
+    pub(super) fn register(&self, client: &str, audience: &Audience, limit: usize) -> Option<Registration> {
         let id = {
             let mut register = self.lock();
             if register.clients.len() >= limit {
@@ -96,7 +112,8 @@ impl Clients {
             }
             let id = register.next;
             register.next += 1;
-            register.clients.insert(id, ClientState { client: client.to_owned(), ..ClientState::default() });
+            let (client, audience) = (client.to_owned(), audience.clone());
+            register.clients.insert(id, ClientState { client, audience, node: String::new(), subscriptions: BTreeMap::new() });
             id
         };
         self.wake();
@@ -127,17 +144,17 @@ impl Registration {
         }
     }
 
-    pub(super) fn update(&self, [addresses, policies]: [&SubscriptionState; 2]) {
-        let changed = {
-            let mut register = self.clients.lock();
-            let Some(client) = register.clients.get_mut(&self.id) else { return };
-            let changed = client.addresses != *addresses || client.policies != *policies;
-            if changed {
-                client.addresses.clone_from(addresses);
-                client.policies.clone_from(policies);
+    pub(super) fn update<'a>(&self, states: impl Iterator<Item = (ResourceType, &'a SubscriptionState)>) {
+        let mut changed = false;
+        if let Some(client) = self.clients.lock().clients.get_mut(&self.id) {
+            for (r#type, state) in states {
+                let known = client.subscriptions.entry(r#type).or_default();
+                if known != state {
+                    known.clone_from(state);
+                    changed = true;
+                }
             }
-            changed
-        };
+        }
         if changed {
             self.clients.wake();
         }

@@ -1,21 +1,21 @@
 //! What one client has, and what it is sent next. No I/O and no clock.
 //!
-//! The order matters, because a workload that names a policy which is not there is denied everything: new policies go first, then
-//! workloads and services, then removed policies. One response of a type is under way at a time.
+//! The order matters. A workload that names a policy which is not there is denied everything: new policies go first, then workloads and
+//! services, then removed policies. A waypoint whose route names a service that is not there answers 503: new workloads and services go
+//! first, then routes, then removed workloads and services. [`Step`] says it for each audience. One response of a type is under way at a
+//! time.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use imbl::ordmap::DiffItem;
 use thiserror::Error;
-use tropis_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE,
-    xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource},
-};
+use tropis_proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 
 use super::{
     clients::SubscriptionState,
-    table::{Entries, Entry, Snapshot},
+    table::{Audience, Entries, Entry, Snapshot},
 };
+use crate::ResourceType;
 
 const WILDCARD: &str = "*";
 
@@ -27,10 +27,10 @@ pub(super) enum BadRequest {
 }
 
 /// A client's subscriptions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Subscriber {
-    addresses: Subscription,
-    policies: Subscription,
+    audience: Audience,
+    subscriptions: BTreeMap<ResourceType, Subscription>,
     nonces: u64,
 }
 
@@ -61,46 +61,72 @@ enum Part {
     Removals,
 }
 
+/// What goes to a client of an audience, in this order. The last step of a type takes away what nothing sent before needs any more.
+struct Step(ResourceType, Part);
+
+const NODE_PROXY_STEPS: &[Step] = &[
+    Step(ResourceType::Authorization, Part::Updates),
+    Step(ResourceType::Address, Part::Everything),
+    Step(ResourceType::Authorization, Part::Removals),
+];
+const WAYPOINT_STEPS: &[Step] = &[
+    Step(ResourceType::Address, Part::Updates),
+    Step(ResourceType::Waypoint, Part::Everything),
+    Step(ResourceType::Host, Part::Everything),
+    Step(ResourceType::Address, Part::Removals),
+];
+
 impl Subscriber {
-    /// How far the client is: addresses, policies.
-    pub(super) fn state(&self) -> [&SubscriptionState; 2] {
-        [&self.addresses.state, &self.policies.state]
+    /// A client that asked for nothing yet.
+    pub(super) fn new(audience: Audience) -> Self {
+        let subscriptions = audience.types().iter().map(|served| (*served, Subscription::default())).collect();
+        Self { audience, subscriptions, nonces: 0 }
+    }
+
+    /// How far the client is.
+    pub(super) fn state(&self) -> impl Iterator<Item = (ResourceType, &SubscriptionState)> {
+        self.subscriptions.iter().map(|(served, subscription)| (*served, &subscription.state))
     }
 
     /// Takes a subscription, an acknowledgement or a refusal.
     pub(super) fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), BadRequest> {
-        match request.type_url.as_str() {
-            ADDRESS_TYPE => self.addresses.request(request),
-            AUTHORIZATION_TYPE => self.policies.request(request),
-            other => {
-                tracing::debug!(type_url = other, "subscription to a type that is not served");
+        let wanted = ResourceType::from_url(&request.type_url).and_then(|known| self.subscriptions.get_mut(&known));
+        match wanted {
+            Some(subscription) => subscription.request(request),
+            None => {
+                tracing::debug!(type_url = request.type_url, audience = %self.audience, "subscription to a type that is not served");
                 Ok(())
             }
         }
     }
 
-    /// The next response, or `None` when the client has everything or must acknowledge first. `policies_only`: the client had its time
-    /// to ask for workloads, so that removed policies need not wait for them.
-    pub(super) fn next(&mut self, snapshot: &Snapshot, policies_only: bool) -> Option<DeltaDiscoveryResponse> {
-        self.addresses.begin(&snapshot.addresses);
-        self.policies.begin(&snapshot.policies);
+    /// The next response, or `None` when the client has everything or must acknowledge first. `patient_enough`: the client had its time
+    /// to ask for all its types, so that what is taken away need not wait for what comes before it.
+    pub(super) fn next(&mut self, snapshot: &Snapshot, patient_enough: bool) -> Option<DeltaDiscoveryResponse> {
+        let table = snapshot.table(&self.audience)?;
+        let everything_asked = self.subscriptions.values().all(|subscription| subscription.state.subscribed);
+        for (served, subscription) in &mut self.subscriptions {
+            subscription.begin(&table.entries(*served), *served);
+        }
         self.nonces += 1;
-        let nonce = format!("{}/{}", snapshot.version(), self.nonces);
-
-        if self.policies.pending(&snapshot.policies, Part::Updates) {
-            return self.policies.respond(AUTHORIZATION_TYPE, &snapshot.policies, Part::Updates, snapshot, nonce);
+        let steps = match self.audience {
+            Audience::NodeProxies => NODE_PROXY_STEPS,
+            Audience::Waypoint(_) => WAYPOINT_STEPS,
+        };
+        for Step(r#type, part) in steps {
+            let Some(subscription) = self.subscriptions.get_mut(r#type) else { continue };
+            let entries = table.entries(*r#type);
+            if subscription.pending(&entries, *part) {
+                if *part == Part::Removals && !everything_asked && !patient_enough {
+                    return None;
+                }
+                let nonce = format!("{}/{}", snapshot.version(), self.nonces);
+                return subscription.respond(*r#type, &entries, *part, snapshot, nonce);
+            }
+            if *part != Part::Updates {
+                subscription.settle(&entries, snapshot.generation);
+            }
         }
-        if self.addresses.pending(&snapshot.addresses, Part::Everything) {
-            return self.addresses.respond(ADDRESS_TYPE, &snapshot.addresses, Part::Everything, snapshot, nonce);
-        }
-        self.addresses.settle(&snapshot.addresses, snapshot.generation);
-        if self.policies.pending(&snapshot.policies, Part::Removals) {
-            let addresses_told = self.addresses.state.subscribed || policies_only;
-            return addresses_told
-                .then(|| self.policies.respond(AUTHORIZATION_TYPE, &snapshot.policies, Part::Removals, snapshot, nonce))
-                .flatten();
-        }
-        self.policies.settle(&snapshot.policies, snapshot.generation);
         None
     }
 }
@@ -151,8 +177,10 @@ impl Subscription {
     }
 
     /// Compares what the client named with the table. An entry that differs is kept under a version that no content has.
-    fn begin(&mut self, table: &Entries) {
+    fn begin(&mut self, table: &Entries, r#type: ResourceType) {
         let Some(reported) = self.reported.take() else { return };
+        // A policy in a version that is not ours may apply to everybody.
+        let unknown = || Entry { resource: Arc::default(), broad: r#type == ResourceType::Authorization };
         // Starting from the table keeps the shared structure where a client is up to date, as most are after a reconnect.
         let mut has = table.clone();
         for (name, entry) in table {
@@ -175,7 +203,7 @@ impl Subscription {
     /// `None` if another response has to be acknowledged first.
     fn respond(
         &mut self,
-        type_url: &str,
+        r#type: ResourceType,
         table: &Entries,
         part: Part,
         snapshot: &Snapshot,
@@ -206,7 +234,7 @@ impl Subscription {
         Some(DeltaDiscoveryResponse {
             system_version_info: snapshot.version().to_owned(),
             resources,
-            type_url: type_url.to_owned(),
+            type_url: r#type.url().to_owned(),
             nonce,
             removed_resources,
         })
@@ -224,13 +252,8 @@ impl Subscription {
     }
 }
 
-/// What a client says it has, in a version that is not ours: it may apply to everybody.
-fn unknown() -> Entry {
-    Entry { resource: Arc::default(), broad: true }
-}
-
-/// Policies come before the workloads that name them. What takes protection away comes after: a removal, and a policy that applied to
-/// everybody in its scope and now only to those who name it.
+/// What takes something away comes late: a removal, and a policy that applied to everybody in its scope and now only to those who name
+/// it.
 fn wanted(item: &DiffItem<'_, '_, Arc<str>, Entry>, part: Part) -> bool {
     let late = match item {
         DiffItem::Remove(..) => true,

@@ -1,15 +1,46 @@
 //! The table of resources, as snapshots that share what did not change.
+//!
+//! Each audience has a table of its own: the node proxies share one, a waypoint has what concerns it. All of them change in one step
+//! and under one generation, so that "everything up to this generation is in force" means the same for every client.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use imbl::OrdMap;
+use imbl::{HashMap, OrdMap};
 use prost_types::Any;
 use tokio::sync::watch;
 use tropis_model::{policy::PolicyScope, view::Change};
-use tropis_proto::{ADDRESS_TYPE, xds::Resource};
+use tropis_proto::xds::Resource;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::convert;
+use crate::{ResourceType, convert};
+
+/// Whom a table is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Audience {
+    /// The node proxies.
+    NodeProxies,
+    /// The pods of a waypoint, by its key `namespace/name`.
+    Waypoint(Arc<str>),
+}
+
+impl Audience {
+    /// The types that it is served; another one is never answered.
+    pub const fn types(&self) -> &'static [ResourceType] {
+        match self {
+            Self::NodeProxies => &[ResourceType::Authorization, ResourceType::Address],
+            Self::Waypoint(_) => &[ResourceType::Address, ResourceType::Waypoint, ResourceType::Host],
+        }
+    }
+}
+
+impl fmt::Display for Audience {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NodeProxies => f.write_str("node proxies"),
+            Self::Waypoint(key) => write!(f, "waypoint {key}"),
+        }
+    }
+}
 
 /// A resource ready to be sent. Two entries are equal if their versions, the hashes of their content, are.
 #[derive(Debug, Clone)]
@@ -28,14 +59,23 @@ impl PartialEq for Entry {
 /// Resources of one type by name.
 pub(super) type Entries = OrdMap<Arc<str>, Entry>;
 
-/// The table at one moment. Cloning is cheap.
+/// All tables at one moment. Cloning is cheap.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     /// Counts the publications that changed something, from 1.
     pub generation: u64,
     pub(super) version: Arc<str>,
-    pub(super) addresses: Entries,
-    pub(super) policies: Entries,
+    tables: HashMap<Audience, Table>,
+}
+
+/// One audience's resources. Cloning is cheap.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Table(BTreeMap<ResourceType, Entries>);
+
+impl Table {
+    pub(super) fn entries(&self, r#type: ResourceType) -> Entries {
+        self.0.get(&r#type).cloned().unwrap_or_default()
+    }
 }
 
 impl Snapshot {
@@ -44,14 +84,20 @@ impl Snapshot {
         &self.version
     }
 
-    /// Workloads and services, by resource name, with their versions.
-    pub fn addresses(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.addresses.iter().map(|(name, entry)| (&**name, entry.resource.version.as_str()))
+    /// The resources of a type that an audience is told, by name, with their versions.
+    pub fn resources<'a>(&'a self, audience: &Audience, r#type: ResourceType) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let entries = self.tables.get(audience).and_then(|table| table.0.get(&r#type)).into_iter().flatten();
+        entries.map(|(name, entry)| (&**name, entry.resource.version.as_str()))
     }
 
-    /// Policies, by resource name, with their versions.
-    pub fn policies(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.policies.iter().map(|(name, entry)| (&**name, entry.resource.version.as_str()))
+    /// The audiences that have a table.
+    pub fn audiences(&self) -> impl Iterator<Item = &Audience> {
+        self.tables.keys()
+    }
+
+    /// `None` for an audience that was told nothing yet: it waits.
+    pub(super) fn table(&self, audience: &Audience) -> Option<&Table> {
+        self.tables.get(audience)
     }
 }
 
@@ -77,23 +123,18 @@ impl Resources {
         Self { instance: instance.into(), snapshots: Arc::new(watch::Sender::new(None)) }
     }
 
-    /// Applies changes as one step. The first call opens the table: it must carry everything, because a client is told that whatever
-    /// it holds beyond the table is gone.
+    /// Applies changes to the node proxies' table as one step. The first call opens it: it must carry everything, because a client is
+    /// told that whatever it holds beyond the table is gone.
     pub fn publish<'a>(&self, changes: impl IntoIterator<Item = &'a Change>) -> Published {
+        let mut step = self.step();
+        step.apply(&Audience::NodeProxies, changes);
+        step.publish()
+    }
+
+    /// Starts a change of several tables at once. Only one may be under way: who changes the tables is one task.
+    pub fn step(&self) -> Step<'_> {
         let before = self.snapshots.borrow().clone();
-        let mut next = before.as_deref().cloned().unwrap_or_default();
-        let mut changed = 0;
-        for change in changes {
-            changed += usize::from(apply(&mut next, change));
-        }
-        if changed == 0 && before.is_some() {
-            return Published { generation: next.generation, changed };
-        }
-        next.generation += 1;
-        next.version = format!("{}.{}", self.instance, next.generation).into();
-        let generation = next.generation;
-        self.snapshots.send_replace(Some(Arc::new(next)));
-        Published { generation, changed }
+        Step { resources: self, opened: before.is_none(), next: before.as_deref().cloned().unwrap_or_default(), changed: 0 }
     }
 
     /// The present snapshot; `None` before the first publication.
@@ -106,26 +147,70 @@ impl Resources {
     }
 }
 
-/// Whether the snapshot is different afterwards.
-fn apply(snapshot: &mut Snapshot, change: &Change) -> bool {
-    let encoded = convert::encode(change);
-    let entries = if encoded.type_url == ADDRESS_TYPE { &mut snapshot.addresses } else { &mut snapshot.policies };
-    let Some(value) = encoded.body else {
-        return entries.remove(&encoded.name).is_some();
-    };
-    let version = format!("{:016x}", xxh3_64(&value));
-    if entries.get(&encoded.name).is_some_and(|entry| entry.resource.version == version) {
-        return false;
+/// A change of several tables that becomes visible at once.
+#[derive(Debug)]
+#[must_use]
+pub struct Step<'a> {
+    resources: &'a Resources,
+    next: Snapshot,
+    opened: bool,
+    changed: usize,
+}
+
+impl Step<'_> {
+    /// Applies changes to an audience's table. The first time opens it, even without changes, and must carry everything.
+    pub fn apply<'a>(&mut self, audience: &Audience, changes: impl IntoIterator<Item = &'a Change>) {
+        if !self.next.tables.contains_key(audience) {
+            self.next.tables.insert(audience.clone(), Table::default());
+            self.opened = true;
+        }
+        let Some(table) = self.next.tables.get_mut(audience) else { return };
+        for change in changes {
+            self.changed += usize::from(table.apply(change));
+        }
     }
-    let resource = Resource {
-        version,
-        name: encoded.name.to_string(),
-        aliases: encoded.aliases,
-        resource: Some(Any { type_url: encoded.type_url.to_owned(), value }),
-    };
-    let broad = matches!(change, Change::Policy(policy) if policy.scope != PolicyScope::WorkloadSelector);
-    entries.insert(encoded.name, Entry { resource: Arc::new(resource), broad });
-    true
+
+    /// Forgets an audience: who still belongs to it is told nothing more.
+    pub fn close(&mut self, audience: &Audience) {
+        self.changed += usize::from(self.next.tables.remove(audience).is_some());
+    }
+
+    /// Makes it visible, if anything is different.
+    pub fn publish(self) -> Published {
+        let Self { resources, mut next, opened, changed } = self;
+        if changed == 0 && !opened {
+            return Published { generation: next.generation, changed };
+        }
+        next.generation += 1;
+        next.version = format!("{}.{}", resources.instance, next.generation).into();
+        let generation = next.generation;
+        resources.snapshots.send_replace(Some(Arc::new(next)));
+        Published { generation, changed }
+    }
+}
+
+impl Table {
+    /// Whether it is different afterwards.
+    fn apply(&mut self, change: &Change) -> bool {
+        let encoded = convert::encode(change);
+        let entries = self.0.entry(encoded.r#type).or_default();
+        let Some(value) = encoded.body else {
+            return entries.remove(&encoded.name).is_some();
+        };
+        let version = format!("{:016x}", xxh3_64(&value));
+        if entries.get(&encoded.name).is_some_and(|entry| entry.resource.version == version) {
+            return false;
+        }
+        let resource = Resource {
+            version,
+            name: encoded.name.to_string(),
+            aliases: encoded.aliases,
+            resource: Some(Any { type_url: encoded.r#type.url().to_owned(), value }),
+        };
+        let broad = matches!(change, Change::Policy(policy) if policy.scope != PolicyScope::WorkloadSelector);
+        entries.insert(encoded.name, Entry { resource: Arc::new(resource), broad });
+        true
+    }
 }
 
 #[cfg(test)]
@@ -153,7 +238,9 @@ mod tests {
     fn versions_are_of_the_content() {
         let table = Resources::new("i");
         table.publish(&[pod("a", "n1")]);
-        let version = |table: &Resources| table.snapshot().unwrap().addresses().next().unwrap().1.to_owned();
+        let version = |table: &Resources| {
+            table.snapshot().unwrap().resources(&Audience::NodeProxies, ResourceType::Address).next().unwrap().1.to_owned()
+        };
         let first = version(&table);
         assert_eq!(table.publish(&[pod("a", "n1")]).changed, 0);
         assert_eq!(table.publish(&[pod("a", "n2")]), Published { generation: 2, changed: 1 });
@@ -165,5 +252,26 @@ mod tests {
         assert_eq!(version(&other), first);
         assert_eq!(table.publish(&[Change::RemoveAddress("k//Pod/ns/a".into())]).changed, 1);
         assert_eq!(table.publish(&[Change::RemoveAddress("k//Pod/ns/a".into())]).changed, 0);
+    }
+
+    #[test]
+    fn audiences_change_in_one_step_and_see_their_own_only() {
+        let table = Resources::new("i");
+        let waypoint = Audience::Waypoint("shop/waypoint".into());
+        let mut step = table.step();
+        step.apply(&Audience::NodeProxies, &[pod("a", "n1")]);
+        step.apply(&waypoint, &[]);
+        assert_eq!(step.publish(), Published { generation: 1, changed: 1 });
+        let names = |audience: &Audience| table.snapshot().unwrap().resources(audience, ResourceType::Address).count();
+        assert_eq!((names(&Audience::NodeProxies), names(&waypoint)), (1, 0));
+        let mut step = table.step();
+        step.apply(&waypoint, &[pod("a", "n1"), pod("b", "n1")]);
+        assert_eq!(step.publish(), Published { generation: 2, changed: 2 });
+        assert_eq!((names(&Audience::NodeProxies), names(&waypoint)), (1, 2));
+        let mut step = table.step();
+        step.close(&waypoint);
+        assert_eq!(step.publish(), Published { generation: 3, changed: 1 });
+        assert_eq!(table.snapshot().unwrap().audiences().collect::<Vec<_>>(), [&Audience::NodeProxies]);
+        assert_eq!(table.step().publish(), Published { generation: 3, changed: 0 });
     }
 }

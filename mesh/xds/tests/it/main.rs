@@ -19,14 +19,19 @@ use tonic::{
     transport::{Channel, Endpoint, Server},
 };
 use tropis_model::{
+    address::NamespacedHostname,
     identity::Identity,
     policy::{Action, Policy, PolicyKey, PolicyScope},
+    pool::{Limits, Pool, PoolKey},
+    route::{Host, HostPort, PortProtocol},
     view::{Change, View},
+    waypoint::{Serves, Waypoint},
     workload::Workload,
 };
 use tropis_xds::{
-    client::{self, ClientConfig, Counters, Status},
-    server::{Admitted, Clients, Discovery, Resources},
+    ResourceType,
+    client::{self, ClientConfig, Counters, NODE_PROXY_TYPES, Status, WAYPOINT_TYPES},
+    server::{Admitted, Audience, Clients, Discovery, Resources},
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -43,6 +48,11 @@ struct Control {
 
 impl Control {
     async fn start(address: SocketAddr, resources: Resources) -> Self {
+        Self::start_for(Audience::NodeProxies, address, resources).await
+    }
+
+    /// One that takes every caller for one of `audience`.
+    async fn start_for(audience: Audience, address: SocketAddr, resources: Resources) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (clients, stop) = (Clients::default(), CancellationToken::new());
@@ -52,7 +62,12 @@ impl Control {
             if ban.load(Ordering::Relaxed) {
                 return Err(tonic::Status::unauthenticated("no longer"));
             }
-            Ok(Admitted { client: "istio-system/z".into(), namespace: "istio-system".into(), service_account: "ztunnel".into() })
+            Ok(Admitted {
+                client: "istio-system/z".into(),
+                audience: audience.clone(),
+                namespace: "istio-system".into(),
+                service_account: "ztunnel".into(),
+            })
         };
         let service = Discovery::new(resources.clone(), clients.clone(), admit, stop.clone()).into_service();
         let stopped = stop.clone().cancelled_owned();
@@ -92,10 +107,16 @@ struct Proxy {
 
 impl Proxy {
     fn start(address: SocketAddr, namespace: &str) -> Self {
+        Self::start_as("ztunnel", NODE_PROXY_TYPES, address, namespace)
+    }
+
+    fn start_as(role: &'static str, types: &'static [ResourceType], address: SocketAddr, namespace: &str) -> Self {
         let (view, told): (Arc<Mutex<View>>, Arc<Mutex<Vec<Change>>>) = Default::default();
         let (sender, status) = watch::channel(Status::default());
         let (counters, stop) = (Arc::new(Counters::default()), CancellationToken::new());
         let config = ClientConfig {
+            role,
+            types,
             address: "127.0.0.1".parse().unwrap(),
             pod_name: "z".into(),
             pod_namespace: namespace.into(),
@@ -234,8 +255,10 @@ async fn a_refused_resource_is_named_to_the_server() {
     let mut changes = control.clients.watch();
     let rejected = timeout(PATIENCE, async {
         loop {
-            if let Some(client) = control.clients.list().into_iter().find(|client| !client.policies.rejected.is_empty()) {
-                return client.policies.rejected;
+            let rejected =
+                control.clients.list().into_iter().find_map(|mut client| client.subscriptions.remove(&ResourceType::Authorization));
+            if let Some(state) = rejected.filter(|state| !state.rejected.is_empty()) {
+                return state.rejected;
             }
             changes.changed().await.unwrap();
         }
@@ -243,7 +266,7 @@ async fn a_refused_resource_is_named_to_the_server() {
     let rejected = rejected.await.unwrap();
     assert_eq!(rejected.keys().collect::<Vec<_>>(), ["ns/p"]);
     assert!(rejected["ns/p"].contains("elsewhere/p"), "{rejected:?}");
-    let refused = control.clients.refused_policies();
+    let refused = control.clients.refused(ResourceType::Authorization);
     assert_eq!(refused["ns/p"], ("istio-system/z".to_owned(), rejected["ns/p"].clone()));
     let generation = control.resources.snapshot().unwrap().generation;
     assert_eq!(control.clients.lagging(generation).len(), 1, "a refused change is not live");
@@ -279,7 +302,7 @@ async fn many_changes_reach_a_client_in_few_messages() {
     }
     control.live().await;
     assert_eq!(proxy.workloads().len(), 500);
-    let messages = proxy.counters.address_messages.load(Ordering::Relaxed);
+    let messages = proxy.counters.received[&ResourceType::Address].messages.load(Ordering::Relaxed);
     assert!(messages < 500, "{messages} messages");
 }
 
@@ -297,4 +320,119 @@ async fn who_lost_its_right_is_told_nothing_more() {
     control.banned.store(false, Ordering::Relaxed);
     control.live().await;
     assert_eq!(proxy.workloads(), ["a", "b"]);
+}
+
+fn hostname(name: &str) -> NamespacedHostname {
+    NamespacedHostname { namespace: "shop".into(), hostname: name.into() }
+}
+
+/// A host with a pool of itself; `percent` is the pool's panic threshold, of which 101 is refused.
+fn host(name: &str, percent: u8) -> Change {
+    let key = PoolKey { host: hostname(name), port: 80, subset: None };
+    let pool = Pool {
+        key: key.clone(),
+        labels: [("app".into(), name.into())].into(),
+        balancer: Default::default(),
+        locality: Default::default(),
+        warmup: None,
+        limits: Limits::default(),
+        outlier: None,
+        panic_threshold_percent: percent,
+        upstream_version: Default::default(),
+        tls: Default::default(),
+    };
+    let port = HostPort { protocol: PortProtocol::Http, http: Vec::new(), tls: Vec::new(), tcp: Vec::new() };
+    let pools = [(key, Arc::new(pool))].into();
+    Change::Host(Arc::new(Host { name: hostname(name), ports: [(80, port)].into(), policies: Vec::new(), pools }))
+}
+
+fn waypoint() -> Change {
+    Change::Waypoint(Arc::new(Waypoint {
+        key: "shop/waypoint".into(),
+        service: hostname("waypoint"),
+        serves: Serves::All,
+        policies: Vec::new(),
+        access_log: None,
+    }))
+}
+
+#[tokio::test]
+async fn a_waypoint_gets_its_own_table_and_names_the_one_host_that_it_refuses() {
+    let audience = Audience::Waypoint("shop/waypoint".into());
+    let control = Control::start_for(audience.clone(), loopback(), Resources::new("i")).await;
+    let publish = |changes: &[Change]| {
+        let mut step = control.resources.step();
+        step.apply(&audience, changes);
+        step.publish().generation
+    };
+    control.resources.publish(&[pod("for node proxies only"), policy("p")]);
+    let mut proxy = Proxy::start_as("waypoint", WAYPOINT_TYPES, control.address, "istio-system");
+    proxy.until(|status| status.connected).await;
+    assert!(!proxy.status.borrow().synced(), "it waits for its own");
+    let Change::Workload(labelled) = pod("a") else { unreachable!() };
+    let labelled = Workload { labels: [("version".into(), "v1".into())].into(), ..Workload::clone(&labelled) };
+    let generation = publish(&[Change::Workload(Arc::new(labelled)), waypoint(), host("web", 0), host("api", 0)]);
+    proxy.until(Status::synced).await;
+    control.live().await;
+    assert_eq!(control.clients.everywhere(&audience, generation), Some(true));
+    assert_eq!(control.clients.everywhere(&Audience::NodeProxies, generation), None, "no such client");
+    assert_eq!(control.clients.list()[0].node, "waypoint~127.0.0.1~z.istio-system~istio-system.svc.cluster.local");
+    let view = proxy.view.lock().unwrap().clone();
+    assert_eq!(view.waypoint("shop/waypoint").map(|own| own.serves), Some(Serves::All));
+    assert_eq!((view.hosts().len(), view.policies().len()), (2, 0));
+    assert_eq!(proxy.workloads(), ["a"]);
+    assert_eq!(view.workloads().next().unwrap().labels["version"], "v1".into());
+
+    // One bad host: it is named, stays as it was, and holds up neither the others nor the workloads.
+    proxy.forget_told();
+    let generation = publish(&[host("web", 101), host("api", 50), pod("b")]);
+    let mut changes = control.clients.watch();
+    let refused = timeout(PATIENCE, async {
+        loop {
+            let refused = control.clients.refused(ResourceType::Host);
+            if !refused.is_empty() {
+                return refused;
+            }
+            changes.changed().await.unwrap();
+        }
+    });
+    let refused = refused.await.unwrap();
+    assert_eq!(refused.keys().collect::<Vec<_>>(), ["shop/web"]);
+    assert_eq!(refused["shop/web"].1, "pool shop/web:80: panic_threshold_percent: 101 is not accepted (0 to 100)");
+    assert_eq!(control.clients.everywhere(&audience, generation), Some(false));
+    let view = proxy.view.lock().unwrap().clone();
+    let threshold = |name: &str| view.host(&hostname(name)).unwrap().pools.values().next().unwrap().panic_threshold_percent;
+    assert_eq!((threshold("web"), threshold("api")), (0, 50));
+    assert_eq!(proxy.workloads(), ["a", "b"]);
+
+    let generation = publish(&[Change::RemoveHost(hostname("web"))]);
+    control.live().await;
+    assert_eq!(control.clients.everywhere(&audience, generation), Some(true));
+    assert!(proxy.view.lock().unwrap().host(&hostname("web")).is_none());
+}
+
+#[tokio::test]
+async fn a_waypoint_that_comes_back_is_told_only_what_differs() {
+    let audience = Audience::Waypoint("shop/waypoint".into());
+    let table = |instance: &str, changes: &[Change]| {
+        let resources = Resources::new(instance.to_owned());
+        let mut step = resources.step();
+        step.apply(&audience, changes);
+        step.publish();
+        resources
+    };
+    let first = table("first", &[pod("a"), waypoint(), host("web", 0), host("old", 0)]);
+    let control = Control::start_for(audience.clone(), loopback(), first).await;
+    let mut proxy = Proxy::start_as("waypoint", WAYPOINT_TYPES, control.address, "istio-system");
+    proxy.until(Status::synced).await;
+    control.live().await;
+    assert_eq!(proxy.forget_told(), 4);
+    let address = control.stop().await;
+    proxy.until(|status| !status.connected).await;
+
+    let second = table("second", &[pod("a"), pod("b"), waypoint(), host("web", 0), host("new", 0)]);
+    let control = Control::start_for(audience.clone(), address, second).await;
+    control.live().await;
+    let told = proxy.told.lock().unwrap().clone();
+    assert_eq!(told, [pod("b"), host("new", 0), Change::RemoveHost(hostname("old"))]);
 }

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use tropis_model::{
+    address::NamespacedHostname,
     identity::Identity,
     policy::{Action, Policy, PolicyKey, PolicyScope},
+    route::Host,
     view::Change,
+    waypoint::{Serves, Waypoint},
     workload::Workload,
 };
-use tropis_proto::xds::Status;
+use tropis_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, HOST_TYPE, WAYPOINT_TYPE, xds::Status};
 
 use super::*;
 use crate::server::Resources;
@@ -34,6 +37,28 @@ fn policy(name: &str) -> Change {
     }))
 }
 
+fn waypoint() -> Audience {
+    Audience::Waypoint("ns/waypoint".into())
+}
+
+fn hostname(name: &str) -> NamespacedHostname {
+    NamespacedHostname { namespace: "ns".into(), hostname: name.into() }
+}
+
+fn host(name: &str) -> Change {
+    Change::Host(Arc::new(Host { name: hostname(name), ports: BTreeMap::new(), policies: Vec::new(), pools: BTreeMap::new() }))
+}
+
+fn own() -> Change {
+    Change::Waypoint(Arc::new(Waypoint {
+        key: "ns/waypoint".into(),
+        service: hostname("waypoint"),
+        serves: Serves::Services,
+        policies: Vec::new(),
+        access_log: None,
+    }))
+}
+
 fn policy_gone(name: &str) -> Change {
     Change::RemovePolicy(PolicyKey(format!("ns/{name}").into()))
 }
@@ -42,14 +67,27 @@ fn policy_gone(name: &str) -> Change {
 struct Talk {
     table: Resources,
     subscriber: Subscriber,
-    policies_only: bool,
+    patient_enough: bool,
 }
 
 impl Talk {
     fn new(changes: &[Change]) -> Self {
         let table = Resources::new("i");
         table.publish(changes);
-        Self { table, subscriber: Subscriber::default(), policies_only: false }
+        Self { table, subscriber: Subscriber::new(Audience::NodeProxies), patient_enough: false }
+    }
+
+    /// A waypoint's; `changes` are what concerns it.
+    fn waypoint(changes: &[Change]) -> Self {
+        let talk = Self { table: Resources::new("i"), subscriber: Subscriber::new(waypoint()), patient_enough: false };
+        talk.tell(changes);
+        talk
+    }
+
+    fn tell(&self, changes: &[Change]) {
+        let mut step = self.table.step();
+        step.apply(&waypoint(), changes);
+        step.publish();
     }
 
     fn subscribe(&mut self, type_url: &str, versions: &[(&str, &str)]) {
@@ -62,7 +100,7 @@ impl Talk {
     }
 
     fn next(&mut self) -> Option<DeltaDiscoveryResponse> {
-        self.subscriber.next(&self.table.snapshot().unwrap(), self.policies_only)
+        self.subscriber.next(&self.table.snapshot().unwrap(), self.patient_enough)
     }
 
     fn answer(&mut self, response: &DeltaDiscoveryResponse, refusal: Option<&str>) {
@@ -87,7 +125,12 @@ impl Talk {
 }
 
 fn summary(response: &DeltaDiscoveryResponse) -> String {
-    let kind = if response.type_url == ADDRESS_TYPE { "addresses" } else { "policies" };
+    let kind = match ResourceType::from_url(&response.type_url).unwrap() {
+        ResourceType::Address => "addresses",
+        ResourceType::Authorization => "policies",
+        ResourceType::Waypoint => "waypoints",
+        ResourceType::Host => "hosts",
+    };
     let short = |name: &str| name.rsplit('/').next().unwrap_or_default().to_owned();
     let updated = response.resources.iter().map(|resource| format!(" +{}", short(&resource.name)));
     let removed = response.removed_resources.iter().map(|name| format!(" -{}", short(name)));
@@ -133,7 +176,9 @@ fn a_reconnecting_client_gets_the_difference_to_what_it_names() {
     let changes = [pod("a", "1"), pod("b", "1"), pod("c", "1"), policy("p")];
     let mut talk = Talk::new(&changes);
     let snapshot = talk.table.snapshot().unwrap();
-    let version = |wanted: &str| snapshot.addresses().find(|(name, _)| name.ends_with(wanted)).unwrap().1.to_owned();
+    let version = |wanted: &str| {
+        snapshot.resources(&Audience::NodeProxies, ResourceType::Address).find(|(name, _)| name.ends_with(wanted)).unwrap().1.to_owned()
+    };
     let held = [("k//Pod/ns/a", version("/a")), ("k//Pod/ns/b", "stale".to_owned()), ("k//Pod/ns/z", "gone".to_owned())];
     let held: Vec<(&str, &str)> = held.iter().map(|(name, version)| (*name, version.as_str())).collect();
     talk.subscribe(AUTHORIZATION_TYPE, &[("ns/p", ""), ("ns/q", "")]);
@@ -145,7 +190,7 @@ fn a_reconnecting_client_gets_the_difference_to_what_it_names() {
 fn a_client_that_is_up_to_date_gets_empty_first_responses() {
     let mut talk = Talk::new(&[pod("a", "1")]);
     let snapshot = talk.table.snapshot().unwrap();
-    let held: Vec<(&str, &str)> = snapshot.addresses().collect();
+    let held: Vec<(&str, &str)> = snapshot.resources(&Audience::NodeProxies, ResourceType::Address).collect();
     talk.subscribe(ADDRESS_TYPE, &held);
     assert_eq!(talk.drain(), ["addresses:"]);
 }
@@ -194,8 +239,46 @@ fn a_client_of_policies_only_hears_of_removals_after_a_while() {
     let mut talk = Talk::new(&[]);
     talk.subscribe(AUTHORIZATION_TYPE, &[("ns/old", "")]);
     assert_eq!(talk.drain(), ["policies:"]);
-    talk.policies_only = true;
+    talk.patient_enough = true;
     assert_eq!(talk.drain(), ["policies: -old"]);
+}
+
+#[test]
+fn a_waypoint_hears_of_endpoints_before_routes_and_loses_them_after() {
+    let mut talk = Talk::waypoint(&[pod("a", "1"), own(), host("web")]);
+    for type_url in [AUTHORIZATION_TYPE, ADDRESS_TYPE, WAYPOINT_TYPE, HOST_TYPE] {
+        talk.subscribe(type_url, &[]);
+    }
+    assert_eq!(talk.drain(), ["addresses: +a", "waypoints: +waypoint", "hosts: +web"], "never a policy of layer 4");
+    talk.tell(&[Change::RemoveHost(hostname("web")), host("api"), gone("a"), pod("b", "1")]);
+    assert_eq!(talk.drain(), ["addresses: +b", "hosts: +api -web", "addresses: -a"]);
+    let generation = talk.table.snapshot().unwrap().generation;
+    assert!(talk.subscriber.state().all(|(_, state)| state.acknowledged == generation));
+}
+
+#[test]
+fn a_waypoint_that_comes_back_hears_of_what_differs_in_the_same_order() {
+    let mut talk = Talk::waypoint(&[pod("a", "1"), pod("b", "1"), own(), host("web"), host("api")]);
+    let snapshot = talk.table.snapshot().unwrap();
+    let version = |kind, wanted: &str| snapshot.resources(&waypoint(), kind).find(|(name, _)| name.ends_with(wanted)).unwrap().1.to_owned();
+    let a = version(ResourceType::Address, "/a");
+    talk.subscribe(ADDRESS_TYPE, &[("k//Pod/ns/a", &a), ("k//Pod/ns/b", "stale"), ("k//Pod/ns/z", "gone")]);
+    assert_eq!(talk.drain(), ["addresses: +b"], "what is gone waits until the routes were told");
+    let own = version(ResourceType::Waypoint, "/waypoint");
+    talk.subscribe(WAYPOINT_TYPE, &[("ns/waypoint", &own)]);
+    let web = version(ResourceType::Host, "/web");
+    talk.subscribe(HOST_TYPE, &[("ns/web", &web), ("ns/old", "1")]);
+    assert_eq!(talk.drain(), ["waypoints:", "hosts: +api -old", "addresses: -z"]);
+}
+
+#[test]
+fn a_waypoint_without_a_table_waits() {
+    let mut talk = Talk::new(&[pod("a", "1")]);
+    talk.subscriber = Subscriber::new(waypoint());
+    talk.subscribe(ADDRESS_TYPE, &[]);
+    assert_eq!(talk.drain(), [""; 0], "nobody else's table is told");
+    talk.tell(&[]);
+    assert_eq!(talk.drain(), ["addresses:"]);
 }
 
 #[test]
@@ -205,7 +288,8 @@ fn a_refused_resource_is_remembered_until_it_is_accepted() {
     let response = talk.next().unwrap();
     talk.answer(&response, Some("k//Pod/ns/a: no good; k//Pod/ns/b: too late"));
     assert_eq!(talk.drain(), [""; 0], "what was refused is not sent again");
-    let rejected = |talk: &Talk| talk.subscriber.addresses.state.rejected.clone().into_iter().collect::<Vec<_>>();
+    let rejected =
+        |talk: &Talk| talk.subscriber.subscriptions[&ResourceType::Address].state.rejected.clone().into_iter().collect::<Vec<_>>();
     let both = [("k//Pod/ns/a".to_owned(), "no good".to_owned()), ("k//Pod/ns/b".to_owned(), "too late".to_owned())];
     assert_eq!(rejected(&talk), both);
     talk.table.publish(&[pod("a", "2")]);
@@ -222,16 +306,18 @@ fn acknowledgements_tell_how_far_the_client_is() {
     talk.subscribe(ADDRESS_TYPE, &[]);
     talk.subscribe(AUTHORIZATION_TYPE, &[]);
     talk.drain();
-    let acknowledged = |talk: &Talk| talk.subscriber.state().map(|state| state.acknowledged);
+    let states = |talk: &Talk| talk.subscriber.state().map(|(_, state)| state.clone()).collect::<Vec<_>>();
+    // Policies, addresses.
+    let acknowledged = |talk: &Talk| states(talk).iter().map(|state| state.acknowledged).collect::<Vec<_>>();
     assert_eq!(acknowledged(&talk), [1, 1]);
     talk.table.publish(&[pod("a", "2")]);
     let response = talk.next().unwrap();
-    assert_eq!(talk.subscriber.state()[0].in_flight, Some(2));
+    assert_eq!(states(&talk)[1].in_flight, Some(2));
     assert_eq!(talk.next(), None);
-    assert_eq!(acknowledged(&talk), [1, 2], "the change does not concern policies");
+    assert_eq!(acknowledged(&talk), [2, 1], "the change does not concern policies");
     let stale = DeltaDiscoveryResponse { nonce: "another".into(), ..response.clone() };
     talk.answer(&stale, None);
-    assert_eq!(acknowledged(&talk), [1, 2]);
+    assert_eq!(acknowledged(&talk), [2, 1]);
     talk.answer(&response, None);
     assert_eq!(acknowledged(&talk), [2, 2]);
 }
