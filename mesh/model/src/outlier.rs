@@ -266,3 +266,6 @@ pub fn status_of_grpc(code: u16) -> u16 {
         _ => 500,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -207,7 +207,8 @@ impl Endpoints {
         let draws = if warmup.is_some() { MAX_WARMUP_DRAWS } else { 1 };
         let mut last = None;
         for again in 0..draws {
-            let turn = ask.turn.wrapping_add((selection * draws + again) as u64);
+            // Whoever may not take its turn yet gives it to all others, not to the next one.
+            let turn = if again == 0 { ask.turn.wrapping_add(selection as u64) } else { draw.below(u64::MAX) };
             let place = self.balanced(ready, turn, active, draw)?;
             last = Some(place);
             let Some((warmup, since)) = warmup.zip(self.candidates[place].since) else { break };
@@ -227,3 +228,6 @@ impl Endpoints {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

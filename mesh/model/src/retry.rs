@@ -100,3 +100,6 @@ pub fn backoff(base: Duration, number: u32, draw: &mut Draw) -> Duration {
         limit => Duration::from_nanos(draw.below(limit)),
     }
 }
+
+#[cfg(test)]
+mod tests;

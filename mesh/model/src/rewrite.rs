@@ -186,3 +186,6 @@ pub fn literal(value: &str) -> Cow<'_, str> {
         false => value.into(),
     }
 }
+
+#[cfg(test)]
+mod tests;

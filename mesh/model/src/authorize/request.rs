@@ -199,3 +199,6 @@ impl<'a> Allowing<'a> {
         (!self.matched && !self.unmatched.is_empty()).then(|| RequestDenied::ByNone(self.unmatched.into_iter().cloned().collect()))
     }
 }
+
+#[cfg(test)]
+mod tests;

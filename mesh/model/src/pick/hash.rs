@@ -70,14 +70,15 @@ impl Table {
     pub(super) fn ring(usable: &[usize], candidates: &[Candidate], minimum_size: u32) -> Self {
         let total: u64 = usable.iter().map(|place| u64::from(candidates[*place].weight)).sum();
         let least = usable.iter().map(|place| u64::from(candidates[*place].weight)).min().unwrap_or(1);
-        // The lightest endpoint has a whole number of points; the others follow by weight.
-        let each = (u128::from(least) * u128::from(minimum_size)).div_ceil(u128::from(total.max(1))).max(1);
+        // Points of the lightest endpoint; the others follow by weight. A power of two, so that the number stays mostly the same when
+        // endpoints come and go, and with it the keys of those that stay.
+        let each = (u128::from(least) * u128::from(minimum_size)).div_ceil(u128::from(total.max(1))).max(1).next_power_of_two();
         let (few, many) = (usable.len() as u128, u128::from(MAX_RING_SIZE).max(usable.len() as u128));
         let size = (u128::from(total) * each / u128::from(least.max(1))).clamp(few, many);
         let mut points = Vec::with_capacity(size as usize);
         for place in usable {
             let candidate = &candidates[*place];
-            let count = (u128::from(candidate.weight) * size / u128::from(total.max(1))).max(1);
+            let count = (u128::from(candidate.weight) * size).div_ceil(u128::from(total.max(1)));
             let name = candidate.address.to_string();
             points.extend((0..count).map(|point| (of(format!("{name}_{point}").as_bytes()), *place as u32)));
         }
@@ -94,6 +95,8 @@ impl Table {
             return Self::Maglev(Vec::new());
         }
         let mut builds: Vec<Build> = usable.iter().map(|place| Build::new(*place, &candidates[*place], size)).collect();
+        // The order decides who takes an entry first; it must be the same at every replica.
+        builds.sort_unstable_by_key(|build| candidates[build.place as usize].address);
         let mut entries: Vec<Option<u32>> = vec![None; size as usize];
         let mut filled = 0;
         let mut round = 0;
@@ -147,7 +150,7 @@ impl Build {
 }
 
 fn is_prime(number: u64) -> bool {
-    (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| number % divisor != 0)
+    (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| !number.is_multiple_of(divisor))
 }
 
 fn name(address: SocketAddr) -> Vec<u8> {

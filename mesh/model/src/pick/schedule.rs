@@ -44,7 +44,8 @@ impl Weights {
         Some(self.places[self.turns[(turn % self.turns.len() as u64) as usize] as usize])
     }
 
-    /// Draws two, by weight, and takes the one with fewer active requests for its weight; the first if they are even.
+    /// Draws two, by weight, and takes the one with fewer active requests for its weight; the first if they are even, so that idle
+    /// endpoints are taken by weight.
     pub(super) fn lesser_of_two(&self, active: &impl Fn(usize) -> u32, draw: &mut Draw) -> Option<usize> {
         let count = self.places.len() as u64;
         if count < 2 {
@@ -58,7 +59,7 @@ impl Weights {
             }
             Some(total) => (self.weighed(draw.below(*total)), self.weighed(draw.below(*total))),
         };
-        let load = |at: usize| u64::from(active(self.places[at])) + 1;
+        let load = |at: usize| u64::from(active(self.places[at]));
         let busier = load(first) * self.weight(second) > load(second) * self.weight(first);
         Some(self.places[if busier { second } else { first }])
     }
