@@ -6,7 +6,7 @@
 //!   an empty match as "never": both read a policy of ours alike.
 //! - A value that cannot be read as what its field means (a principal with blanks in it) is read in the way that allows less.
 
-mod text;
+pub(crate) mod text;
 
 use std::{collections::BTreeMap, sync::Arc};
 

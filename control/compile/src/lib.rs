@@ -2,15 +2,20 @@
 //!
 //! [`Index`] keeps the objects by what refers to them and says what a change [`Affected`]; [`Compiler`] compiles only that and gives
 //! the [`Change`](tropis_model::view::Change)s; [`compile()`] does the same for everything at once. Each noun has its file:
-//! [`workload`], [`service`], [`authorization`] (AuthorizationPolicy) and [`peer_authentication`]. Compiling never fails as a whole:
+//! [`workload`], [`service`], [`authorization`] (AuthorizationPolicy at L4) and [`peer_authentication`]; what a waypoint does is put
+//! together in [`host`] from [`virtual_service`], [`destination_rule`] and [`request_policy`]. Compiling never fails as a whole:
 //! what is good comes out, and a [`Finding`] for each thing that is not.
 
 pub mod authorization;
 pub mod compiler;
+pub mod destination_rule;
+pub mod host;
 pub mod index;
 pub mod namespace;
 pub mod peer_authentication;
+pub mod request_policy;
 pub mod service;
+pub mod virtual_service;
 pub mod workload;
 
 use std::sync::Arc;

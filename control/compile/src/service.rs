@@ -115,7 +115,7 @@ fn ip_families(spec: &ServiceSpec) -> IpFamilies {
 }
 
 /// What a port speaks: `appProtocol`, then what its name begins with, then its number (traffic-api.md 0.5).
-fn app_protocol(port: &core::ServicePort, number: u16) -> AppProtocol {
+pub(crate) fn app_protocol(port: &core::ServicePort, number: u16) -> AppProtocol {
     let said = port.app_protocol.as_deref().map(|said| match said {
         "kubernetes.io/h2c" => "http2",
         "kubernetes.io/ws" => "http",

@@ -4,7 +4,7 @@ use tropis_crds::names;
 use tropis_model::policy::StringMatch;
 
 /// What a string of a policy is.
-pub(super) enum Text<'a> {
+pub(crate) enum Text<'a> {
     /// What the field means.
     Good,
     /// That, with the scheme `spiffe://` before it, with which it would never match; what is accepted.
@@ -17,7 +17,7 @@ const PRINCIPAL: &str = "TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT, PREFIX*, *SUFFIX 
 const NAMESPACE: &str = "a namespace, PREFIX*, *SUFFIX or *";
 
 /// Reads a principal.
-pub(super) fn principal(text: &str) -> Text<'_> {
+pub(crate) fn principal(text: &str) -> Text<'_> {
     if let Some(rest) = text.strip_prefix("spiffe://") {
         return if matches!(principal(rest), Text::Good) { Text::Scheme(rest, PRINCIPAL) } else { Text::Unreadable(PRINCIPAL) };
     }
@@ -40,7 +40,7 @@ fn is_spiffe(byte: u8) -> bool {
 }
 
 /// Reads a namespace.
-pub(super) fn namespace(text: &str) -> Text<'_> {
+pub(crate) fn namespace(text: &str) -> Text<'_> {
     let readable = match string_match(text) {
         StringMatch::Presence => true,
         StringMatch::Prefix(part) | StringMatch::Suffix(part) => {
@@ -52,7 +52,7 @@ pub(super) fn namespace(text: &str) -> Text<'_> {
 }
 
 /// A string in its form: `*`, `*SUFFIX`, `PREFIX*` or exact.
-pub(super) fn string_match(text: &str) -> StringMatch {
+pub(crate) fn string_match(text: &str) -> StringMatch {
     match (text.strip_prefix('*'), text.strip_suffix('*')) {
         (Some(""), _) => StringMatch::Presence,
         (Some(suffix), _) => StringMatch::Suffix(suffix.into()),

@@ -144,6 +144,12 @@ impl Index {
         in_namespace(&self.authorizations, namespace).map(|(_, policy)| policy)
     }
 
+    /// The namespaces that have a pod with all of these labels, of which there is at least one.
+    pub(crate) fn namespaces_with(&self, labels: &BTreeMap<String, String>) -> Vec<String> {
+        let namespaces: BTreeSet<String> = self.pod_labels.selected_anywhere(labels).map(|(namespace, _)| namespace).collect();
+        namespaces.into_iter().collect()
+    }
+
     /// Whether a pod of a namespace carries all of these labels.
     pub(crate) fn has_pod(&self, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
         if labels.is_empty() {

@@ -1,0 +1,133 @@
+//! Rules and matches that never decide, because others before them do.
+
+use std::sync::Arc;
+
+use tropis_crds::{
+    Finding, Object, codes,
+    istio::{
+        value::StringMatch,
+        virtual_service::{HttpMatch, HttpRoute},
+    },
+};
+
+use super::super::{delegate, delegate_key, delegate_of, in_full};
+use crate::{Index, destination_rule::shown};
+
+/// Rules after one that takes everything, rules and matches that repeat earlier ones, and delegates' rules that contradict their root's.
+pub(super) fn unreachable(index: &Index, object: &Arc<Object>) -> Vec<Finding> {
+    let Some(service) = object.virtual_service() else { return Vec::new() };
+    let mut findings = Vec::new();
+    let mut seen: Vec<(usize, &HttpMatch)> = Vec::new();
+    let mut all: Option<usize> = None;
+    for (place, rule) in service.spec.http.iter().enumerate() {
+        let field = format!("spec.http[{place}]");
+        if let Some(before) = all {
+            findings.push(hidden(object, &field, &format!("spec.http[{before}] takes every request before it")));
+            continue;
+        }
+        let repeated: Vec<Option<usize>> =
+            rule.matches.iter().map(|entry| seen.iter().find(|(_, other)| same(other, entry)).map(|(before, _)| *before)).collect();
+        match repeated.iter().flatten().next() {
+            Some(before) if repeated.iter().all(Option::is_some) => {
+                findings.push(hidden(object, &field, &format!("spec.http[{before}] matches the same")));
+            }
+            _ => findings.extend(repeated.iter().enumerate().filter_map(|(entry, before)| {
+                let before = (*before)?;
+                Some(
+                    Finding::info(codes::INEFFECTIVE_MATCH, object.reference())
+                        .field(format!("{field}.match[{entry}]"))
+                        .problem(format!("never decides: spec.http[{before}] matches the same"))
+                        .effect("the rule is taken by its other matches only"),
+                )
+            })),
+        }
+        seen.extend(rule.matches.iter().map(|entry| (place, entry)));
+        let everything = rule.matches.is_empty() || rule.matches.iter().any(takes_all);
+        // A delegating rule takes what its delegate takes.
+        if everything && rule.delegate.is_none() {
+            all = Some(place);
+        }
+        findings.extend(dropped(index, object, rule, &field));
+    }
+    findings
+}
+
+fn hidden(object: &Object, field: &str, why: &str) -> Finding {
+    Finding::warning(codes::UNREACHABLE_RULE, object.reference())
+        .field(field)
+        .problem(format!("is never reached: {why}"))
+        .accepted("rules in order, the most specific first")
+        .effect("no request is routed by this rule")
+}
+
+/// Rules of a delegate that no request can meet.
+fn dropped(index: &Index, object: &Arc<Object>, rule: &HttpRoute, field: &str) -> Vec<Finding> {
+    let Some((delegate, spec)) = delegate_key(object, rule).and_then(|key| delegate_of(index, object, &key)) else { return Vec::new() };
+    let root = in_full(index, object, rule);
+    let contradicting = spec.http.iter().enumerate().filter(|(_, more)| delegate::merge(&root, &in_full(index, delegate, more)).is_none());
+    contradicting
+        .map(|(place, _)| {
+            Finding::warning(codes::UNREACHABLE_RULE, object.reference())
+                .field(format!("{field}.delegate"))
+                .found(format!("spec.http[{place}] of {}", shown(delegate)))
+                .problem("has a match that no match of this rule lets through")
+                .accepted("matches of the delegate that are narrower than the root's")
+                .effect("that rule of the delegate is left out")
+        })
+        .collect()
+}
+
+/// Whether two matches hold for the same requests, whatever they are called.
+fn same(one: &HttpMatch, other: &HttpMatch) -> bool {
+    let bare = |entry: &HttpMatch| HttpMatch { name: String::new(), stat_prefix: String::new(), ..entry.clone() };
+    bare(one) == bare(other)
+}
+
+fn takes_all(entry: &HttpMatch) -> bool {
+    let any_path = match &entry.uri {
+        None => true,
+        Some(StringMatch::Prefix(prefix)) => prefix.is_empty() || prefix == "/",
+        Some(_) => false,
+    };
+    let rest = HttpMatch {
+        name: String::new(),
+        stat_prefix: String::new(),
+        uri: None,
+        ignore_uri_case: false,
+        gateways: entry.gateways.clone(),
+        ..entry.clone()
+    };
+    any_path && entry.gateways.is_empty() && rest == HttpMatch::default()
+}
+
+/// Matches of what a waypoint never knows: claims of tokens as headers, callers of TLS connections.
+pub(super) fn unmatchable(object: &Object) -> Vec<Finding> {
+    let Some(service) = object.virtual_service() else { return Vec::new() };
+    let mut findings = Vec::new();
+    for (place, rule) in service.spec.http.iter().enumerate() {
+        for (entry, matched) in rule.matches.iter().enumerate() {
+            let lists = [("headers", &matched.headers), ("withoutHeaders", &matched.without_headers)];
+            for (list, names) in lists {
+                for name in names.0.keys().filter(|name| name.starts_with("@request.auth.claims")) {
+                    findings.push(
+                        Finding::warning(codes::FIELD_NOT_HONOURED, object.reference())
+                            .field(format!("spec.http[{place}].match[{entry}].{list}[{name}]"))
+                            .problem("asks for a claim of a token, which only a gateway routes by")
+                            .effect("it is read as a header of that name, which no request has"),
+                    );
+                }
+            }
+        }
+    }
+    for (place, rule) in service.spec.tls.iter().enumerate() {
+        let asks =
+            rule.matches.iter().enumerate().filter(|(_, entry)| !entry.source_labels.is_empty() || !entry.source_namespace.is_empty());
+        findings.extend(asks.map(|(entry, _)| {
+            Finding::warning(codes::FIELD_NOT_HONOURED, object.reference())
+                .field(format!("spec.tls[{place}].match[{entry}]"))
+                .problem("asks who calls (sourceLabels or sourceNamespace), which a waypoint does not for TLS connections")
+                .effect("the match is left out, as at Istio's waypoints")
+        }));
+    }
+    findings
+}

@@ -1,0 +1,74 @@
+//! Rules for connections become routes.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tropis_crds::{
+    Object,
+    istio::{
+        block,
+        virtual_service::{L4Match, RouteDestination, TlsMatch},
+    },
+};
+use tropis_model::route::{Destination, HeaderChanges, TcpRoute, TlsRoute};
+
+use super::{Rendering, action::weight, counting, counts, origin};
+use crate::index::full_host;
+
+/// Routes of TLS connections to a port of `host`. As at Istio's waypoints, a rule counts when its only server name is the host itself.
+pub(super) fn tls(rendering: &Rendering<'_>, object: &Arc<Object>, port: u16, host: &str) -> Vec<TlsRoute> {
+    let Some(service) = object.virtual_service() else { return Vec::new() };
+    let namespace = object.metadata.namespace.as_str();
+    let names_host = |entry: &TlsMatch| match entry.sni_hosts.as_slice() {
+        [name] => full_host(rendering.index.settings(), namespace, name) == host,
+        _ => false,
+    };
+    let mut routes = Vec::new();
+    for (position, rule) in service.spec.tls.iter().enumerate() {
+        // A connection's TLS route cannot ask for its caller.
+        let asks = |entry: &TlsMatch| !entry.source_labels.is_empty() || !entry.source_namespace.is_empty();
+        let matching = rule.matches.iter().filter(|entry| counts(&entry.gateways, entry.port, port) && names_host(entry) && !asks(entry));
+        routes.extend(matching.map(|entry| TlsRoute {
+            origin: origin(object, "tls", position),
+            server_names: vec![host.into()],
+            destination_blocks: blocks(&entry.destination_subnets),
+            destinations: destinations(rendering, object, &rule.route, port),
+        }));
+    }
+    routes
+}
+
+/// Routes of connections to a port: one for each match.
+pub(super) fn tcp(rendering: &Rendering<'_>, object: &Arc<Object>, port: u16) -> Vec<TcpRoute> {
+    let Some(service) = object.virtual_service() else { return Vec::new() };
+    let mut routes = Vec::new();
+    for (position, rule) in service.spec.tcp.iter().enumerate() {
+        let Some(matches) = counting(&rule.matches, |entry: &L4Match| counts(&entry.gateways, entry.port, port)) else { continue };
+        let everything = [L4Match::default()];
+        let matches = if matches.is_empty() { everything.as_slice() } else { &matches };
+        routes.extend(matches.iter().map(|entry| TcpRoute {
+            origin: origin(object, "tcp", position),
+            destination_blocks: blocks(&entry.destination_subnets),
+            source_labels: entry.source_labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect(),
+            source_namespace: (!entry.source_namespace.is_empty()).then(|| entry.source_namespace.as_str().into()),
+            destinations: destinations(rendering, object, &rule.route, port),
+        }));
+    }
+    routes
+}
+
+fn destinations(rendering: &Rendering<'_>, object: &Arc<Object>, route: &[RouteDestination], port: u16) -> Vec<Destination> {
+    let alone = route.len() == 1;
+    let shares = route.iter().filter(|entry| alone || entry.weight > 0);
+    let namespace = object.metadata.namespace.as_str();
+    let destinations = shares.map(|entry| Destination {
+        pool: rendering.target(namespace, &entry.destination).pool(&entry.destination, port),
+        weight: weight(entry.weight, alone),
+        headers: HeaderChanges::default(),
+    });
+    destinations.collect()
+}
+
+fn blocks(list: &[String]) -> Vec<IpNet> {
+    list.iter().filter_map(|text| block(text)).collect()
+}
