@@ -1,8 +1,9 @@
-//! Nouns (identity, workload, service, policy, route, pool) and decisions (resolve, authorize) of the mesh.
+//! Nouns (identity, workload, service, policy, route, pool) and decisions (resolve, authorize, match, pick) of the mesh.
 //!
 //! Pure: no I/O, no clock, no async, no randomness of its own (it is passed in). What arrives on the wire becomes these types in
 //! `tropis-xds`; what a user wrote becomes them in `tropis-compile`; the proxies decide with them. Start with [`view`], then
-//! [`resolve`] and [`authorize`].
+//! [`resolve`] and [`authorize`] for connections; for requests with [`request`], [`matching`], [`authorize::request`] and [`pick`], around
+//! which [`rewrite`], [`retry`], [`outlier`] and [`limits`] stand.
 
 pub mod address;
 pub mod authorize;

@@ -243,6 +243,11 @@ impl Draw {
         (mixed ^ (mixed >> 31)) % bound
     }
 
+    /// Whether something happens that does so in `share_ppm` of 1 000 000 cases (faults, mirrors).
+    pub fn happens(&mut self, share_ppm: u32) -> bool {
+        self.below(1_000_000) < u64::from(share_ppm)
+    }
+
     /// One of `items`, each as likely as its weight; none if all weigh nothing.
     fn weighted<T>(&mut self, items: Vec<(T, u32)>) -> Option<T> {
         let total: u64 = items.iter().map(|(_, weight)| u64::from(*weight)).sum();

@@ -130,11 +130,11 @@ pub fn connection_endpoint(
     decide(selecting(policies, workload), &Asked::stream(facts).at(address))
 }
 
-fn attached_to_target(policies: &[Arc<RequestPolicy>]) -> impl Iterator<Item = &RequestPolicy> {
+fn attached_to_target(policies: &[Arc<RequestPolicy>]) -> impl Iterator<Item = &RequestPolicy> + Clone {
     policies.iter().map(|policy| &**policy).filter(|policy| policy.attachment == Attachment::Target)
 }
 
-fn selecting<'a>(policies: &'a [Arc<RequestPolicy>], workload: &'a Workload) -> impl Iterator<Item = &'a RequestPolicy> {
+fn selecting<'a>(policies: &'a [Arc<RequestPolicy>], workload: &'a Workload) -> impl Iterator<Item = &'a RequestPolicy> + Clone {
     policies.iter().map(|policy| &**policy).filter(|policy| selects(&policy.attachment, workload))
 }
 
@@ -149,54 +149,84 @@ pub fn selects(attachment: &Attachment, workload: &Workload) -> bool {
     }
 }
 
-fn decide<'a>(policies: impl Iterator<Item = &'a RequestPolicy>, asked: &Asked<'_>) -> Result<RequestPermit, RequestDenied> {
-    let mut allowing = Allowing::default();
-    let mut dry_run_allowing = Allowing::default();
+/// What one policy says, for `explain`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Verdict<'a> {
+    /// The policy.
+    pub policy: &'a RequestPolicy,
+    /// The first of its rules that matches, from 0.
+    pub rule: Option<usize>,
+}
+
+/// What each policy says that [`target`] asks, in order.
+pub fn explain_target<'a>(policies: &'a [Arc<RequestPolicy>], facts: &RequestFacts<'_>) -> Vec<Verdict<'a>> {
+    let asked = Asked::request(facts);
+    attached_to_target(policies).map(|policy| verdict(policy, &asked)).collect()
+}
+
+/// What each policy says that [`endpoint`] asks, in order.
+pub fn explain_endpoint<'a>(
+    policies: &'a [Arc<RequestPolicy>],
+    facts: &RequestFacts<'_>,
+    workload: &'a Workload,
+    address: SocketAddr,
+) -> Vec<Verdict<'a>> {
+    let asked = Asked::request(facts).at(address);
+    selecting(policies, workload).map(|policy| verdict(policy, &asked)).collect()
+}
+
+fn verdict<'a>(policy: &'a RequestPolicy, asked: &Asked<'_>) -> Verdict<'a> {
+    let lenient = policy.action != RequestAction::Allow;
+    Verdict { policy, rule: policy.rules.iter().position(|rule| rules::matches(rule, asked, lenient)) }
+}
+
+/// Nothing is allocated unless there is something to log.
+fn decide<'a>(policies: impl Iterator<Item = &'a RequestPolicy> + Clone, asked: &Asked<'_>) -> Result<RequestPermit, RequestDenied> {
     let mut permit = RequestPermit { dry_run_denial: None, audited: Vec::new() };
-    for policy in policies {
-        let lenient = policy.action != RequestAction::Allow;
-        let rule = || policy.rules.iter().position(|rule| rules::matches(rule, asked, lenient));
-        match (policy.action, policy.dry_run) {
-            (RequestAction::Deny, dry_run) => {
-                let Some(rule) = rule() else { continue };
+    let (mut allowing, mut dry_run_allowing) = (Allowing::None, Allowing::None);
+    for policy in policies.clone() {
+        let matched = verdict(policy, asked).rule;
+        match (policy.action, policy.dry_run, matched) {
+            (RequestAction::Deny, dry_run, Some(rule)) => {
                 let denied = RequestDenied::ByPolicy { policy: policy.key.clone(), rule };
                 if !dry_run {
                     return Err(denied);
                 }
                 permit.dry_run_denial.get_or_insert(denied);
             }
-            (RequestAction::Allow, false) => allowing.add(policy, || rule().is_some()),
-            (RequestAction::Allow, true) => dry_run_allowing.add(policy, || rule().is_some()),
-            (RequestAction::Audit, _) => permit.audited.extend(rule().map(|_| policy.key.clone())),
+            (RequestAction::Deny, _, None) => {}
+            (RequestAction::Allow, false, matched) => allowing = allowing.and(matched),
+            (RequestAction::Allow, true, matched) => dry_run_allowing = dry_run_allowing.and(matched),
+            (RequestAction::Audit, _, matched) => permit.audited.extend(matched.map(|_| policy.key.clone())),
         }
     }
-    if let Some(denied) = allowing.denied() {
-        return Err(denied);
+    let by_none = |dry_run| {
+        let allow = policies.filter(|policy| policy.action == RequestAction::Allow && policy.dry_run == dry_run);
+        RequestDenied::ByNone(allow.map(|policy| policy.key.clone()).collect())
+    };
+    if allowing == Allowing::Unmatched {
+        return Err(by_none(false));
     }
-    permit.dry_run_denial = permit.dry_run_denial.or_else(|| dry_run_allowing.denied());
+    if permit.dry_run_denial.is_none() && dry_run_allowing == Allowing::Unmatched {
+        permit.dry_run_denial = Some(by_none(true));
+    }
     Ok(permit)
 }
 
-/// ALLOW policies: which there are, until one matches.
-#[derive(Default)]
-struct Allowing<'a> {
-    unmatched: Vec<&'a PolicyKey>,
-    matched: bool,
+/// What is known of the ALLOW policies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Allowing {
+    /// There are none.
+    None,
+    /// There are some, and none of them matched.
+    Unmatched,
+    /// One matched.
+    Matched,
 }
 
-impl<'a> Allowing<'a> {
-    fn add(&mut self, policy: &'a RequestPolicy, matches: impl FnOnce() -> bool) {
-        if self.matched {
-            return;
-        }
-        self.matched = matches();
-        if !self.matched {
-            self.unmatched.push(&policy.key);
-        }
-    }
-
-    fn denied(self) -> Option<RequestDenied> {
-        (!self.matched && !self.unmatched.is_empty()).then(|| RequestDenied::ByNone(self.unmatched.into_iter().cloned().collect()))
+impl Allowing {
+    fn and(self, matched: Option<usize>) -> Self {
+        if self == Self::Matched || matched.is_some() { Self::Matched } else { Self::Unmatched }
     }
 }
 

@@ -137,6 +137,16 @@ fn weights_that_are_all_0_give_no_destination() {
 }
 
 #[test]
+fn mirror_percentage_and_fault_percentage_are_shares_of_a_million() {
+    let happened = |share_ppm| {
+        let mut draw = Draw::new(5);
+        (0..DRAWS).filter(|_| draw.happens(share_ppm)).count() as u32 * 100 / DRAWS
+    };
+    assert_eq!((happened(0), happened(1_000_000)), (0, 100));
+    near(&[happened(250_000), happened(1)], &[25, 0]);
+}
+
+#[test]
 fn least_request_takes_the_less_busy_of_two() {
     let endpoints = endpoints(Balancer::LeastRequest, candidates(&[1, 1]));
     let active = |place| [5, 4][place];

@@ -1,11 +1,8 @@
 //! What a rule may ask about, for requests and for connections alike.
 
-use std::{
-    cell::OnceCell,
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
 
-use crate::{request::RequestFacts, route::Caller};
+use crate::{identity::Identity, policy::StringMatch, request::RequestFacts, route::Caller};
 
 use super::StreamFacts;
 
@@ -16,8 +13,6 @@ pub(super) struct Asked<'a> {
     pub(super) port: u16,
     pub(super) destination: Option<IpAddr>,
     pub(super) server_name: Option<&'a str>,
-    /// Made for the first rule that asks.
-    principal: OnceCell<Option<String>>,
 }
 
 impl<'a> Asked<'a> {
@@ -28,19 +23,11 @@ impl<'a> Asked<'a> {
             port: facts.port,
             destination: facts.destination,
             server_name: facts.server_name,
-            principal: OnceCell::new(),
         }
     }
 
     pub(super) fn stream(facts: &StreamFacts<'a>) -> Self {
-        Self {
-            request: None,
-            caller: facts.caller,
-            port: facts.port,
-            destination: facts.destination,
-            server_name: facts.server_name,
-            principal: OnceCell::new(),
-        }
+        Self { request: None, caller: facts.caller, port: facts.port, destination: facts.destination, server_name: facts.server_name }
     }
 
     /// The same, at the endpoint that was chosen.
@@ -48,8 +35,16 @@ impl<'a> Asked<'a> {
         Self { port: address.port(), destination: Some(address.ip()), ..self }
     }
 
-    pub(super) fn principal(&self) -> Option<&str> {
-        self.principal.get_or_init(|| self.caller.identity.as_ref().map(|identity| identity.principal())).as_deref()
+    /// Whether the caller's principal matches; without an identity it does not.
+    pub(super) fn is_principal(&self, value: &StringMatch) -> bool {
+        let parts = |identity: &'a Identity| [&*identity.trust_domain, "/ns/", &identity.namespace, "/sa/", &identity.service_account];
+        self.caller.identity.as_ref().is_some_and(|identity| joined(value, &parts(identity)))
+    }
+
+    /// Whether `namespace/account` matches.
+    pub(super) fn is_service_account(&self, value: &StringMatch) -> bool {
+        let parts = |identity: &'a Identity| [&*identity.namespace, "/", &identity.service_account];
+        self.caller.identity.as_ref().is_some_and(|identity| joined(value, &parts(identity)))
     }
 
     pub(super) fn namespace(&self) -> Option<&str> {
@@ -58,5 +53,55 @@ impl<'a> Asked<'a> {
 
     pub(super) fn source(&self) -> Option<IpAddr> {
         self.caller.address.map(|address| address.to_canonical())
+    }
+}
+
+/// Whether the parts, joined, match: without joining them, because each request asks.
+fn joined(value: &StringMatch, parts: &[&str]) -> bool {
+    match value {
+        StringMatch::Exact(exact) => parts.iter().try_fold(&**exact, |rest, part| rest.strip_prefix(part)).is_some_and(str::is_empty),
+        StringMatch::Prefix(prefix) => {
+            let mut rest = &**prefix;
+            for part in parts {
+                match rest.strip_prefix(part) {
+                    Some(after) => rest = after,
+                    None => return part.starts_with(rest),
+                }
+            }
+            rest.is_empty()
+        }
+        StringMatch::Suffix(suffix) => {
+            let mut rest = &**suffix;
+            for part in parts.iter().rev() {
+                match rest.strip_suffix(part) {
+                    Some(before) => rest = before,
+                    None => return part.ends_with(rest),
+                }
+            }
+            rest.is_empty()
+        }
+        StringMatch::Presence => parts.iter().any(|part| !part.is_empty()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn parts_match_as_their_joined_text(parts in prop::collection::vec("[ab]{0,2}", 0..5), wanted in "[ab]{0,6}", cut in 0usize..8) {
+            let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+            let text = parts.concat();
+            let cut = cut.min(text.len());
+            for wanted in [&*wanted, &text, &text[cut..], &text[..cut]] {
+                prop_assert_eq!(joined(&StringMatch::Exact(wanted.into()), &parts), text == wanted);
+                prop_assert_eq!(joined(&StringMatch::Prefix(wanted.into()), &parts), text.starts_with(wanted));
+                prop_assert_eq!(joined(&StringMatch::Suffix(wanted.into()), &parts), text.ends_with(wanted));
+            }
+            prop_assert_eq!(joined(&StringMatch::Presence, &parts), !text.is_empty());
+        }
     }
 }

@@ -61,9 +61,8 @@ fn is_http(attribute: &Attribute) -> bool {
 }
 
 fn source_holds(source: &SourceMatch, asked: &Asked<'_>, lenient: bool) -> bool {
-    let principal = |value: &StringMatch| asked.principal().is_some_and(|principal| text(value, principal.as_bytes()));
     let namespace = |value: &StringMatch| asked.namespace().is_some_and(|namespace| text(value, namespace.as_bytes()));
-    let connection = field(&source.principals, &source.not_principals, principal)
+    let connection = field(&source.principals, &source.not_principals, |value| asked.is_principal(value))
         && field(&source.namespaces, &source.not_namespaces, namespace)
         && field(&source.service_accounts, &source.not_service_accounts, |account| is_account(account, asked))
         && blocks(&source.ip_blocks, &source.not_ip_blocks, asked.source(), lenient);
@@ -100,13 +99,10 @@ fn condition_holds(condition: &Condition, asked: &Asked<'_>, lenient: bool) -> b
         Attribute::SourceIp => address(asked.source()),
         Attribute::DestinationIp => address(asked.destination.map(|address| address.to_canonical())),
         Attribute::SourceNamespace => optional(asked.namespace()),
-        Attribute::SourcePrincipal => optional(asked.principal()),
+        Attribute::SourcePrincipal => field(values, not_values, |value| asked.is_principal(value)),
         Attribute::ServerName => optional(asked.server_name),
         Attribute::DestinationPort => optional(Some(&asked.port.to_string())),
-        Attribute::SourceServiceAccount => {
-            let identity = asked.caller.identity.as_ref();
-            optional(identity.map(|identity| format!("{}/{}", identity.namespace, identity.service_account)).as_deref())
-        }
+        Attribute::SourceServiceAccount => field(values, not_values, |value| asked.is_service_account(value)),
         Attribute::RemoteIp => asked.request.is_none_or(|request| address(remote(request))),
         Attribute::RequestHeader(name) => asked.request.is_none_or(|request| {
             (values.is_empty() || values.iter().any(|value| header(value, request.headers, name, lenient)))

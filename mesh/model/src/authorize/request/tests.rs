@@ -471,6 +471,22 @@ fn no_allow_that_matches_names_all_of_them() {
 }
 
 #[test]
+fn explain_says_which_rule_of_each_policy_matched() {
+    let policies = [
+        policy("a", RequestAction::Allow, vec![methods(&["POST"]), everything()]),
+        with(policy("w", RequestAction::Deny, vec![everything()]), |policy| {
+            policy.attachment = Attachment::Workloads { namespace: None, labels: BTreeMap::new() };
+        }),
+        policy("d", RequestAction::Deny, vec![methods(&["POST"])]),
+    ];
+    let sent = Sent::default();
+    let said = |verdicts: Vec<Verdict<'_>>| verdicts.iter().map(|one| (one.policy.key.to_string(), one.rule)).collect::<Vec<_>>();
+    assert_eq!(said(explain_target(&policies, &sent.facts())), [("shop/a".into(), Some(1)), ("shop/d".into(), None)]);
+    let at_endpoint = explain_endpoint(&policies, &sent.facts(), &workload(), ENDPOINT.parse().unwrap()).len();
+    assert_eq!(at_endpoint, 1);
+}
+
+#[test]
 fn audit_is_reported_only() {
     let policies = [policy("log", RequestAction::Audit, vec![everything()]), policy("not", RequestAction::Audit, vec![])];
     let permit = target(&policies, &Sent::default().facts()).unwrap();
