@@ -1,8 +1,10 @@
 //! A folder of YAML as a source of objects: `objects/`, `cluster/` and `reported/` of a state directory, merged and watched.
 //!
-//! `store` holds what the files say and what follows from it; `follow` is the thread that hears of changes and reads files.
+//! `store` holds what the files say and what follows from it; `follow` is the thread that hears of changes and reads files;
+//! [`snapshot`] reads the same once, without a thread.
 
 mod follow;
+pub mod snapshot;
 mod store;
 
 use std::{

@@ -18,7 +18,7 @@ use serde_json::Value;
 use thiserror::Error;
 use tropis_crds::{Finding, Object, ObjectRef};
 
-pub use dir::DirSource;
+pub use dir::{DirSource, snapshot::Snapshot};
 pub use watch::Watch;
 
 /// What a source tells.

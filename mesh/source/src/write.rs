@@ -79,35 +79,97 @@ pub enum Edit {
 /// # Errors
 /// What the file system says.
 pub fn edit(folder: &Path, object: &ObjectRef, change: impl FnOnce(&mut Value) -> Edit) -> io::Result<bool> {
+    let Some(Definition { path, at, mut value, .. }) = definition(folder, object) else { return Ok(false) };
+    match change(&mut value) {
+        Edit::Keep => {}
+        Edit::Write => rewrite(&path, at, Some(to_yaml(&value)?))?,
+        Edit::Remove => rewrite(&path, at, None)?,
+    }
+    Ok(true)
+}
+
+/// What [`apply`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// The object was not there; it has a file of its own now.
+    Created,
+    /// It took the place of its earlier definition, in the same file.
+    Configured,
+    /// It was there, and the same.
+    Unchanged,
+}
+
+/// Puts an object's document into a folder of YAML, text as it is: in place of its definition if there is one, else as a file that is
+/// named for it.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`] if `document` is not one document of YAML; otherwise what the file system says.
+pub fn apply(folder: &Path, object: &ObjectRef, document: &str) -> io::Result<Applied> {
+    let wanted = yaml::parse(document).map_err(|fault| io::Error::new(io::ErrorKind::InvalidInput, fault.problem))?;
+    let text = document.trim_end().to_owned() + "\n";
+    match definition(folder, object) {
+        Some(definition) if definition.value == wanted => Ok(Applied::Unchanged),
+        Some(definition) => rewrite(&definition.path, definition.at, Some(text)).map(|()| Applied::Configured),
+        None => replace(&folder.join(file_name(object)), text.as_bytes()).map(|()| Applied::Created),
+    }
+}
+
+/// Whether an object of a folder stands in a list (`kind: List`), where [`edit`] and [`apply`] do not reach it: the file and the line.
+pub fn listed(folder: &Path, object: &ObjectRef) -> Option<(PathBuf, u64)> {
+    dir::files(folder).into_iter().find_map(|path| {
+        let text = fs::read_to_string(&path).ok()?;
+        let own = |value: &Value| decode::reference(value).as_ref() == Some(object);
+        let lists = yaml::split(&text).into_iter().filter(|(_, document)| yaml::parse(document).is_ok_and(|value| !own(&value)));
+        let holds = |document: &str| yaml::documents(document).iter().any(|entry| entry.content.as_ref().is_ok_and(own));
+        lists.into_iter().find(|(_, document)| holds(document)).map(|(line, _)| (path.clone(), line))
+    })
+}
+
+/// Where an object is defined.
+struct Definition {
+    path: PathBuf,
+    /// Its place among the file's documents.
+    at: usize,
+    value: Value,
+}
+
+/// The last definition of an object in a folder; an entry of a list is none.
+fn definition(folder: &Path, object: &ObjectRef) -> Option<Definition> {
     let mut found = None;
     for path in dir::files(folder) {
         let Ok(text) = fs::read_to_string(&path) else { continue };
-        for (index, (_, document)) in yaml::split(&text).into_iter().enumerate() {
+        for (at, (_, document)) in yaml::split(&text).into_iter().enumerate() {
             match yaml::parse(document) {
-                Ok(value) if decode::reference(&value).as_ref() == Some(object) => found = Some((path.clone(), index, value)),
+                Ok(value) if decode::reference(&value).as_ref() == Some(object) => {
+                    found = Some(Definition { path: path.clone(), at, value })
+                }
                 _ => {}
             }
         }
     }
-    let Some((path, at, mut value)) = found else { return Ok(false) };
-    let replacement = match change(&mut value) {
-        Edit::Keep => return Ok(true),
-        Edit::Write => Some(to_yaml(&value)?),
-        Edit::Remove => None,
-    };
-    let text = fs::read_to_string(&path)?;
+    found
+}
+
+/// Replaces one document of a file, or takes it away; a file without documents is removed.
+fn rewrite(path: &Path, at: usize, replacement: Option<String>) -> io::Result<()> {
+    let text = fs::read_to_string(path)?;
     let documents = yaml::split(&text).into_iter().enumerate().filter_map(|(index, (_, document))| match index == at {
         true => replacement.clone(),
         false => Some(document.to_owned()),
     });
     let documents: Vec<String> = documents.collect();
     if documents.is_empty() {
-        remove_file(&path)?;
-    } else {
-        let documents: Vec<&str> = documents.iter().map(|document| document.trim_end()).collect();
-        replace(&path, (documents.join("\n---\n") + "\n").as_bytes())?;
+        return remove_file(path);
     }
-    Ok(true)
+    let documents: Vec<&str> = documents.iter().map(|document| document.trim_end()).collect();
+    replace(path, (documents.join("\n---\n") + "\n").as_bytes())
+}
+
+/// What the file of an object is called in the user's folder.
+fn file_name(object: &ObjectRef) -> String {
+    let parts = [object.kind.folder(), object.namespace.clone(), object.name.clone()];
+    let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    parts.join(".") + ".yaml"
 }
 
 /// Writes a file so that a reader sees the old content or the new, never a part.

@@ -58,7 +58,7 @@ pub fn documents(text: &str) -> Vec<Document> {
 }
 
 /// Cuts at `---` lines; gives each part with the line of its first content. Parts of comments and blank lines are left out.
-pub(crate) fn split(text: &str) -> Vec<(u64, &str)> {
+pub fn split(text: &str) -> Vec<(u64, &str)> {
     pieces(text)
         .into_iter()
         .filter_map(|(start, piece)| {

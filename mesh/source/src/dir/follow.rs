@@ -44,7 +44,7 @@ const ROOTS_PERIOD: Duration = Duration::from_secs(2);
 const EVERYTHING_PERIOD: Duration = Duration::from_secs(60);
 
 /// What the file of last good versions is called besides its manifest's name.
-const KEPT: &str = ".kept.json";
+const KEPT_ENDING: &str = ".kept.json";
 
 /// Handle of the thread; it ends when this is dropped.
 #[derive(Debug)]
@@ -113,7 +113,7 @@ struct Root {
 
 /// What tells two versions of a file apart without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     identity: (u64, u64),
     size: u64,
     changed: (i64, i64),
@@ -300,14 +300,9 @@ impl Following {
     /// Tells the store the last good versions that an earlier process left, or another one that follows the same folder.
     fn remember(&self) -> Vec<FileKey> {
         let mut keys = Vec::new();
-        for path in files(&self.kept) {
-            let name = path.strip_prefix(&self.kept).ok().and_then(|name| name.to_str()?.strip_suffix(KEPT));
-            let values = fs::read(&path).ok().and_then(|content| serde_json::from_slice(&content).ok());
-            if let (Some(name), Some(values)) = (name, values) {
-                let key = FileKey { layer: Layer::Objects, name: name.into() };
-                self.shared.lock().store.remember(key.clone(), values);
-                keys.push(key);
-            }
+        for (key, values) in kept(&self.kept) {
+            self.shared.lock().store.remember(key.clone(), values);
+            keys.push(key);
         }
         keys
     }
@@ -315,7 +310,7 @@ impl Following {
     /// Writes down which last good versions are in force, so that they are after a restart too.
     fn keep(&self, keys: BTreeSet<FileKey>) {
         for key in keys {
-            let path = self.kept.join(format!("{}{KEPT}", key.name));
+            let path = self.kept.join(format!("{}{KEPT_ENDING}", key.name));
             let kept = self.shared.lock().store.kept(&key);
             let done = match kept {
                 Kept::Nothing => write::remove_file(&path),
@@ -329,7 +324,7 @@ impl Following {
     }
 
     fn read(&mut self, path: &Path) -> Option<FileChange> {
-        let key = self.key(path)?;
+        let key = key(&self.roots.each_ref().map(|root| root.path.clone()), path)?;
         match read_file(path) {
             Ok((text, stamp)) => {
                 self.stamps.insert(path.to_path_buf(), stamp);
@@ -347,40 +342,56 @@ impl Following {
             }
         }
     }
-
-    /// The layer and name of a file; `None` for one that is nobody's business (a hidden one, one beside the writers' folders).
-    fn key(&self, path: &Path) -> Option<FileKey> {
-        let [objects, cluster, reported] = &self.roots;
-        let name = |prefix: &str, relative: &Path| -> Option<std::sync::Arc<str>> {
-            let visible = relative.components().all(|part| !part.as_os_str().as_encoded_bytes().starts_with(b"."));
-            let relative = relative.to_string_lossy();
-            visible.then(|| if prefix.is_empty() { relative.into() } else { format!("{prefix}/{relative}").into() })
-        };
-        if let Ok(relative) = path.strip_prefix(&objects.path) {
-            return Some(FileKey { layer: Layer::Objects, name: name("", relative)? });
-        }
-        if let Ok(relative) = path.strip_prefix(&cluster.path) {
-            let layer = if relative.starts_with(write::ASSIGNED) { Layer::Assigned } else { Layer::Cluster };
-            return Some(FileKey { layer, name: name(super::CLUSTER, relative)? });
-        }
-        let relative = path.strip_prefix(&reported.path).ok()?;
-        let mut parts = relative.components();
-        let Some(Component::Normal(writer)) = parts.next() else { return None };
-        let writer: std::sync::Arc<str> = writer.to_str()?.into();
-        let layer = match parts.as_path().starts_with(write::OWNED) {
-            true => Layer::Owned(writer),
-            false => Layer::Reported(writer),
-        };
-        Some(FileKey { layer, name: name(super::REPORTED, relative)? })
-    }
 }
 
-enum ReadError {
+/// The layer and name of a file below one of `roots`; `None` for one that is nobody's business (a hidden one, one beside the writers'
+/// folders).
+pub(super) fn key(roots: &[PathBuf; 3], path: &Path) -> Option<FileKey> {
+    let [objects, cluster, reported] = roots;
+    let name = |prefix: &str, relative: &Path| -> Option<Arc<str>> {
+        let visible = relative.components().all(|part| !part.as_os_str().as_encoded_bytes().starts_with(b"."));
+        let relative = relative.to_string_lossy();
+        visible.then(|| if prefix.is_empty() { relative.into() } else { format!("{prefix}/{relative}").into() })
+    };
+    if let Ok(relative) = path.strip_prefix(objects) {
+        return Some(FileKey { layer: Layer::Objects, name: name("", relative)? });
+    }
+    if let Ok(relative) = path.strip_prefix(cluster) {
+        let layer = if relative.starts_with(write::ASSIGNED) { Layer::Assigned } else { Layer::Cluster };
+        return Some(FileKey { layer, name: name(super::CLUSTER, relative)? });
+    }
+    let relative = path.strip_prefix(reported).ok()?;
+    let mut parts = relative.components();
+    let Some(Component::Normal(writer)) = parts.next() else { return None };
+    let writer: Arc<str> = writer.to_str()?.into();
+    let layer = match parts.as_path().starts_with(write::OWNED) {
+        true => Layer::Owned(writer),
+        false => Layer::Reported(writer),
+    };
+    Some(FileKey { layer, name: name(super::REPORTED, relative)? })
+}
+
+/// The last good versions that are written down in a folder, by the file whose documents they are.
+pub(super) fn kept(folder: &Path) -> Vec<(FileKey, Vec<serde_json::Value>)> {
+    let read = |path: PathBuf| {
+        let name = manifest_of(folder, &path)?;
+        let values = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+        Some((FileKey { layer: Layer::Objects, name: name.into() }, values))
+    };
+    files(folder).into_iter().filter_map(read).collect()
+}
+
+/// The manifest whose last good versions a file holds.
+fn manifest_of<'a>(folder: &Path, path: &'a Path) -> Option<&'a str> {
+    path.strip_prefix(folder).ok()?.to_str()?.strip_suffix(KEPT_ENDING)
+}
+
+pub(super) enum ReadError {
     Gone,
     Unreadable(String),
 }
 
-fn read_file(path: &Path) -> Result<(String, Stamp), ReadError> {
+pub(super) fn read_file(path: &Path) -> Result<(String, Stamp), ReadError> {
     let cannot = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ReadError::Gone,
         _ => ReadError::Unreadable(format!("cannot be read: {error}")),

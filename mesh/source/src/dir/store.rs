@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde_json::Value;
-use tropis_crds::{Finding, Kind, Level, Object, ObjectRef, codes, decode};
+use tropis_crds::{Finding, Kind, Level, Object, ObjectRef, Origin, codes, decode};
 
 use crate::{SourceEvent, merge, yaml};
 
@@ -114,6 +114,16 @@ impl Store {
 
     pub(super) fn object(&self, object: &ObjectRef) -> Option<&Arc<Object>> {
         self.objects.get(object)
+    }
+
+    /// Where each object of the user's stands: the definition that counts.
+    pub(super) fn origins(&self) -> BTreeMap<ObjectRef, Origin> {
+        let users = self.files.iter().filter(|(key, _)| key.layer == Layer::Objects);
+        let all = users.flat_map(|(key, file)| {
+            let origin = |line| Origin { file: key.name.to_string(), line };
+            file.documents.iter().map(move |(object, document)| (object.clone(), origin(document.line)))
+        });
+        all.collect()
     }
 
     /// What a new watch is told.

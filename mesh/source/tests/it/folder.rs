@@ -315,3 +315,62 @@ fn a_file_that_is_replaced_is_never_seen_half() {
     assert_eq!(std::io::read_to_string(old).unwrap(), "one");
     assert_eq!(fs::read_dir(folder.path().join("sub")).unwrap().count(), 1, "no temporary file is left");
 }
+
+#[test]
+fn an_applied_document_keeps_its_text_and_its_place() {
+    let folder = TempDir::new().unwrap();
+    let noted = |value: &str| format!("# why it is so\n{}", config("a", value));
+    // The note above the first line belongs to the document that it stands in.
+    let document = format!("kind: ConfigMap # {}\n{}", "odd, yet whole", config("a", "1").replace("kind: ConfigMap\n", ""));
+    assert_eq!(write::apply(folder.path(), &reference("a"), &document).unwrap(), write::Applied::Created);
+    assert_eq!(write::apply(folder.path(), &reference("a"), &noted("1")).unwrap(), write::Applied::Unchanged);
+    let path = folder.path().join("configmap.shop.a.yaml");
+    assert_eq!(fs::read_to_string(&path).unwrap(), document);
+    let both = format!("{}---\n# about b\n{}", config("a", "1"), config("b", "yes"));
+    fs::write(&path, &both).unwrap();
+    assert_eq!(write::apply(folder.path(), &reference("a"), &noted("2")).unwrap(), write::Applied::Configured);
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.starts_with(&noted("2")) && text.contains(&config("b", "yes")), "{text}");
+    assert!(write::apply(folder.path(), &reference("a"), "a: [").is_err());
+}
+
+#[test]
+fn an_entry_of_a_list_is_found_with_its_line() {
+    let folder = TempDir::new().unwrap();
+    let list = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: ConfigMap, metadata: {name: a, namespace: shop}}\n";
+    fs::write(folder.path().join("list.yaml"), format!("{}---\n{list}", config("b", "1"))).unwrap();
+    assert_eq!(write::listed(folder.path(), &reference("a")), Some((folder.path().join("list.yaml"), 6)));
+    assert_eq!(write::listed(folder.path(), &reference("b")), None);
+}
+
+#[test]
+fn a_snapshot_reads_the_state_as_a_source_does_and_writes_nothing() {
+    let state = TempDir::new().unwrap();
+    let objects = state.path().join("objects");
+    fs::create_dir_all(&objects).unwrap();
+    fs::write(objects.join("a.yaml"), format!("{}---\nkind: [\n", config("a", "1"))).unwrap();
+    write::assign(
+        state.path(),
+        &serde_json::json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "shop", "uid": "u1"},
+        }),
+    )
+    .unwrap();
+    let snapshot = tropis_source::dir::snapshot::of_state(state.path());
+    assert_eq!(snapshot.objects.len(), 1);
+    assert_eq!(snapshot.objects[0].metadata.uid, "u1");
+    assert_eq!(snapshot.origins[&reference("a")].to_string(), "a.yaml:1");
+    assert_eq!(snapshot.findings.len(), 1, "{:?}", snapshot.findings);
+    assert!(!state.path().join("reported").exists() && !state.path().join("state").exists());
+}
+
+#[test]
+fn files_are_read_by_the_names_that_they_were_given() {
+    let folder = TempDir::new().unwrap();
+    assert!(tropis_source::dir::snapshot::of_files(&[folder.path().to_path_buf()]).is_err(), "a folder without YAML");
+    let path = folder.path().join("a.yaml");
+    fs::write(&path, config("a", "1")).unwrap();
+    let snapshot = tropis_source::dir::snapshot::of_files(&[folder.path().to_path_buf()]).unwrap();
+    assert_eq!(snapshot.origins[&reference("a")].file, path.display().to_string());
+    assert!(tropis_source::dir::snapshot::of_files(&[folder.path().join("missing.yaml")]).is_err());
+}
