@@ -70,4 +70,6 @@ pub struct Compiled {
 }
 
 #[cfg(test)]
+mod routing_tests;
+#[cfg(test)]
 mod tests;

@@ -8,6 +8,9 @@ use tropis_model::{
     service::{BalancingMode, LoadBalancing, Scope},
 };
 
+/// Labels that are compared in order, with the value that they are compared with, or with the caller's own.
+type Labels = Vec<(Arc<str>, Option<Arc<str>>)>;
+
 /// Points of a ring, at least, where nothing else is said.
 const RING_SIZE: u32 = 1024;
 /// Entries of Maglev's table, where nothing else is said.
@@ -100,7 +103,7 @@ fn regions(setting: &LocalitySetting) -> Vec<(Arc<str>, Arc<str>)> {
     setting.failover.iter().map(|rule| (rule.from.as_str().into(), rule.to.as_str().into())).collect()
 }
 
-fn labels(setting: &LocalitySetting) -> Vec<(Arc<str>, Option<Arc<str>>)> {
+fn labels(setting: &LocalitySetting) -> Labels {
     let entries = setting.failover_priority.iter().map(|entry| match entry.split_once('=') {
         Some((key, value)) => (key.into(), Some(value.into())),
         None => (entry.as_str().into(), None),
@@ -109,7 +112,7 @@ fn labels(setting: &LocalitySetting) -> Vec<(Arc<str>, Option<Arc<str>>)> {
 }
 
 /// What a Service's `trafficDistribution` compares, in order.
-fn of_service(service: &LoadBalancing) -> Option<Vec<(Arc<str>, Option<Arc<str>>)>> {
+fn of_service(service: &LoadBalancing) -> Option<Labels> {
     let label = |scope: &Scope| match scope {
         Scope::Network => "topology.istio.io/network",
         Scope::Region => "topology.kubernetes.io/region",

@@ -122,6 +122,16 @@ fn authorization_policies_that_istio_refuses_are_refused() {
         (json!({"rules": [{"when": [{"key": "source.ports", "values": ["1"]}]}]}), "spec.rules[0].when[0].key"),
         (json!({"rules": [{"when": [{"key": "source.ip"}]}]}), "spec.rules[0].when[0]"),
         (json!({"rules": [{"when": [{"key": "destination.port", "notValues": ["0"]}]}]}), "when[0].notValues[0]"),
+        (json!({"rules": [{"to": [{"operation": {"paths": ["/a/{**}/b"]}}]}]}), "spec.rules[0].to[0].operation.paths[0]"),
+        (json!({"rules": [{"to": [{"operation": {"notPaths": ["/a", "/a{*}"]}}]}]}), "spec.rules[0].to[0].operation.notPaths[1]"),
+        (
+            json!({"action": "CUSTOM", "provider": {"name": "a"}, "rules": [{"from": [{"source": {"namespaces": ["b"]}}]}]}),
+            "spec.rules[0].from[0].source.namespaces",
+        ),
+        (
+            json!({"action": "CUSTOM", "provider": {"name": "a"}, "rules": [{"when": [{"key": "request.auth.claims[b]", "values": ["c"]}]}]}),
+            "spec.rules[0].when[0].key",
+        ),
         (json!({"selector": {"matchLabels": {"app": "*"}}}), "spec.selector.matchLabels[app]"),
         (json!({"selector": {"matchExpressions": []}}), "spec.selector.matchExpressions"),
         (json!({"selector": {}, "targetRefs": [{"kind": "Service", "name": "a"}]}), "spec.selector"),

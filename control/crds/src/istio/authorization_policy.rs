@@ -225,7 +225,50 @@ pub(crate) fn validate(about: &mut About<'_>, policy: &AuthorizationPolicy) {
         about.refuse("spec.rules", "", "is missing or empty, so nothing would ever match", "`rules: [{}]` matches everything");
     }
     for (index, rule) in rules.iter().enumerate() {
-        validate_rule(about, rule, &format!("spec.rules[{index}]"));
+        let path = format!("spec.rules[{index}]");
+        validate_rule(about, rule, &path);
+        if spec.action == Action::Custom {
+            refuse_identities(about, rule, &path);
+        }
+    }
+}
+
+/// Action CUSTOM is decided before anybody knows who calls.
+fn refuse_identities(about: &mut About<'_>, rule: &Rule, path: &str) {
+    for (index, from) in rule.from.iter().flatten().enumerate() {
+        let source = &from.source;
+        let lists = [
+            ("principals", &source.principals),
+            ("notPrincipals", &source.not_principals),
+            ("requestPrincipals", &source.request_principals),
+            ("notRequestPrincipals", &source.not_request_principals),
+            ("namespaces", &source.namespaces),
+            ("notNamespaces", &source.not_namespaces),
+            ("serviceAccounts", &source.service_accounts),
+            ("notServiceAccounts", &source.not_service_accounts),
+            ("trustDomains", &source.trust_domains),
+            ("notTrustDomains", &source.not_trust_domains),
+        ];
+        for (name, _) in lists.iter().filter(|(_, list)| !list.is_empty()) {
+            about.refuse(
+                &format!("{path}.from[{index}].source.{name}"),
+                "",
+                "is not allowed with action CUSTOM",
+                "ipBlocks and remoteIpBlocks",
+            );
+        }
+    }
+    let keys = ["source.namespace", "source.serviceAccount", "source.trustDomain", "source.principal"];
+    for (index, condition) in rule.when.iter().flatten().enumerate() {
+        if keys.contains(&condition.key.as_str()) || condition.key.starts_with("request.auth.") {
+            let accepted = "request.headers, source.ip, remote.ip, destination.ip, destination.port and connection.sni";
+            about.refuse(
+                &format!("{path}.when[{index}].key"),
+                format!("{:?}", condition.key),
+                "is not allowed with action CUSTOM",
+                accepted,
+            );
+        }
     }
 }
 
@@ -246,6 +289,9 @@ fn validate_rule(about: &mut About<'_>, rule: &Rule, path: &str) {
         }
         for (name, ports) in [("ports", &to.operation.ports), ("notPorts", &to.operation.not_ports)] {
             validate_ports(about, ports, &format!("{path}.{name}"));
+        }
+        for (name, paths) in [("paths", &to.operation.paths), ("notPaths", &to.operation.not_paths)] {
+            validate_paths(about, paths, &format!("{path}.{name}"));
         }
         let operation = &to.operation;
         let (hosts, methods) = ([&operation.hosts, &operation.not_hosts], [&operation.methods, &operation.not_methods]);
@@ -318,6 +364,26 @@ fn validate_ports(about: &mut About<'_>, ports: &[String], path: &str) {
     for (index, port) in ports.iter().enumerate() {
         if !port.parse().is_ok_and(names::is_port) {
             about.refuse(&format!("{path}[{index}]"), format!("{port:?}"), "is not a port", "\"1\" to \"65535\"");
+        }
+    }
+}
+
+/// A path may be a template: `{*}` is a segment, `{**}` at the end the rest.
+fn validate_paths(about: &mut About<'_>, paths: &[String], path: &str) {
+    for (index, text) in paths.iter().enumerate().filter(|(_, text)| text.contains("{*") || text.contains("*}")) {
+        let mut segments = text.split('/').peekable();
+        let rooted = segments.next() == Some("");
+        let mut good = rooted;
+        while let Some(segment) = segments.next() {
+            good &= match segment {
+                "{*}" => true,
+                "{**}" => segments.peek().is_none(),
+                plain => !plain.contains(['{', '}', '*']),
+            };
+        }
+        if !good {
+            let accepted = "/ and segments, of which {*} is any one, and {**} at the end any number";
+            about.refuse(&format!("{path}[{index}]"), format!("{text:?}"), "is not a template of paths", accepted);
         }
     }
 }

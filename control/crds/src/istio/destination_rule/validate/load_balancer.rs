@@ -98,7 +98,7 @@ fn validate_hash(about: &mut About<'_>, hash: &ConsistentHash, path: &str) {
 }
 
 fn is_prime(number: i64) -> bool {
-    number >= 2 && number < TABLE_MAX && (2..).take_while(|factor| factor * factor <= number).all(|factor| number % factor != 0)
+    (2..TABLE_MAX).contains(&number) && (2..).take_while(|factor| factor * factor <= number).all(|factor| number % factor != 0)
 }
 
 fn validate_locality(about: &mut About<'_>, setting: &LocalitySetting, path: &str) {
