@@ -47,13 +47,7 @@ pub fn compile(settings: &Settings, object: &Object) -> (Option<Policy>, Vec<Fin
     let spec = &policy.spec;
     let mut findings = Vec::new();
     if spec.target_ref.is_some() || !spec.target_refs.is_empty() {
-        findings.push(
-            Finding::warning(codes::NEEDS_WAYPOINT, object.reference())
-                .field(if spec.target_ref.is_some() { "spec.targetRef" } else { "spec.targetRefs" })
-                .problem("attaches the policy to a waypoint or gateway, and none runs")
-                .accepted("spec.selector, or neither, for a policy that node proxies enforce")
-                .effect("the policy is not enforced anywhere"),
-        );
+        // A waypoint's alone; `waypoint::policy_findings` tells whether there is one.
         return (None, findings);
     }
     let action = match spec.action {

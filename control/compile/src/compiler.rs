@@ -7,13 +7,23 @@ use std::{
 
 use tropis_crds::{Finding, Kind, Object, ObjectRef};
 use tropis_model::{
+    identity::Identity,
     policy::{Policy, PolicyKey},
     service::Service,
     view::Change,
-    workload::Workload,
+    workload::{Workload, WorkloadUid},
 };
 
-use crate::{Affected, Compiled, Index, Settings, authorization, index::Key, namespace, peer_authentication, service, workload};
+use crate::{
+    Affected, Compiled, Index, Settings, authorization, destination_rule,
+    index::Key,
+    namespace, peer_authentication, request_policy, service, virtual_service,
+    waypoint::{self, admission, scope::Told},
+    workload,
+};
+use waypoints::Waypoints;
+
+mod waypoints;
 
 /// An index with what its objects mean, kept up to date at the cost of what changes.
 #[derive(Debug)]
@@ -27,6 +37,9 @@ pub struct Compiler {
     peers: HashMap<Key, Arc<Policy>>,
     static_strict: Option<Arc<Policy>>,
     findings: BTreeMap<ObjectRef, Vec<Finding>>,
+    /// What looks at many objects, made anew when one of them may be different.
+    wide_findings: BTreeMap<ObjectRef, Vec<Finding>>,
+    waypoints: Waypoints,
 }
 
 impl Compiler {
@@ -42,6 +55,8 @@ impl Compiler {
             peers: HashMap::new(),
             static_strict: None,
             findings: BTreeMap::new(),
+            wide_findings: BTreeMap::new(),
+            waypoints: Waypoints::default(),
         }
     }
 
@@ -67,6 +82,7 @@ impl Compiler {
     pub fn changes(&mut self) -> Vec<Change> {
         let affected = std::mem::take(&mut self.affected);
         let mut changes = Changes::default();
+        self.waypoints.touch(&affected);
         if affected.static_strict {
             let now = self.index.has_peers().then(|| peer_authentication::static_strict(self.index.settings()));
             changes.policy(&mut self.static_strict, now);
@@ -81,7 +97,12 @@ impl Compiler {
             self.compile_service(key, &mut changes);
         }
         for key in affected.pods {
-            let now = self.index.pod(&key).and_then(|object| workload::from_pod(&self.index, object));
+            // A label that only waypoints are told may have changed.
+            self.waypoints.workloads.insert(workload::pod_uid(self.index.settings(), &key));
+            let object = self.index.pod(&key);
+            let attached = object.and_then(|object| waypoint::of_pod(&self.index, object));
+            let now = object.and_then(|object| workload::from_pod(&self.index, object));
+            self.waypoints.pod(&key, attached.map(|attached| attached.gateway));
             slot(&mut self.pods, key, now, |old, new| changes.workload(old, new));
         }
         for key in affected.slices {
@@ -89,15 +110,61 @@ impl Compiler {
         }
         for name in affected.namespaces {
             let object = self.index.namespace(&name);
-            let findings = object.map(|object| namespace::findings(self.index.settings(), object)).unwrap_or_default();
+            let findings = object.map(|object| namespace_findings(&self.index, object)).unwrap_or_default();
             self.tell(ObjectRef::cluster(Kind::Namespace, name), findings);
         }
+        self.tell_widely();
+        for key in affected.gateways {
+            let findings = self.index.gateway(&key).map(|object| waypoint::findings(object)).unwrap_or_default();
+            self.tell(ObjectRef::new(Kind::Gateway, key.0.clone(), key.1.clone()), findings);
+        }
+        self.waypoints.workloads.extend(changes.uids());
         changes.in_order()
+    }
+
+    /// What each waypoint is to be told that is different since the last call. Call it after [`Self::changes`].
+    pub fn waypoints(&mut self) -> Vec<Told> {
+        let workloads = self.pods.values().chain(self.slices.values().flat_map(BTreeMap::values));
+        let (told, gone) = self.waypoints.differences(&self.index, &self.services, workloads);
+        for gateway in gone {
+            self.enforced(&gateway, HashMap::new());
+        }
+        told
+    }
+
+    /// A waypoint has in force what [`Self::waypoints`] gave for it so far: the policies in it may let it in.
+    pub fn acknowledged(&mut self, gateway: &Key) {
+        let policies = self.waypoints.policies(gateway);
+        self.enforced(gateway, policies);
+    }
+
+    /// The Gateways of waypoints that have an address: they are in use.
+    pub fn ready_waypoints(&self) -> Vec<Key> {
+        let ready = self.index.waypoints().filter(|object| waypoint::address(self.index.settings(), object).is_some());
+        ready.map(|object| crate::index::key_of(object)).collect()
+    }
+
+    fn enforced(&mut self, gateway: &Key, policies: waypoints::Enforced) {
+        let keys = self.waypoints.enforce(gateway, policies);
+        let keys = keys.iter().filter_map(|key| key.0.split_once('/')).map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
+        self.affected.authorizations.extend(keys);
+    }
+
+    fn tell_widely(&mut self) {
+        if !self.waypoints.take_wide() {
+            return;
+        }
+        let index = &self.index;
+        let routes = index.virtual_services().map(|object| (object.reference(), virtual_service::findings(index, object)));
+        let rules = index.destination_rules().map(|object| (object.reference(), destination_rule::findings(index, object)));
+        let policies = index.authorizations().map(|object| (object.reference(), policy_findings(index, object)));
+        let all = routes.chain(rules).chain(policies);
+        self.wide_findings = all.filter(|(_, findings)| !findings.is_empty()).collect();
     }
 
     /// What is to be told now, by object.
     pub fn findings(&self) -> impl Iterator<Item = &Finding> {
-        self.findings.values().flatten()
+        self.findings.values().chain(self.wide_findings.values()).flatten().chain(self.waypoints.findings())
     }
 
     /// Everything that was compiled, in order of the keys.
@@ -110,7 +177,11 @@ impl Compiler {
         let policies = self.authorizations.values().chain(self.peers.values()).chain(&self.static_strict);
         let mut policies: Vec<Policy> = policies.map(|own| (**own).clone()).collect();
         policies.sort_by(|one, other| one.key.cmp(&other.key));
-        Compiled { workloads, services, policies, findings: self.findings().cloned().collect() }
+        let mut findings: BTreeMap<&ObjectRef, Vec<Finding>> = BTreeMap::new();
+        for (object, told) in self.findings.iter().chain(&self.wide_findings) {
+            findings.entry(object).or_default().extend(told.iter().cloned());
+        }
+        Compiled { workloads, services, policies, findings: findings.into_values().flatten().collect() }
     }
 
     fn compile_authorization(&mut self, key: Key, changes: &mut Changes) {
@@ -118,9 +189,18 @@ impl Compiler {
         if let Some(object) = self.index.authorization(&key) {
             (now, findings) = authorization::compile(self.index.settings(), object);
             findings.extend(authorization::selection_findings(&self.index, object));
+            let waypoints = self.enforcing(object);
+            now = now.map(|policy| admission::admit(policy, &waypoints));
         }
         self.tell(ObjectRef::new(Kind::AuthorizationPolicy, key.0.clone(), key.1.clone()), findings);
         slot(&mut self.authorizations, key, now, |old, new| changes.policy_slot(old, new));
+    }
+
+    /// The waypoints that enforce this very version of a policy.
+    fn enforcing(&self, object: &Object) -> BTreeSet<Identity> {
+        let settings = self.index.settings();
+        let Some(present) = request_policy::compile(settings, object).0 else { return BTreeSet::new() };
+        self.waypoints.enforcing(&present).map(|gateway| waypoint::identity(settings, gateway)).collect()
     }
 
     fn compile_peer(&mut self, key: Key, changes: &mut Changes) {
@@ -132,8 +212,9 @@ impl Compiler {
     }
 
     fn compile_service(&mut self, key: Key, changes: &mut Changes) {
-        let compiled = self.index.service(&key).map(|object| service::compile(self.index.settings(), object));
-        let (now, findings) = compiled.unwrap_or_default();
+        let compiled = self.index.service(&key).map(|object| attached_service(&self.index, object));
+        let (now, gateway, findings) = compiled.unwrap_or_default();
+        self.waypoints.service(&key, gateway);
         self.tell(ObjectRef::new(Kind::Service, key.0.clone(), key.1.clone()), findings);
         slot(&mut self.services, key, now, |old, new| changes.service(old, new));
     }
@@ -172,23 +253,32 @@ pub fn compile(index: &Index) -> Compiled {
     let mut findings: BTreeMap<ObjectRef, Vec<Finding>> = BTreeMap::new();
     for name in &everything.namespaces {
         if let Some(object) = index.namespace(name) {
-            findings.entry(object.reference()).or_default().extend(namespace::findings(settings, object));
+            findings.entry(object.reference()).or_default().extend(namespace_findings(index, object));
         }
     }
     for object in everything.services.iter().filter_map(|key| index.service(key)) {
-        let (service, told) = service::compile(settings, object);
+        let (service, _, told) = attached_service(index, object);
         compiled.services.extend(service);
         findings.entry(object.reference()).or_default().extend(told);
     }
     for object in everything.authorizations.iter().filter_map(|key| index.authorization(key)) {
         let (policy, told) = authorization::compile(settings, object);
         compiled.policies.extend(policy);
-        let told = told.into_iter().chain(authorization::selection_findings(index, object));
+        let told = told.into_iter().chain(authorization::selection_findings(index, object)).chain(policy_findings(index, object));
         findings.entry(object.reference()).or_default().extend(told);
     }
     for object in everything.peers.iter().filter_map(|key| index.peer(key)) {
         compiled.policies.extend(peer_authentication::compile(index, object));
         findings.entry(object.reference()).or_default().extend(peer_authentication::findings(index, object));
+    }
+    for object in everything.virtual_services.iter().filter_map(|key| index.virtual_service(key)) {
+        findings.entry(object.reference()).or_default().extend(virtual_service::findings(index, object));
+    }
+    for object in everything.destination_rules.iter().filter_map(|key| index.destination_rule(key)) {
+        findings.entry(object.reference()).or_default().extend(destination_rule::findings(index, object));
+    }
+    for object in everything.gateways.iter().filter_map(|key| index.gateway(key)) {
+        findings.entry(object.reference()).or_default().extend(waypoint::findings(object));
     }
     compiled.policies.extend(index.has_peers().then(|| peer_authentication::static_strict(settings)));
     let pods = everything.pods.iter().filter_map(|key| index.pod(key));
@@ -200,6 +290,30 @@ pub fn compile(index: &Index) -> Compiled {
     compiled.policies.sort_by(|one, other| one.key.cmp(&other.key));
     compiled.findings = findings.into_values().flatten().collect();
     compiled
+}
+
+/// A service with its waypoint.
+fn attached_service(index: &Index, object: &Object) -> (Option<Service>, Option<Key>, Vec<Finding>) {
+    let (service, mut findings) = service::compile(index.settings(), object);
+    let Some(mut service) = service else { return (None, None, findings) };
+    let (attached, told) = waypoint::of_service(index, object);
+    findings.extend(told);
+    service.waypoint = attached.as_ref().map(|attached| attached.address.clone());
+    (Some(service), attached.map(|attached| attached.gateway), findings)
+}
+
+fn namespace_findings(index: &Index, object: &Object) -> Vec<Finding> {
+    let mut findings = namespace::findings(index.settings(), object);
+    findings.extend(waypoint::namespace_findings(index, object));
+    findings
+}
+
+/// What there is to tell about a policy's targets.
+fn policy_findings(index: &Index, object: &Object) -> Vec<Finding> {
+    let gateway = |namespace: &str, name: &str| index.gateway(&(namespace.to_owned(), name.to_owned())).is_some();
+    let mut findings = request_policy::findings(index, object, gateway);
+    findings.extend(waypoint::policy_findings(index, object));
+    findings
 }
 
 #[derive(Default)]
@@ -215,6 +329,16 @@ impl Changes {
     fn in_order(self) -> Vec<Change> {
         let kept = self.policies.into_iter().chain(self.services).chain(self.workloads);
         kept.chain(self.removed_addresses).chain(self.removed_policies).collect()
+    }
+
+    /// The workloads and services that are different; a name of a service is no workload's.
+    fn uids(&self) -> Vec<WorkloadUid> {
+        let changed = self.workloads.iter().chain(&self.removed_addresses).filter_map(|change| match change {
+            Change::Workload(workload) => Some(workload.uid.clone()),
+            Change::RemoveAddress(name) => Some(WorkloadUid(name.clone())),
+            _ => None,
+        });
+        changed.collect()
     }
 
     fn workload(&mut self, old: Option<&Arc<Workload>>, new: Option<Workload>) -> Option<Arc<Workload>> {

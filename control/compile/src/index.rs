@@ -1,5 +1,6 @@
 //! Facts by reference: which objects exist, and which of them look at one another, so that a change costs what it touches.
 
+mod gateways;
 mod labels;
 mod routing;
 
@@ -41,6 +42,10 @@ pub struct Affected {
     pub virtual_services: BTreeSet<Key>,
     /// DestinationRules.
     pub destination_rules: BTreeSet<Key>,
+    /// Gateways of the Gateway API, or what there is to tell about them.
+    pub gateways: BTreeSet<Key>,
+    /// Whether a pod came, went, or carries other labels.
+    pub pod_labels: bool,
     /// Whether there is any PeerAuthentication may have changed.
     pub static_strict: bool,
 }
@@ -56,6 +61,8 @@ impl Affected {
         self.peers.extend(other.peers);
         self.virtual_services.extend(other.virtual_services);
         self.destination_rules.extend(other.destination_rules);
+        self.gateways.extend(other.gateways);
+        self.pod_labels |= other.pod_labels;
         self.static_strict |= other.static_strict;
     }
 
@@ -84,6 +91,7 @@ pub struct Index {
     peers: BTreeMap<Key, Arc<Object>>,
     peer_selectors: Selecting,
     routing: Routing,
+    gateways: BTreeMap<Key, Arc<Object>>,
 }
 
 impl Index {
@@ -106,6 +114,7 @@ impl Index {
             peers: BTreeMap::new(),
             peer_selectors: Selecting::default(),
             routing: Routing::default(),
+            gateways: BTreeMap::new(),
         }
     }
 
@@ -135,16 +144,22 @@ impl Index {
             Kind::VirtualService => self.replace_virtual_service(key, object),
             Kind::DestinationRule => self.replace_destination_rule(key, object),
             Kind::IstioGateway => self.replace_istio_gateway(key, object),
+            Kind::Gateway => self.replace_gateway(key, object),
             Kind::Node => {
                 put(&mut self.nodes, reference.name.clone(), object);
                 Affected { pods: self.pods_on.get(&reference.name).cloned().unwrap_or_default(), ..Affected::default() }
             }
             Kind::Namespace => {
-                match object {
+                let old = match object {
                     Some(object) => self.namespaces.insert(reference.name.clone(), object.clone()),
                     None => self.namespaces.remove(&reference.name),
                 };
-                Affected { namespaces: [reference.name.clone()].into(), ..Affected::default() }
+                let relabelled = old.as_ref().map(|old| &old.metadata.labels) != object.map(|new| &new.metadata.labels);
+                let mut affected = Affected { namespaces: [reference.name.clone()].into(), ..Affected::default() };
+                if relabelled {
+                    affected.extend(self.relabelled_namespace(&reference.name));
+                }
+                affected
             }
             _ => Affected::default(),
         }
@@ -157,6 +172,7 @@ impl Index {
             None => self.pods.remove(&key),
         };
         let relabelled = old.as_ref().map(|old| &old.metadata.labels) != object.map(|new| &new.metadata.labels);
+        affected.pod_labels = relabelled;
         for (pod, present) in old.iter().map(|old| (old, false)).chain(object.map(|new| (new, true))) {
             if relabelled {
                 // A policy that selects it selects one workload more or fewer, and may have selected none.
@@ -164,6 +180,7 @@ impl Index {
                 affected.peers.extend(self.peer_selectors.selecting(&key.0, &pod.metadata.labels));
                 self.pod_labels.set(&key, &pod.metadata.labels, present);
             }
+            affected.extend(self.attached_by(pod));
             if let Some(node) = pod.pod().and_then(|pod| pod.spec.as_ref()?.node_name.clone()) {
                 set(&mut self.pods_on, node, &key, present);
             }
@@ -306,6 +323,8 @@ impl Index {
             peers: self.peers.keys().cloned().collect(),
             virtual_services: self.virtual_services().map(|object| key_of(object)).collect(),
             destination_rules: self.destination_rules().map(|object| key_of(object)).collect(),
+            gateways: self.gateways.keys().cloned().collect(),
+            pod_labels: true,
             static_strict: true,
         }
     }

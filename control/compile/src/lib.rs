@@ -2,9 +2,10 @@
 //!
 //! [`Index`] keeps the objects by what refers to them and says what a change [`Affected`]; [`Compiler`] compiles only that and gives
 //! the [`Change`](tropis_model::view::Change)s; [`compile()`] does the same for everything at once. Each noun has its file:
-//! [`workload`], [`service`], [`authorization`] (AuthorizationPolicy at L4) and [`peer_authentication`]; what a waypoint does is put
-//! together in [`host`] from [`virtual_service`], [`destination_rule`] and [`request_policy`]. Compiling never fails as a whole:
-//! what is good comes out, and a [`Finding`] for each thing that is not.
+//! [`workload`], [`service`], [`authorization`] (AuthorizationPolicy at L4) and [`peer_authentication`]. [`waypoint`] says who goes
+//! through which waypoint and what that one is told; what it does is put together in [`host`] from [`virtual_service`],
+//! [`destination_rule`] and [`request_policy`]. Compiling never fails as a whole: what is good comes out, and a [`Finding`] for each
+//! thing that is not.
 
 pub mod authorization;
 pub mod compiler;
@@ -16,12 +17,13 @@ pub mod peer_authentication;
 pub mod request_policy;
 pub mod service;
 pub mod virtual_service;
+pub mod waypoint;
 pub mod workload;
 
 use std::sync::Arc;
 
 use tropis_crds::Finding;
-use tropis_model::{policy::Policy, service::Service, workload::Workload};
+use tropis_model::{policy::Policy, service::Service, waypoint::AccessLogFormat, workload::Workload};
 
 pub use compiler::{Compiler, compile};
 pub use index::{Affected, Index};
@@ -41,6 +43,8 @@ pub struct Settings {
     pub network: Arc<str>,
     /// Labels of the sidecar model enrol too.
     pub sidecar_labels: bool,
+    /// How waypoints log requests; `None` logs nothing.
+    pub access_log: Option<AccessLogFormat>,
 }
 
 impl Default for Settings {
@@ -52,6 +56,7 @@ impl Default for Settings {
             cluster_id: "Kubernetes".into(),
             network: "".into(),
             sidecar_labels: true,
+            access_log: Some(AccessLogFormat::Json),
         }
     }
 }
@@ -69,7 +74,5 @@ pub struct Compiled {
     pub findings: Vec<Finding>,
 }
 
-#[cfg(test)]
-mod routing_tests;
 #[cfg(test)]
 mod tests;

@@ -6,13 +6,13 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use tropis_crds::{Object, OwnerReference};
 use tropis_model::{
     identity::Identity,
-    workload::{Health, Locality, NetworkMode, TunnelProtocol, Workload, WorkloadKind},
+    workload::{Health, Locality, NetworkMode, TunnelProtocol, Workload, WorkloadKind, WorkloadUid},
 };
 
 use crate::{
     Index, Settings, authorization,
     index::{Key, key_of},
-    peer_authentication, service,
+    peer_authentication, service, waypoint,
 };
 
 /// Written by the redirector (or istio-cni) once the pod accepts HBONE.
@@ -52,7 +52,7 @@ pub fn from_pod(index: &Index, object: &Object) -> Option<Workload> {
     let (namespace, name) = (object.metadata.namespace.as_str(), object.metadata.name.as_str());
     let account = spec.service_account_name.as_deref().or(spec.service_account.as_deref()).filter(|account| !account.is_empty());
     let identity = Identity::new(settings.trust_domain.clone(), namespace, account.unwrap_or(DEFAULT_ACCOUNT));
-    let mut workload = Workload::new(format!("{}//Pod/{namespace}/{name}", settings.cluster_id), name, identity);
+    let mut workload = Workload::new(pod_uid(settings, &key_of(object)).0, name, identity);
     workload.addresses = addresses;
     workload.network = settings.network.clone();
     workload.cluster_id = settings.cluster_id.clone();
@@ -75,12 +75,18 @@ pub fn from_pod(index: &Index, object: &Object) -> Option<Workload> {
     workload.workload_name = owner.into();
     workload.health = if is_ready(pod) && object.metadata.deletion_timestamp.is_none() { Health::Healthy } else { Health::Unhealthy };
     workload.services = services(index, object, spec);
+    workload.waypoint = waypoint::of_pod(index, object).map(|attached| attached.address);
     let mut policies = authorization::attached(index, object);
     policies.extend(peer_authentication::attached(index, object));
     policies.sort();
     policies.dedup();
     workload.authorization_policies = policies;
     Some(workload)
+}
+
+/// The unique name of a pod.
+pub(crate) fn pod_uid(settings: &Settings, (namespace, name): &Key) -> WorkloadUid {
+    WorkloadUid(format!("{}//Pod/{namespace}/{name}", settings.cluster_id).into())
 }
 
 /// The name of the node's place.

@@ -82,6 +82,14 @@ codes! {
         "A pod names a container image that the embedded mesh has no program for.";
     DRY_RUN = "TRP0015" "DryRun" Info
         "A policy is only logged, never enforced, because its annotation says so.";
+    WAYPOINT_NOT_USABLE = "TRP0016" "WaypointNotUsable" Warning
+        "A label names a waypoint that cannot be used: it is of another class, not ready, or does not take this traffic or namespace.";
+    MIXED_ACCOUNTS = "TRP0017" "MixedServiceAccounts" Warning
+        "A waypoint is for one service account, and the pods of a Service run as several.";
+    NAME_TAKEN = "TRP0018" "NameTaken" Error
+        "A waypoint cannot be deployed, because an object of its name exists that the control plane did not make.";
+    AUTOMATIC_WAYPOINT = "TRP0019" "AutomaticWaypoint" Info
+        "The control plane made a waypoint for a namespace because something there needs one.";
 }
 
 /// The table's entry of `code`.

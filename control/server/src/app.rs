@@ -113,6 +113,7 @@ impl App {
             cluster_id: config.cluster_id.as_str().into(),
             network: config.network.as_str().into(),
             sidecar_labels: config.sidecar_labels,
+            ..Settings::default()
         };
         let told = Told {
             scope: self.scope.clone(),

@@ -1,0 +1,83 @@
+//! Gateways of the Gateway API, and who may be using which as a waypoint.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use tropis_crds::Object;
+
+use super::{Affected, Index, Key, in_namespace, key_of, service_selector};
+use crate::waypoint;
+
+impl Index {
+    /// A Gateway changes seldom, so who names it is found by looking at every label.
+    pub(super) fn replace_gateway(&mut self, key: Key, object: Option<&Arc<Object>>) -> Affected {
+        match object {
+            Some(object) => self.gateways.insert(key.clone(), object.clone()),
+            None => self.gateways.remove(&key),
+        };
+        let namespaces: BTreeSet<&str> = (self.namespaces.values())
+            .filter(|namespace| waypoint::named(namespace).is_some_and(|named| named == key))
+            .map(|namespace| namespace.metadata.name.as_str())
+            .chain([key.0.as_str()])
+            .collect();
+        let uses = |object: &Arc<Object>| {
+            namespaces.contains(object.metadata.namespace.as_str()) || waypoint::named(object).is_some_and(|named| named == key)
+        };
+        let using = |map: &BTreeMap<Key, Arc<Object>>| map.iter().filter(|(_, object)| uses(object)).map(|(key, _)| key.clone()).collect();
+        let (pods, services) = (using(&self.pods), using(&self.services));
+        let namespaces = namespaces.into_iter().map(str::to_owned).collect();
+        Affected { gateways: [key].into(), pods, services, namespaces, ..Affected::default() }
+    }
+
+    /// What uses a waypoint by a namespace's label, or may use it by another label of the namespace.
+    pub(super) fn relabelled_namespace(&self, name: &str) -> Affected {
+        let services = in_namespace(&self.services, name).map(|(key, _)| key.clone()).collect();
+        Affected { pods: self.pods_in(name).collect(), services, ..Affected::default() }
+    }
+
+    /// The services whose waypoint a pod's account or readiness decides about, and the waypoint that it is of.
+    pub(super) fn attached_by(&self, pod: &Object) -> Affected {
+        let (namespace, labels) = (&pod.metadata.namespace, &pod.metadata.labels);
+        let gateways: BTreeSet<Key> =
+            pod.label(waypoint::GATEWAY_NAME).map(|name| (namespace.clone(), name.to_owned())).into_iter().collect();
+        let by_account = self.gateways_in(namespace).any(|gateway| waypoint::account(gateway).is_some());
+        let services = if by_account { self.service_selectors.selecting(namespace, labels) } else { BTreeSet::new() };
+        Affected { gateways, services, ..Affected::default() }
+    }
+
+    /// A Gateway of the Gateway API.
+    pub fn gateway(&self, key: &Key) -> Option<&Arc<Object>> {
+        self.gateways.get(key)
+    }
+
+    /// Every Gateway of class `istio-waypoint`.
+    pub fn waypoints(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.gateways.values().filter(|gateway| waypoint::is_waypoint(gateway))
+    }
+
+    /// Every AuthorizationPolicy.
+    pub(crate) fn authorizations(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.authorizations.values()
+    }
+
+    /// The waypoints of a namespace.
+    pub(crate) fn gateways_in<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a Arc<Object>> + use<'a> {
+        in_namespace(&self.gateways, namespace).map(|(_, gateway)| gateway).filter(|gateway| waypoint::is_waypoint(gateway))
+    }
+
+    /// The services of a namespace.
+    pub(crate) fn services_in<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a Arc<Object>> + use<'a> {
+        in_namespace(&self.services, namespace).map(|(_, service)| service)
+    }
+
+    /// The pods that a service serves.
+    pub(crate) fn pods_of(&self, service: &Object) -> Vec<&Arc<Object>> {
+        let keys: BTreeSet<Key> = match service_selector(service) {
+            Some(selector) => self.pod_labels.selected(&service.metadata.namespace, selector).collect(),
+            None => self.slices_of(&key_of(service)).flat_map(|slice| super::slice_pods(slice)).collect(),
+        };
+        keys.iter().filter_map(|key| self.pods.get(key)).collect()
+    }
+}

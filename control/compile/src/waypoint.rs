@@ -1,0 +1,342 @@
+//! Waypoints: which Gateway is one, what it serves, and who goes through it.
+//!
+//! Traffic to a service goes by the Service's label, then by the account that all of its pods run as, then by the namespace's label,
+//! then through the namespace's automatic waypoint; traffic to a pod by the pod's label, then by its account, then by the namespace's
+//! label (design.md §4, ambient-protocols.md 11.2). A label whose waypoint cannot be used attaches to nothing: it never falls back to a
+//! wider one. A waypoint cannot be used before its Gateway has an address in its status. [`scope`] says what a waypoint is told,
+//! [`admission`] how the policies of its destinations let it in, [`needed`] when a namespace gets one of its own accord.
+
+pub mod admission;
+pub mod needed;
+pub mod scope;
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use tropis_crds::{
+    Finding, Object, codes,
+    gateway_api::{CLASS_WAYPOINT, PROTOCOL_HBONE, gateway::AddressType},
+};
+use tropis_model::{
+    address::{NamespacedHostname, NetworkAddress},
+    identity::Identity,
+    waypoint::Serves,
+    workload::{GatewayAddress, GatewayDestination},
+};
+
+use crate::{
+    Index, Settings,
+    index::{Key, key_of},
+    service,
+};
+
+/// Label of everything that belongs to a Gateway: its name.
+pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+/// Label of what a controller made for a Gateway.
+pub const MANAGED: &str = "gateway.istio.io/managed";
+/// Label or annotation of a Gateway: the account whose traffic it carries.
+pub const FOR_ACCOUNT: &str = "istio.io/for-service-account";
+/// Label of a Gateway that the control plane made by itself.
+pub const AUTOMATIC: &str = "tropis.io/automatic-waypoint";
+/// Label of a Gateway: the traffic that it takes.
+const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
+/// Label of a pod, a Service or a namespace: the name of its waypoint, or `none`.
+const USE_WAYPOINT: &str = "istio.io/use-waypoint";
+/// The namespace of that waypoint, if it is another one.
+const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
+/// The value of [`USE_WAYPOINT`] that opts out.
+const NO_WAYPOINT: &str = "none";
+/// Where waypoints listen.
+const HBONE_PORT: u16 = 15008;
+const DEFAULT_ACCOUNT: &str = "default";
+
+/// Whether an object is a Gateway of the waypoints' class.
+pub fn is_waypoint(object: &Object) -> bool {
+    object.gateway().is_some_and(|gateway| gateway.spec.gateway_class_name == CLASS_WAYPOINT)
+}
+
+/// Whether somebody else deploys it: its spec names a Service that exists (traffic-api.md 3.2).
+pub fn is_deployed_by_hand(object: &Object) -> bool {
+    object.gateway().is_some_and(|gateway| gateway.spec.addresses.iter().any(|address| address.kind == AddressType::Hostname))
+}
+
+/// The account that a waypoint is for, if it is for one.
+pub fn account(object: &Object) -> Option<&str> {
+    object.annotation(FOR_ACCOUNT).or_else(|| object.label(FOR_ACCOUNT)).filter(|account| !account.is_empty())
+}
+
+/// What a waypoint takes: its label; without one, services, and for an account both. An unknown value takes nothing.
+pub fn serves(object: &Object) -> Serves {
+    match object.label(WAYPOINT_FOR) {
+        Some("service") => Serves::Services,
+        Some("workload") => Serves::Workloads,
+        Some("all") => Serves::All,
+        Some(_) => Serves::Nothing,
+        None if account(object).is_some() => Serves::All,
+        None => Serves::Services,
+    }
+}
+
+/// The identity of a waypoint's pods: the account is named as the Gateway.
+pub fn identity(settings: &Settings, key: &Key) -> Identity {
+    Identity::new(settings.trust_domain.clone(), key.0.as_str(), key.1.as_str())
+}
+
+/// Where a waypoint is, by its Gateway's status; `None` before it has an address.
+pub fn address(settings: &Settings, object: &Object) -> Option<GatewayAddress> {
+    let gateway = object.gateway()?;
+    let destination = gateway.status.addresses.iter().find_map(|address| match address.kind {
+        AddressType::Hostname => {
+            let namespace = address.value.split('.').nth(1).unwrap_or(&object.metadata.namespace);
+            Some(GatewayDestination::Service(NamespacedHostname { namespace: namespace.into(), hostname: address.value.as_str().into() }))
+        }
+        AddressType::IpAddress => {
+            let address = address.value.parse::<IpAddr>().ok()?.to_canonical();
+            Some(GatewayDestination::Address(NetworkAddress { network: settings.network.clone(), address }))
+        }
+        AddressType::Other(_) => None,
+    })?;
+    Some(GatewayAddress { destination, hbone_port: HBONE_PORT })
+}
+
+/// The name of a waypoint's own service.
+pub fn own_service(settings: &Settings, key: &Key) -> NamespacedHostname {
+    service::hostname(settings, &key.0, &key.1)
+}
+
+/// The waypoint that an object's labels name; `None` without a label or with `none`.
+pub(crate) fn named(object: &Object) -> Option<Key> {
+    match wish(object) {
+        Wish::Named(key) => Some(key),
+        Wish::Nothing | Wish::OptedOut => None,
+    }
+}
+
+/// What an object's labels say about its waypoint.
+enum Wish {
+    Nothing,
+    OptedOut,
+    Named(Key),
+}
+
+fn wish(object: &Object) -> Wish {
+    match object.label(USE_WAYPOINT).filter(|name| !name.is_empty()) {
+        None => Wish::Nothing,
+        Some(NO_WAYPOINT) => Wish::OptedOut,
+        Some(name) => {
+            // A namespace's own namespace is itself.
+            let own = if object.namespace().is_some() { &object.metadata.name } else { &object.metadata.namespace };
+            let namespace = object.label(USE_WAYPOINT_NAMESPACE).filter(|namespace| !namespace.is_empty()).unwrap_or(own);
+            Wish::Named((namespace.to_owned(), name.to_owned()))
+        }
+    }
+}
+
+/// A waypoint that is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// Its Gateway.
+    pub gateway: Key,
+    /// Where it is.
+    pub address: GatewayAddress,
+}
+
+/// Which traffic is meant.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Traffic {
+    Services,
+    Workloads,
+}
+
+/// Why a waypoint that is named cannot be used.
+#[derive(Clone, Copy)]
+enum Obstacle {
+    Missing,
+    OtherClass,
+    NotAllowed,
+    OtherTraffic,
+    NotReady,
+}
+
+fn usable(index: &Index, key: &Key, namespace: &str, traffic: Traffic) -> Result<Attached, Obstacle> {
+    let object = index.gateway(key).ok_or(Obstacle::Missing)?;
+    let gateway = object.gateway().filter(|_| is_waypoint(object)).ok_or(Obstacle::OtherClass)?;
+    let labels = index.namespace(namespace).map(|namespace| namespace.metadata.labels.clone()).unwrap_or_default();
+    let mut listeners = gateway.spec.listeners.iter().filter(|listener| listener.protocol == PROTOCOL_HBONE);
+    if !listeners.any(|listener| listener.allowed_routes.clone().unwrap_or_default().allows(&key.0, namespace, &labels)) {
+        return Err(Obstacle::NotAllowed);
+    }
+    let takes = match traffic {
+        Traffic::Services => serves(object).services(),
+        Traffic::Workloads => serves(object).workloads(),
+    };
+    if !takes {
+        return Err(Obstacle::OtherTraffic);
+    }
+    let address = address(index.settings(), object).ok_or(Obstacle::NotReady)?;
+    Ok(Attached { gateway: key.clone(), address })
+}
+
+/// The waypoint of traffic addressed to a service, and what there is to tell about it.
+pub fn of_service(index: &Index, object: &Object) -> (Option<Attached>, Vec<Finding>) {
+    let namespace = object.metadata.namespace.as_str();
+    if object.label(MANAGED).is_some() {
+        return (None, Vec::new());
+    }
+    let mut findings = Vec::new();
+    match wish(object) {
+        Wish::OptedOut => return (None, findings),
+        Wish::Named(key) => {
+            let found = usable(index, &key, namespace, Traffic::Services);
+            findings.extend(found.as_ref().err().map(|obstacle| unusable(object, &key, *obstacle)));
+            return (found.ok(), findings);
+        }
+        Wish::Nothing => {}
+    }
+    let accounts: BTreeSet<&str> = index.pods_of(object).into_iter().map(|pod| pod_account(pod)).collect();
+    for gateway in index.gateways_in(namespace) {
+        let Some(account) = account(gateway).filter(|account| accounts.contains(account) && serves(gateway).services()) else { continue };
+        if accounts.len() == 1 {
+            return (usable(index, &key_of(gateway), namespace, Traffic::Services).ok(), findings);
+        }
+        findings.push(mixed(object, gateway, account, &accounts));
+    }
+    (of_namespace(index, namespace, Traffic::Services), findings)
+}
+
+/// The waypoint of traffic addressed to a pod.
+pub fn of_pod(index: &Index, object: &Object) -> Option<Attached> {
+    let namespace = object.metadata.namespace.as_str();
+    if object.label(GATEWAY_NAME).is_some() || object.label(MANAGED).is_some() {
+        return None;
+    }
+    match wish(object) {
+        Wish::OptedOut => return None,
+        Wish::Named(key) => return usable(index, &key, namespace, Traffic::Workloads).ok(),
+        Wish::Nothing => {}
+    }
+    let own = pod_account(object);
+    let by_account = index.gateways_in(namespace).find(|gateway| account(gateway) == Some(own) && serves(gateway).workloads());
+    match by_account {
+        Some(gateway) => usable(index, &key_of(gateway), namespace, Traffic::Workloads).ok(),
+        None => of_namespace(index, namespace, Traffic::Workloads),
+    }
+}
+
+fn of_namespace(index: &Index, namespace: &str, traffic: Traffic) -> Option<Attached> {
+    match index.namespace(namespace).map_or(Wish::Nothing, |namespace| wish(namespace)) {
+        Wish::OptedOut => None,
+        Wish::Named(key) => usable(index, &key, namespace, traffic).ok(),
+        Wish::Nothing => {
+            let automatic = index.gateways_in(namespace).find(|gateway| gateway.label(AUTOMATIC).is_some())?;
+            usable(index, &key_of(automatic), namespace, traffic).ok()
+        }
+    }
+}
+
+fn pod_account(pod: &Object) -> &str {
+    let spec = pod.pod().and_then(|pod| pod.spec.as_ref());
+    spec.and_then(|spec| spec.service_account_name.as_deref()).filter(|account| !account.is_empty()).unwrap_or(DEFAULT_ACCOUNT)
+}
+
+/// What there is to tell about the waypoint that a namespace's label names.
+pub fn namespace_findings(index: &Index, object: &Object) -> Vec<Finding> {
+    let Wish::Named(key) = wish(object) else { return Vec::new() };
+    let name = &object.metadata.name;
+    let obstacle = [Traffic::Services, Traffic::Workloads].map(|traffic| usable(index, &key, name, traffic).err());
+    match obstacle {
+        // Taking one kind of traffic and not the other is what `istio.io/waypoint-for` is for.
+        [Some(first), Some(second)] => {
+            let obstacle = if matches!(first, Obstacle::OtherTraffic) { second } else { first };
+            vec![unusable(object, &key, obstacle)]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// What there is to tell about a waypoint itself.
+pub fn findings(object: &Object) -> Vec<Finding> {
+    let Some(gateway) = object.gateway().filter(|_| is_waypoint(object)) else { return Vec::new() };
+    let mut findings = Vec::new();
+    let is_good = |listener: &tropis_crds::gateway_api::gateway::Listener| {
+        listener.protocol == PROTOCOL_HBONE && listener.port == i64::from(HBONE_PORT)
+    };
+    for (place, listener) in gateway.spec.listeners.iter().enumerate().filter(|(_, listener)| !is_good(listener)) {
+        findings.push(
+            Finding::error(codes::UNREADABLE_VALUE, object.reference())
+                .field(format!("spec.listeners[{place}]"))
+                .found(format!("{} on {}", listener.protocol, listener.port))
+                .problem("is no listener of a waypoint")
+                .accepted("{name: mesh, port: 15008, protocol: HBONE}")
+                .effect("nothing listens there"),
+        );
+    }
+    if let Some(value) = object.label(WAYPOINT_FOR).filter(|value| !["service", "workload", "all", "none"].contains(value)) {
+        findings.push(
+            Finding::error(codes::UNREADABLE_VALUE, object.reference())
+                .field(format!("metadata.labels[{WAYPOINT_FOR}]"))
+                .found(format!("{value:?}"))
+                .problem("is not a kind of traffic")
+                .accepted("service, workload, all or none")
+                .effect("the waypoint takes nothing"),
+        );
+    }
+    findings
+}
+
+/// What there is to tell about a policy that is attached to Services through which no waypoint carries.
+pub(crate) fn policy_findings(index: &Index, object: &Object) -> Vec<Finding> {
+    let Some(policy) = object.authorization_policy() else { return Vec::new() };
+    let spec = &policy.spec;
+    let targets = spec.target_ref.iter().chain(&spec.target_refs).enumerate().filter(|(_, target)| target.kind == "Service");
+    let without = targets.filter(|(_, target)| {
+        let service = index.service(&(object.metadata.namespace.clone(), target.name.clone()));
+        service.is_some_and(|service| of_service(index, service).0.is_none())
+    });
+    let told = without.map(|(place, target)| {
+        let field = if spec.target_ref.is_some() { "spec.targetRef".to_owned() } else { format!("spec.targetRefs[{place}]") };
+        Finding::warning(codes::NEEDS_WAYPOINT, object.reference())
+            .field(field)
+            .found(format!("Service {}/{}", object.metadata.namespace, target.name))
+            .problem("goes through no waypoint")
+            .accepted("a Service with a waypoint (label istio.io/use-waypoint), or spec.selector for a policy that node proxies enforce")
+            .effect("the policy is not enforced for it")
+    });
+    told.collect()
+}
+
+fn unusable(object: &Object, key: &Key, obstacle: Obstacle) -> Finding {
+    let finding = match obstacle {
+        Obstacle::Missing => Finding::error(codes::REFERENCED_RESOURCE_NOT_FOUND, object.reference())
+            .problem("does not exist")
+            .accepted("a Gateway of class istio-waypoint"),
+        Obstacle::OtherClass => Finding::error(codes::WAYPOINT_NOT_USABLE, object.reference())
+            .problem("is not a waypoint")
+            .accepted("a Gateway of class istio-waypoint"),
+        Obstacle::NotAllowed => Finding::error(codes::WAYPOINT_NOT_USABLE, object.reference())
+            .problem("does not let this namespace in")
+            .accepted("a waypoint whose listener has allowedRoutes.namespaces.from: All, or a Selector that selects the namespace"),
+        Obstacle::OtherTraffic => Finding::error(codes::WAYPOINT_NOT_USABLE, object.reference())
+            .problem("does not take this traffic, by its label istio.io/waypoint-for")
+            .accepted("a waypoint for service or all"),
+        Obstacle::NotReady => Finding::info(codes::WAYPOINT_NOT_USABLE, object.reference())
+            .problem("is not ready yet: its status has no address")
+            .accepted("a waypoint that runs"),
+    };
+    finding
+        .field(format!("metadata.labels[{USE_WAYPOINT}]"))
+        .found(format!("{}/{}", key.0, key.1))
+        .effect("traffic goes without a waypoint, and the rules of layer 4 hold")
+}
+
+fn mixed(object: &Object, gateway: &Arc<Object>, account: &str, accounts: &BTreeSet<&str>) -> Finding {
+    let all: Vec<&str> = accounts.iter().copied().collect();
+    Finding::warning(codes::MIXED_ACCOUNTS, object.reference())
+        .field("spec.selector")
+        .found(all.join(", "))
+        .problem(format!("are the accounts of its pods, and waypoint {} is for {account} alone", gateway.metadata.name))
+        .accepted("a Service all of whose pods run as one account, or the label istio.io/use-waypoint")
+        .effect("traffic to this Service does not go through that waypoint; traffic to the account's pods by their addresses does")
+}
+
+#[cfg(test)]
+mod tests;

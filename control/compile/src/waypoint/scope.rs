@@ -1,0 +1,200 @@
+//! What one waypoint is told: itself, the hosts that it serves, the services and workloads that their routes lead to, with labels.
+//!
+//! Nothing else: a waypoint that is taken over knows its own part of the mesh. Labels go as far as the waypoint's configuration names
+//! them. Callers are sent only if a route asks for their labels.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use tropis_crds::{Finding, Object};
+use tropis_model::{
+    address::NamespacedHostname,
+    pool::LocalityPreference,
+    request_policy::{Attachment, RequestPolicy},
+    route::Host,
+    service::Service,
+    view::Change,
+    waypoint::Waypoint,
+    workload::{Workload, WorkloadUid},
+};
+
+use super::own_service;
+use crate::{
+    Index, host,
+    index::{Key, key_of},
+    request_policy,
+};
+
+/// What a waypoint is told that is different now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Told {
+    /// The waypoint's Gateway.
+    pub gateway: Key,
+    /// The differences, in order; `None`: there is no such waypoint any more.
+    pub changes: Option<Vec<Change>>,
+}
+
+/// All that a waypoint knows.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Scope {
+    waypoint: Option<Arc<Waypoint>>,
+    hosts: BTreeMap<NamespacedHostname, Arc<Host>>,
+    services: BTreeMap<NamespacedHostname, Arc<Service>>,
+    workloads: BTreeMap<WorkloadUid, Arc<Workload>>,
+    /// The services whose endpoints it knows.
+    reached: BTreeSet<NamespacedHostname>,
+    label_keys: BTreeSet<Arc<str>>,
+    /// Routes ask for labels of callers, who may be anybody.
+    anybody: bool,
+    findings: Vec<Finding>,
+}
+
+/// What a scope is made of.
+pub(crate) struct Parts<'a> {
+    pub(crate) index: &'a Index,
+    /// Which waypoint each Service goes through.
+    pub(crate) services_through: &'a HashMap<Key, Key>,
+    /// Which waypoint each pod goes through.
+    pub(crate) pods_through: &'a HashMap<Key, Key>,
+    /// Every service that was compiled.
+    pub(crate) services: &'a HashMap<Key, Arc<Service>>,
+    /// Every workload that was compiled.
+    pub(crate) workloads: &'a [Arc<Workload>],
+}
+
+impl Scope {
+    /// What the waypoint of this Gateway is told.
+    pub(crate) fn compile(parts: &Parts<'_>, gateway: &Object) -> Self {
+        let (index, key) = (parts.index, key_of(gateway));
+        let mut scope = Self::default();
+        let served: BTreeSet<&Key> = parts.services_through.iter().filter(|(_, through)| **through == key).map(|(own, _)| own).collect();
+        for object in served.into_iter().filter_map(|own| index.service(own)) {
+            let (host, findings) = host::compile(index, &key, object);
+            scope.findings.extend(findings);
+            scope.hosts.insert(host.name.clone(), Arc::new(host));
+        }
+        let own = own_service(index.settings(), &key);
+        scope.reached = [own.clone()].into();
+        for host in scope.hosts.values() {
+            scope.reached.insert(host.name.clone());
+            scope.reached.extend(host.pools.keys().map(|pool| pool.host.clone()));
+        }
+        for name in &scope.reached {
+            let service = index.service_named(&name.hostname).and_then(|object| parts.services.get(&key_of(object)));
+            scope.services.extend(service.map(|service| (name.clone(), service.clone())));
+        }
+        let pods: BTreeSet<&Key> = parts.pods_through.iter().filter(|(_, through)| **through == key).map(|(own, _)| own).collect();
+        let namespaces = pods.iter().map(|pod| pod.0.clone()).collect();
+        scope.waypoint = Some(Arc::new(Waypoint {
+            key: format!("{}/{}", key.0, key.1).into(),
+            service: own,
+            serves: super::serves(gateway),
+            policies: request_policy::of_workloads(index, &key, &namespaces),
+            access_log: index.settings().access_log.clone(),
+        }));
+        scope.label_keys = scope.named_labels();
+        scope.anybody = scope.hosts.values().any(|host| asks_for_callers(host));
+        for workload in parts.workloads {
+            scope.workloads.extend(scope.told(parts, &key, workload).map(|told| (told.uid.clone(), told)));
+        }
+        scope
+    }
+
+    /// A workload as this waypoint is told it; `None` if it is not.
+    pub(crate) fn told(&self, parts: &Parts<'_>, gateway: &Key, workload: &Arc<Workload>) -> Option<Arc<Workload>> {
+        let pod = (workload.namespace.to_string(), workload.name.to_string());
+        let through = parts.pods_through.get(&pod) == Some(gateway);
+        if !(self.anybody || through || workload.services.keys().any(|service| self.reached.contains(service))) {
+            return None;
+        }
+        let labels = parts.index.pod(&pod).map(|object| &object.metadata.labels);
+        let named = |key: &Arc<str>| Some((key.clone(), Arc::from(labels?.get(&**key)?.as_str())));
+        let labels: BTreeMap<Arc<str>, Arc<str>> = self.label_keys.iter().filter_map(named).collect();
+        if labels == workload.labels {
+            return Some(workload.clone());
+        }
+        Some(Arc::new(Workload { labels, ..Workload::clone(workload) }))
+    }
+
+    /// Takes a workload in, or out if it is gone or concerns this waypoint no more, and says what changed.
+    pub(crate) fn update(&mut self, uid: &WorkloadUid, told: Option<Arc<Workload>>) -> Option<Change> {
+        match told {
+            Some(told) if self.workloads.get(uid) == Some(&told) => None,
+            Some(told) => {
+                self.workloads.insert(uid.clone(), told.clone());
+                Some(Change::Workload(told))
+            }
+            None => self.workloads.remove(uid).map(|gone| Change::RemoveAddress(gone.uid.0.clone())),
+        }
+    }
+
+    /// What turns `before` into this, in order: what is new before what names it, what goes away last.
+    pub(crate) fn differences(&self, before: &Self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        changes.extend(new(&self.services, &before.services).map(|service| Change::Service(service.clone())));
+        changes.extend(new(&self.workloads, &before.workloads).map(|workload| Change::Workload(workload.clone())));
+        let own = self.waypoint.as_ref().filter(|own| before.waypoint.as_ref() != Some(own));
+        changes.extend(own.map(|own| Change::Waypoint(own.clone())));
+        changes.extend(new(&self.hosts, &before.hosts).map(|host| Change::Host(host.clone())));
+        changes.extend(gone(&before.hosts, &self.hosts).map(|name| Change::RemoveHost(name.clone())));
+        changes.extend(gone(&before.workloads, &self.workloads).map(|uid| Change::RemoveAddress(uid.0.clone())));
+        changes.extend(gone(&before.services, &self.services).map(|name| Change::RemoveAddress(name.to_string().into())));
+        changes
+    }
+
+    /// The policies that this waypoint enforces once it has all of this.
+    pub(crate) fn policies(&self) -> impl Iterator<Item = &Arc<RequestPolicy>> {
+        let own = self.waypoint.iter().flat_map(|own| &own.policies);
+        own.chain(self.hosts.values().flat_map(|host| &host.policies))
+    }
+
+    /// What there is to tell about its hosts.
+    pub(crate) fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    /// The hosts that it serves.
+    pub fn hosts(&self) -> impl Iterator<Item = &Arc<Host>> {
+        self.hosts.values()
+    }
+
+    /// The keys of labels that its configuration names.
+    fn named_labels(&self) -> BTreeSet<Arc<str>> {
+        let mut keys = BTreeSet::new();
+        for host in self.hosts.values() {
+            for pool in host.pools.values() {
+                keys.extend(pool.labels.keys().cloned());
+                if let LocalityPreference::Failover { labels, .. } = &pool.locality {
+                    keys.extend(labels.iter().map(|(key, _)| key.clone()));
+                }
+            }
+            for port in host.ports.values() {
+                keys.extend(port.http.iter().flat_map(|route| &route.matches).flat_map(|found| found.source_labels.keys()).cloned());
+                keys.extend(port.tcp.iter().flat_map(|route| route.source_labels.keys()).cloned());
+            }
+        }
+        for policy in self.policies() {
+            if let Attachment::Workloads { labels, .. } = &policy.attachment {
+                keys.extend(labels.keys().cloned());
+            }
+        }
+        keys
+    }
+}
+
+fn asks_for_callers(host: &Host) -> bool {
+    host.ports.values().any(|port| {
+        port.http.iter().flat_map(|route| &route.matches).any(|found| !found.source_labels.is_empty())
+            || port.tcp.iter().any(|route| !route.source_labels.is_empty())
+    })
+}
+
+fn new<'a, K: Ord, V: PartialEq>(now: &'a BTreeMap<K, Arc<V>>, before: &'a BTreeMap<K, Arc<V>>) -> impl Iterator<Item = &'a Arc<V>> {
+    now.iter().filter(|(key, value)| before.get(key) != Some(value)).map(|(_, value)| value)
+}
+
+fn gone<'a, K: Ord, V>(before: &'a BTreeMap<K, V>, now: &'a BTreeMap<K, V>) -> impl Iterator<Item = &'a K> {
+    before.keys().filter(|key| !now.contains_key(key))
+}

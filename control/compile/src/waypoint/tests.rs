@@ -1,0 +1,333 @@
+//! Who goes through which waypoint, what each is told, and when policies let it in.
+
+use serde_json::{Value, json};
+use tropis_crds::{Kind, ObjectRef, decode};
+use tropis_model::{
+    policy::{Action, Policy, StringMatch},
+    view::{Change, View},
+};
+
+use super::{needed::needed, *};
+use crate::{Compiler, Settings};
+
+/// A mesh that is put together object by object.
+struct Mesh {
+    compiler: Compiler,
+}
+
+impl Mesh {
+    /// Namespace `shop` with `labels`, Service `web` over pods `web-1` and `web-2` of account `web`.
+    fn new(labels: Value) -> Self {
+        let mut mesh = Self { compiler: Compiler::new(Settings::default()) };
+        mesh.namespace("shop", labels);
+        mesh.service("web", json!({}));
+        mesh.pod("web-1", "web", "web", json!({}));
+        mesh.pod("web-2", "web", "web", json!({}));
+        mesh
+    }
+
+    fn apply(&mut self, value: Value) {
+        self.compiler.apply(&Arc::new(decode(value).unwrap().0));
+    }
+
+    fn namespace(&mut self, name: &str, labels: Value) {
+        self.apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}));
+    }
+
+    fn service(&mut self, app: &str, labels: Value) {
+        self.apply(json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": app, "namespace": "shop", "labels": labels},
+            "spec": {"selector": {"app": app}, "clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
+        }));
+    }
+
+    fn pod(&mut self, name: &str, app: &str, account: &str, labels: Value) {
+        let mut all = json!({"app": app});
+        all.as_object_mut().unwrap().extend(labels.as_object().unwrap().clone());
+        let octet = name.bytes().map(u32::from).sum::<u32>() % 250;
+        self.apply(json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "shop", "labels": all, "annotations": {"ambient.istio.io/redirection": "enabled"}},
+            "spec": {"nodeName": "n", "serviceAccountName": account, "containers": []},
+            "status": {"phase": "Running", "podIP": format!("10.1.0.{octet}"), "conditions": [{"type": "Ready", "status": "True"}]},
+        }));
+    }
+
+    /// A waypoint; `ready` gives it an address.
+    fn gateway(&mut self, namespace: &str, name: &str, labels: Value, allowed: &str, ready: bool) {
+        let addresses =
+            if ready { json!([{"type": "Hostname", "value": format!("{name}.{namespace}.svc.cluster.local")}]) } else { json!([]) };
+        self.apply(json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+            "metadata": {"name": name, "namespace": namespace, "labels": labels},
+            "spec": {"gatewayClassName": "istio-waypoint", "listeners": [
+                {"name": "mesh", "port": 15008, "protocol": "HBONE", "allowedRoutes": {"namespaces": {"from": allowed}}},
+            ]},
+            "status": {"addresses": addresses},
+        }));
+    }
+
+    fn policy(&mut self, action: &str, rules: Value) {
+        self.apply(json!({
+            "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+            "metadata": {"name": "p", "namespace": "shop"}, "spec": {"action": action, "rules": rules},
+        }));
+    }
+
+    /// The waypoints of Service `web` and of the pods, as `host` of each, after compiling.
+    fn waypoints(&mut self) -> (Option<String>, Vec<Option<String>>) {
+        self.compiler.changes();
+        self.compiler.waypoints();
+        let compiled = self.compiler.compiled();
+        assert_eq!(compiled, crate::compile(self.compiler.index()), "step by step as from nothing");
+        let shown = |waypoint: &Option<GatewayAddress>| waypoint.as_ref().map(|address| address.destination.to_string());
+        let web = compiled.services.iter().find(|service| &*service.name == "web").unwrap();
+        let pods = compiled.workloads.iter().map(|workload| shown(&workload.waypoint)).collect();
+        (shown(&web.waypoint), pods)
+    }
+
+    fn findings(&self) -> Vec<String> {
+        self.compiler.findings().map(|finding| format!("{} {}", finding.code, finding.object)).collect()
+    }
+
+    fn l4(&mut self) -> Policy {
+        self.compiler.changes();
+        self.compiler.compiled().policies.into_iter().find(|policy| &*policy.key.0 == "shop/p").unwrap()
+    }
+}
+
+fn at(namespace: &str, name: &str) -> Option<String> {
+    Some(format!("{namespace}/{name}.{namespace}.svc.cluster.local"))
+}
+
+fn key(namespace: &str, name: &str) -> Key {
+    (namespace.to_owned(), name.to_owned())
+}
+
+#[test]
+fn a_namespace_label_attaches_its_services_and_not_the_traffic_to_pods_by_default() {
+    let mut mesh = Mesh::new(json!({"istio.io/use-waypoint": "gw"}));
+    mesh.gateway("shop", "gw", json!({}), "Same", true);
+    assert_eq!(mesh.waypoints(), (at("shop", "gw"), vec![None, None]));
+    mesh.gateway("shop", "gw", json!({"istio.io/waypoint-for": "all"}), "Same", true);
+    assert_eq!(mesh.waypoints(), (at("shop", "gw"), vec![at("shop", "gw"); 2]));
+    mesh.gateway("shop", "gw", json!({"istio.io/waypoint-for": "workload"}), "Same", true);
+    assert_eq!(mesh.waypoints(), (None, vec![at("shop", "gw"); 2]));
+    mesh.gateway("shop", "gw", json!({"istio.io/waypoint-for": "none"}), "Same", true);
+    assert_eq!(mesh.waypoints(), (None, vec![None, None]));
+    mesh.compiler.remove(&ObjectRef::new(Kind::Gateway, "shop", "gw"));
+    assert_eq!(mesh.waypoints(), (None, vec![None, None]));
+    assert_eq!(mesh.findings(), ["IST0101 Namespace shop"]);
+}
+
+#[test]
+fn a_narrower_label_wins_and_none_opts_out() {
+    let mut mesh = Mesh::new(json!({"istio.io/use-waypoint": "gw"}));
+    for name in ["gw", "own"] {
+        mesh.gateway("shop", name, json!({"istio.io/waypoint-for": "all"}), "Same", true);
+    }
+    mesh.service("web", json!({"istio.io/use-waypoint": "own"}));
+    mesh.pod("web-1", "web", "web", json!({"istio.io/use-waypoint": "own"}));
+    assert_eq!(mesh.waypoints(), (at("shop", "own"), vec![at("shop", "own"), at("shop", "gw")]));
+    mesh.service("web", json!({"istio.io/use-waypoint": "none"}));
+    mesh.pod("web-1", "web", "web", json!({"istio.io/use-waypoint": "none"}));
+    assert_eq!(mesh.waypoints(), (None, vec![None, at("shop", "gw")]));
+}
+
+#[test]
+fn a_named_waypoint_that_cannot_be_used_never_falls_back() {
+    let mut mesh = Mesh::new(json!({"istio.io/use-waypoint": "gw"}));
+    mesh.gateway("shop", "gw", json!({}), "Same", true);
+    mesh.service("web", json!({"istio.io/use-waypoint": "own"}));
+    assert_eq!(mesh.waypoints().0, None);
+    assert_eq!(mesh.findings(), ["IST0101 Service shop/web"]);
+    mesh.gateway("shop", "own", json!({}), "Same", false);
+    assert_eq!(mesh.waypoints().0, None, "it has no address yet");
+    assert_eq!(mesh.findings(), ["TRP0016 Service shop/web"]);
+    mesh.gateway("shop", "own", json!({}), "Same", true);
+    assert_eq!(mesh.waypoints().0, at("shop", "own"));
+    assert!(mesh.findings().is_empty(), "{:?}", mesh.findings());
+}
+
+#[test]
+fn another_namespaces_waypoint_must_let_this_one_in() {
+    let labels = json!({"istio.io/use-waypoint": "gw", "istio.io/use-waypoint-namespace": "infra"});
+    let mut mesh = Mesh::new(labels);
+    mesh.namespace("infra", json!({}));
+    mesh.gateway("infra", "gw", json!({}), "Same", true);
+    assert_eq!(mesh.waypoints().0, None);
+    assert_eq!(mesh.findings(), ["TRP0016 Namespace shop"]);
+    mesh.gateway("infra", "gw", json!({}), "All", true);
+    assert_eq!(mesh.waypoints().0, at("infra", "gw"));
+    assert!(mesh.findings().is_empty(), "{:?}", mesh.findings());
+}
+
+#[test]
+fn a_waypoint_for_an_account_takes_its_pods_and_the_services_that_are_all_its() {
+    let mut mesh = Mesh::new(json!({"istio.io/use-waypoint": "gw"}));
+    mesh.gateway("shop", "gw", json!({}), "Same", true);
+    mesh.gateway("shop", "for-web", json!({"istio.io/for-service-account": "web"}), "Same", true);
+    mesh.pod("other", "other", "other", json!({}));
+    mesh.service("other", json!({}));
+    let mine = at("shop", "for-web");
+    assert_eq!(mesh.waypoints(), (mine.clone(), vec![None, mine.clone(), mine.clone()]), "before the namespace's");
+    // One pod of another account behind the Service: traffic to the Service falls to the namespace's waypoint, with a finding.
+    mesh.pod("web-2", "web", "canary", json!({}));
+    assert_eq!(mesh.waypoints(), (at("shop", "gw"), vec![None, mine.clone(), None]));
+    assert_eq!(mesh.findings(), ["TRP0017 Service shop/web"]);
+    let finding = mesh.compiler.findings().next().unwrap().to_string();
+    assert!(finding.contains("canary, web") && finding.contains("for-web is for web alone"), "{finding}");
+    mesh.compiler.remove(&ObjectRef::new(Kind::Pod, "shop", "web-2"));
+    assert_eq!(mesh.waypoints(), (mine.clone(), vec![None, mine]));
+    mesh.service("web", json!({"istio.io/use-waypoint": "gw"}));
+    assert_eq!(mesh.waypoints().0, at("shop", "gw"), "the Service's label comes first");
+}
+
+#[test]
+fn what_belongs_to_a_gateway_has_no_waypoint() {
+    let mut mesh = Mesh::new(json!({"istio.io/use-waypoint": "gw"}));
+    mesh.gateway("shop", "gw", json!({"istio.io/waypoint-for": "all"}), "Same", true);
+    mesh.service("web", json!({MANAGED: "istio.io-mesh-controller"}));
+    mesh.pod("web-1", "web", "gw", json!({GATEWAY_NAME: "gw"}));
+    mesh.pod("web-2", "web", "gw", json!({GATEWAY_NAME: "gw"}));
+    assert_eq!(mesh.waypoints(), (None, vec![None, None]));
+}
+
+/// A view of what a waypoint was told.
+fn told(mesh: &mut Mesh, gateway: &str, view: &View) -> (View, usize) {
+    mesh.compiler.changes();
+    let changes: Vec<Change> = (mesh.compiler.waypoints().into_iter())
+        .filter(|told| told.gateway == key("shop", gateway))
+        .flat_map(|told| told.changes.unwrap_or_default())
+        .collect();
+    let count = changes.len();
+    (view.apply(changes), count)
+}
+
+#[test]
+fn a_waypoint_is_told_its_hosts_and_where_they_lead_and_nothing_else() {
+    let mut mesh = Mesh::new(json!({}));
+    mesh.service("web", json!({"istio.io/use-waypoint": "gw"}));
+    mesh.service("api", json!({}));
+    mesh.pod("api-1", "api", "api", json!({"version": "v1", "secret": "x"}));
+    mesh.service("else", json!({}));
+    mesh.pod("else-1", "else", "else", json!({}));
+    mesh.gateway("shop", "gw", json!({}), "Same", true);
+    let (view, _) = told(&mut mesh, "gw", &View::default());
+    let names = |view: &View| {
+        let mut names: Vec<String> = view.workloads().map(|workload| workload.name.to_string()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&view), ["web-1", "web-2"]);
+    assert_eq!(view.hosts().map(|host| host.name.to_string()).collect::<Vec<_>>(), ["shop/web.shop.svc.cluster.local"]);
+    assert_eq!(view.waypoint("shop/gw").map(|own| own.service.to_string()).as_deref(), Some("shop/gw.shop.svc.cluster.local"));
+
+    // A route to a subset of another service brings its service, its pods, and the one label that the subset names.
+    mesh.apply(json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"hosts": ["web"], "http": [{"route": [{"destination": {"host": "api", "subset": "v1"}}]}]},
+    }));
+    mesh.apply(json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": {"name": "api", "namespace": "shop"},
+        "spec": {"host": "api", "subsets": [{"name": "v1", "labels": {"version": "v1"}}]},
+    }));
+    let (view, _) = told(&mut mesh, "gw", &view);
+    assert!(names(&view).contains(&"api-1".to_owned()) && !names(&view).contains(&"else-1".to_owned()), "{:?}", names(&view));
+    let api = view.workloads().find(|workload| &*workload.name == "api-1").unwrap();
+    assert_eq!(api.labels, [("version".into(), "v1".into())].into());
+    let (view, count) = told(&mut mesh, "gw", &view);
+    assert_eq!(count, 0, "nothing changed");
+
+    // One pod is one change, though the node proxies see no difference in a label.
+    mesh.pod("api-1", "api", "api", json!({"version": "v2"}));
+    let (view, count) = told(&mut mesh, "gw", &view);
+    assert_eq!(count, 1);
+    assert_eq!(view.workloads().find(|workload| &*workload.name == "api-1").unwrap().labels["version"], "v2".into());
+    mesh.pod("else-1", "else", "else", json!({"version": "v2"}));
+    assert_eq!(told(&mut mesh, "gw", &view).1, 0, "what does not concern it is not told");
+    mesh.compiler.remove(&ObjectRef::new(Kind::Pod, "shop", "api-1"));
+    let (view, count) = told(&mut mesh, "gw", &view);
+    assert_eq!((count, names(&view)), (1, vec!["web-1".to_owned(), "web-2".to_owned()]));
+
+    mesh.compiler.remove(&ObjectRef::new(Kind::Gateway, "shop", "gw"));
+    mesh.compiler.changes();
+    let gone = mesh.compiler.waypoints();
+    assert_eq!(gone, [scope::Told { gateway: key("shop", "gw"), changes: None }]);
+}
+
+#[test]
+fn policies_let_a_waypoint_in_once_it_enforces_this_very_version() {
+    let mut mesh = Mesh::new(json!({"istio.io/use-waypoint": "gw"}));
+    mesh.gateway("shop", "gw", json!({}), "Same", true);
+    let allow = |principal: &str| json!([{"from": [{"source": {"principals": [principal]}}]}]);
+    mesh.policy("ALLOW", allow("cluster.local/ns/shop/sa/a"));
+    let waypoint = StringMatch::Exact("cluster.local/ns/shop/sa/gw".into());
+    let admitted = |policy: &Policy| {
+        let matches = policy.rules.iter().flat_map(|rule| &rule.clauses).flat_map(|clause| &clause.matches);
+        matches.clone().any(|one| one.principals.contains(&waypoint) || one.not_principals.contains(&waypoint))
+    };
+    assert!(!admitted(&mesh.l4()), "it has not acknowledged anything");
+    mesh.compiler.waypoints();
+    mesh.compiler.acknowledged(&key("shop", "gw"));
+    assert!(admitted(&mesh.l4()));
+    mesh.policy("ALLOW", allow("cluster.local/ns/shop/sa/b"));
+    assert!(!admitted(&mesh.l4()), "this version it does not know");
+    mesh.compiler.waypoints();
+    mesh.compiler.acknowledged(&key("shop", "gw"));
+    assert!(admitted(&mesh.l4()));
+    mesh.policy("DENY", allow("cluster.local/ns/shop/sa/b"));
+    mesh.l4();
+    mesh.compiler.waypoints();
+    mesh.compiler.acknowledged(&key("shop", "gw"));
+    let deny = mesh.l4();
+    assert_eq!((deny.action, admitted(&deny)), (Action::Deny, true));
+    mesh.compiler.remove(&ObjectRef::new(Kind::Gateway, "shop", "gw"));
+    mesh.compiler.changes();
+    mesh.compiler.waypoints();
+    assert!(!admitted(&mesh.l4()), "a waypoint that is gone is let in no more");
+}
+
+#[test]
+fn a_namespace_needs_a_waypoint_when_something_asks_for_one_and_nobody_gave_one() {
+    let route = json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"hosts": ["web"], "http": [{"route": [{"destination": {"host": "web"}}]}]},
+    });
+    let need = |mesh: &Mesh| needed(mesh.compiler.index(), "shop").map(|need| need.because);
+    let ambient = || Mesh::new(json!({"istio.io/dataplane-mode": "ambient"}));
+    let mut mesh = ambient();
+    assert_eq!(need(&mesh), None, "nothing asks");
+    mesh.apply(route.clone());
+    assert_eq!(need(&mesh).as_deref(), Some("VirtualService shop/web"));
+    mesh.service("web", json!({"istio.io/use-waypoint": "none"}));
+    assert_eq!(need(&mesh), None, "the only Service opted out");
+
+    let mut mesh = ambient();
+    mesh.policy("DENY", json!([{"to": [{"operation": {"ports": ["80"]}}]}]));
+    assert_eq!(need(&mesh), None, "layer 4 is enough");
+    mesh.policy("DENY", json!([{"to": [{"operation": {"methods": ["POST"]}}]}]));
+    assert_eq!(need(&mesh).as_deref(), Some("AuthorizationPolicy shop/p"));
+    mesh.namespace("shop", json!({"istio.io/dataplane-mode": "ambient", AUTOMATIC: "false"}));
+    assert_eq!(need(&mesh), None);
+    mesh.namespace("shop", json!({"istio.io/dataplane-mode": "ambient", "istio.io/use-waypoint": "gw"}));
+    assert_eq!(need(&mesh), None, "the user chose one, ready or not");
+
+    let mut mesh = Mesh::new(json!({}));
+    mesh.apply(route);
+    assert_eq!(need(&mesh), None, "not enrolled");
+    let mesh = Mesh::new(json!({"istio-injection": "enabled"}));
+    assert!(need(&mesh).unwrap().contains("sidecar"), "{:?}", need(&mesh));
+}
+
+#[test]
+fn an_automatic_waypoint_serves_its_namespace_and_does_not_end_the_need() {
+    let mut mesh = Mesh::new(json!({"istio-injection": "enabled"}));
+    mesh.gateway("shop", "auto", json!({AUTOMATIC: "true"}), "Same", true);
+    assert_eq!(mesh.waypoints().0, at("shop", "auto"));
+    assert!(needed(mesh.compiler.index(), "shop").is_some());
+    mesh.namespace("shop", json!({"istio-injection": "enabled", "istio.io/use-waypoint": "none"}));
+    assert_eq!(mesh.waypoints().0, None);
+    assert_eq!(needed(mesh.compiler.index(), "shop"), None);
+}
