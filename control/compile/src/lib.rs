@@ -75,4 +75,6 @@ pub struct Compiled {
 }
 
 #[cfg(test)]
+mod routing_tests;
+#[cfg(test)]
 mod tests;
