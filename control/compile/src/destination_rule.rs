@@ -142,17 +142,22 @@ pub(crate) fn pool(index: &Index, client: &str, key: &PoolKey) -> (Option<Pool>,
     let subset = match &key.subset {
         None => None,
         Some(name) => match selected.as_ref().and_then(|selected| selected.subset(name)) {
-            Some((_, _, subset)) => Some(subset),
+            Some(found) => Some(found),
             None => return (None, Vec::new()),
         },
     };
     let rule = selected.as_ref().and_then(|selected| selected.policy).map(|(_, policy)| policy);
-    let policy = Policy::of(rule, subset.and_then(|subset| subset.traffic_policy.as_ref()), key.port);
-    match pool::translate(key, &service, crate::host::protocol(port.app_protocol), subset, &policy) {
+    let own = subset.and_then(|(_, _, subset)| subset.traffic_policy.as_ref());
+    let policy = Policy::of(rule, own, key.port);
+    match pool::translate(key, &service, crate::host::protocol(port.app_protocol), subset.map(|(_, _, subset)| subset), &policy) {
         Ok(pool) => (Some(pool), Vec::new()),
         Err(unkept) => {
-            let rules = selected.iter().flat_map(|selected| &selected.objects);
-            (None, rules.take(1).map(|rule| findings::unkept(rule, key, unkept)).collect())
+            let in_subset = own.is_some_and(|own| own.tls.is_some() || !own.port_level_settings.is_empty());
+            let said = match subset.filter(|_| in_subset) {
+                Some((object, place, _)) => Some((object, format!("spec.subsets[{place}].trafficPolicy"))),
+                None => selected.as_ref().and_then(|selected| selected.policy).map(|(object, _)| (object, "spec.trafficPolicy".to_owned())),
+            };
+            (None, said.iter().map(|(object, field)| findings::unkept(object, field, key, unkept)).collect())
         }
     }
 }

@@ -8,6 +8,7 @@
 pub mod codes;
 mod core;
 pub mod decode;
+pub mod fields;
 pub mod finding;
 pub mod gateway_api;
 pub mod istio;
@@ -18,6 +19,7 @@ mod reader;
 
 pub use codes::{CODES, Code};
 pub use decode::decode;
+pub use fields::FIELDS;
 pub use finding::{Finding, Level, ObjectRef, Origin};
 pub use kind::{Kind, Support};
 pub use object::{Metadata, Object, OwnerReference};

@@ -119,13 +119,13 @@ fn shadowed(index: &Index, object: &Object, host: &str) -> Vec<Finding> {
 }
 
 /// A pool that is left out, because what its rule asks for cannot be kept.
-pub(super) fn unkept(rule: &Object, key: &PoolKey, unkept: Unkept) -> Finding {
+pub(super) fn unkept(rule: &Object, field: &str, key: &PoolKey, unkept: Unkept) -> Finding {
     let (found, accepted) = match unkept {
         Unkept::ClientCertificate => ("mode MUTUAL", "ISTIO_MUTUAL, or SIMPLE without certificates"),
         Unkept::OwnAuthorities => ("caCertificates, caCrl or credentialName", "SIMPLE with the system's authorities"),
     };
     Finding::error(codes::FIELD_NOT_HONOURED, rule.reference())
-        .field("spec.trafficPolicy.tls")
+        .field(format!("{field}.tls"))
         .found(found)
         .problem("is not supported")
         .accepted(accepted)

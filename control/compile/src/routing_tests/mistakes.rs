@@ -49,6 +49,13 @@ fn mistake_1_a_subset_that_selects_no_pod() {
 }
 
 #[test]
+fn mistake_1_a_subset_that_nobody_defines_and_nothing_goes_to() {
+    let split = json!([to("reviews", json!({"subset": "v1"})), {"destination": {"host": "reviews", "subset": "v3"}, "weight": 0}]);
+    let texts = told([routes("shop", "canary", json!({"hosts": ["reviews"], "http": [{"route": split}]}))]);
+    assert!(texts[0].ends_with("(v1, v2); nothing while its weight is 0; with any other its requests get 503 (flag NC)"), "{texts:?}");
+}
+
+#[test]
 fn mistake_2_weights_that_sum_to_nothing() {
     let split = json!([{"destination": {"host": "reviews"}, "weight": 0}, {"destination": {"host": "ratings"}}]);
     assert_eq!(

@@ -1,6 +1,6 @@
 //! What a VirtualService names and does not exist: hosts, subsets, ports, gateways, delegates.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tropis_crds::{
     Finding, Object, codes,
@@ -16,6 +16,7 @@ use crate::{
 };
 
 const NOT_FOUND_EFFECT: &str = "requests that are routed to it get 503 (flag NC)";
+const UNUSED_EFFECT: &str = "nothing while its weight is 0; with any other its requests get 503 (flag NC)";
 
 /// Gateways that do not exist.
 pub(super) fn gateways(index: &Index, object: &Object) -> Vec<Finding> {
@@ -84,7 +85,21 @@ pub(super) fn hosts(index: &Index, object: &Object) -> Vec<Finding> {
 /// Destinations and mirrors whose host, port or subset does not exist.
 pub(super) fn destinations(index: &Index, object: &Arc<Object>) -> Vec<Finding> {
     let Some(service) = object.virtual_service() else { return Vec::new() };
-    all_destinations(&service.spec).into_iter().filter_map(|(field, destination)| check(index, object, &field, destination)).collect()
+    let unused: BTreeSet<String> = weightless(&service.spec).collect();
+    let all = all_destinations(&service.spec).into_iter();
+    all.filter_map(|(field, destination)| {
+        let effect = if unused.contains(&field) { UNUSED_EFFECT } else { NOT_FOUND_EFFECT };
+        check(index, object, &field, destination, effect)
+    })
+    .collect()
+}
+
+/// Destinations of HTTP rules that get nothing of a split.
+fn weightless(spec: &Spec) -> impl Iterator<Item = String> {
+    spec.http.iter().enumerate().flat_map(|(index, rule)| {
+        let zero = rule.route.iter().enumerate().filter(|(_, entry)| entry.weight == 0 && rule.route.len() > 1);
+        zero.map(move |(place, _)| format!("spec.http[{index}].route[{place}].destination"))
+    })
 }
 
 fn all_destinations(spec: &Spec) -> Vec<(String, &Destination)> {
@@ -105,7 +120,7 @@ fn all_destinations(spec: &Spec) -> Vec<(String, &Destination)> {
     all
 }
 
-fn check(index: &Index, object: &Object, field: &str, destination: &Destination) -> Option<Finding> {
+fn check(index: &Index, object: &Object, field: &str, destination: &Destination, effect: &str) -> Option<Finding> {
     let own = object.metadata.namespace.as_str();
     let host = full_host(index.settings(), own, &destination.host);
     let target = Target::find(index, own, &host);
@@ -113,7 +128,7 @@ fn check(index: &Index, object: &Object, field: &str, destination: &Destination)
         Finding::error(codes::REFERENCED_RESOURCE_NOT_FOUND, object.reference())
             .field(format!("{field}.{part}"))
             .found(found)
-            .effect(NOT_FOUND_EFFECT)
+            .effect(effect)
     };
     if target.service.is_none() {
         let problem = format!("names no service ({} does not exist)", target.host.hostname);
