@@ -1,4 +1,4 @@
-//! Where a run keeps its files: the state directory of embedded.md §3, and names that carry the run's name.
+//! Where a run keeps its files: the state folder of docs/guide/embedded.md, and names that carry the run's name.
 //!
 //! Only paths and names are made here; who writes what stands beside each function.
 

@@ -1,4 +1,4 @@
-//! The mesh's own programs: started where they belong with the arguments that embedded.md gives them, watched, killed, started again.
+//! The mesh's own programs: started where they belong with the arguments that a cluster would give them, watched, killed, started again.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
