@@ -8,6 +8,7 @@ pub mod admin;
 pub mod logs;
 pub mod metrics;
 pub mod readiness;
+pub mod serve;
 
 use std::error::Error;
 
