@@ -217,8 +217,8 @@ impl State {
         for namespace in named {
             let key = Key::new("Namespace", "", &namespace);
             objects.entry(key).or_insert_with(|| seed::namespace(&namespace));
-            let account = Key::new("ServiceAccount", &namespace, "default");
-            objects.entry(account).or_insert_with(|| seed::service_account(&namespace, "default"));
+            let account = Key::new("ServiceAccount", &namespace, pods::DEFAULT_SERVICE_ACCOUNT);
+            objects.entry(account).or_insert_with(|| seed::service_account(&namespace, pods::DEFAULT_SERVICE_ACCOUNT));
         }
     }
 
@@ -229,7 +229,7 @@ impl State {
         };
         let (deployments, bare) = (of_kind("Deployment"), of_kind("Pod"));
         let lacks_account = |key: &Key, spec: &Value| {
-            let account = spec["serviceAccountName"].as_str().filter(|name| !name.is_empty()).unwrap_or("default");
+            let account = pods::service_account(spec);
             let exists = objects.contains_key(&Key::new("ServiceAccount", &key.namespace, account));
             (!exists).then(|| format!("there is no service account {}/{account}, so none of its pods can be made", key.namespace))
         };

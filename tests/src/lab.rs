@@ -27,7 +27,7 @@ use crate::down::{self, Files};
 use crate::kubelet::images::Images;
 use crate::kubelet::{Kubelet, chain};
 use crate::layout::{Layout, valid_run_name};
-use crate::lock::{self, Held};
+use crate::lock::{self, Held, RunLock};
 use crate::network::Network;
 use crate::network::addresses::AddressPlan;
 use crate::network::commands;
@@ -59,7 +59,7 @@ pub struct Lab {
     tasks: Vec<JoinHandle<()>>,
     janitor: Mutex<Option<Child>>,
     _address_slot: Held,
-    _state_lock: Held,
+    _lock: RunLock,
 }
 
 impl Lab {
@@ -95,8 +95,8 @@ impl Lab {
         let progress = options.progress.clone();
         let layout = Layout::new(&options.run, options.state.as_deref());
         let locking = layout.clone();
-        let state_lock = tokio::task::spawn_blocking(move || lock::state_directory(locking.state())).await;
-        let state_lock = state_lock.map_err(|error| LabError::Impossible(error.to_string()))??;
+        let lock = tokio::task::spawn_blocking(move || RunLock::acquire(&locking)).await;
+        let lock = lock.map_err(|error| LabError::Impossible(error.to_string()))??;
         let (address_slot, slot) = lock::address_slot()?;
         let plan = AddressPlan::new(slot);
         let folder = options.programs.clone().map_or_else(programs_folder, Ok)?;
@@ -105,7 +105,7 @@ impl Lab {
         own_state(&layout)?;
         down::down(&layout, Files::Remove)?;
         make_folders(&layout, options.manifests.as_deref())?;
-        let janitor = start_janitor(&folder, &layout, &state_lock, &progress);
+        let janitor = start_janitor(&folder, &layout, &lock, &progress);
         progress.step(format!("network: a router, {} nodes, a control namespace", options.nodes.len()));
         let (wiring, nodes) = (layout.clone(), options.nodes.clone());
         let network = tokio::task::spawn_blocking(move || Network::create(&wiring, plan, &nodes)).await;
@@ -115,7 +115,7 @@ impl Lab {
         }
 
         progress.step("cluster: API server, controllers, kubelets, kube-proxy, DNS");
-        let tokens = TokenIssuer::create(&layout.secrets())?;
+        let tokens = Arc::new(TokenIssuer::create(&layout.secrets())?);
         let (records, ranges) = node_records(&network, plan);
         let state = State::new(plan, records, ranges, SystemTime::now());
         let (cluster, task) = Cluster::start(state, Store::new(layout.state().to_path_buf()), progress.clone());
@@ -144,7 +144,7 @@ impl Lab {
 
         let source = DirSource::open(layout.state(), None);
         let source = source.map_err(|error| LabError::File(chain(&error), io::Error::other("objects cannot be followed")))?;
-        let programs = Programs::new(folder, layout.clone(), network.clone(), groups, cluster.clone(), options.log_level.clone());
+        let programs = Programs::new(folder, &kubelet, options.log_level.clone());
         let lab = Self {
             layout,
             network,
@@ -157,7 +157,7 @@ impl Lab {
             tasks,
             janitor: Mutex::new(janitor),
             _address_slot: address_slot,
-            _state_lock: state_lock,
+            _lock: lock,
         };
         if options.mesh {
             lab.start_mesh(&progress).await?;
@@ -184,7 +184,7 @@ impl Lab {
 
     /// Starts a program; tropisd's node is `control`. Gives the time until it was ready.
     pub async fn start_program(&self, program: Program, node: &str) -> Result<Duration, LabError> {
-        Ok(self.programs.start(program, node, &self.kubelet.tokens).await?)
+        Ok(self.programs.start(program, node).await?)
     }
 
     /// Sends a signal to a program.
@@ -319,7 +319,7 @@ impl Lab {
             return Err(LabError::Name(run.to_owned()));
         }
         let layout = Layout::new(run, state);
-        let _alone = lock::state_directory(layout.state())?;
+        let _alone = RunLock::acquire(&layout)?;
         own_state(&layout)?;
         Ok(down::down(&layout, Files::Remove)?)
     }
@@ -365,17 +365,17 @@ pub fn programs_folder() -> Result<PathBuf, LabError> {
     Ok(if deeper { folder.parent().unwrap_or(folder) } else { folder }.to_path_buf())
 }
 
-/// Starts the process that cleans up when this one is gone, however it goes. It shares the lock of the state directory.
-fn start_janitor(folder: &Path, layout: &Layout, lock: &Held, progress: &Progress) -> Option<Child> {
+/// Starts the process that cleans up when this one is gone, however it goes. It shares the run's lock.
+fn start_janitor(folder: &Path, layout: &Layout, lock: &RunLock, progress: &Progress) -> Option<Child> {
     use std::os::unix::process::CommandExt;
-    let spawned = lock.duplicate().and_then(|lock| {
+    let spawned = lock.duplicate().and_then(|[name, state]| {
         Command::new(folder.join("tropis-lab"))
             .args(["janitor", "--run", layout.run(), "--state"])
             .arg(layout.state())
             .stdin(Stdio::piped())
-            // Not for writing: it holds the name for as long as the janitor lives.
-            .stdout(Stdio::from(lock))
-            .stderr(Stdio::null())
+            // Not for writing: they hold the run's name and its folder for as long as the janitor lives.
+            .stdout(Stdio::from(name))
+            .stderr(Stdio::from(state))
             // Ctrl-C at the terminal is for the lab; the janitor must survive it.
             .process_group(0)
             .spawn()
