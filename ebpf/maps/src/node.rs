@@ -174,7 +174,7 @@ impl NodeMaps {
             sum.dns_captured += one.dns_captured;
             sum.dns_refused += one.dns_refused;
             sum.passed_self += one.passed_self;
-            sum.passed_family += one.passed_family;
+            sum.refused_family += one.refused_family;
             sum.passed_leaving += one.passed_leaving;
             sum.passed_proxy += one.passed_proxy;
         })?;

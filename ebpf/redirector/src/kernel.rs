@@ -159,7 +159,7 @@ fn add_outbound(sum: &mut OutboundCount, one: &OutboundCount) {
     sum.dns_captured += one.dns_captured;
     sum.dns_refused += one.dns_refused;
     sum.passed_self += one.passed_self;
-    sum.passed_family += one.passed_family;
+    sum.refused_family += one.refused_family;
     sum.passed_leaving += one.passed_leaving;
     sum.passed_proxy += one.passed_proxy;
 }
