@@ -69,11 +69,7 @@ pub(crate) use ends;
 #[inline(always)]
 pub(crate) fn choose(family: u32, ipv4: [u32; 2], ipv6: [[u32; 4]; 2]) -> (Address, Address) {
     const AF_INET: u32 = 2;
-    if family == AF_INET {
-        (mapped(ipv4[0].to_ne_bytes()), mapped(ipv4[1].to_ne_bytes()))
-    } else {
-        (join(ipv6[0]), join(ipv6[1]))
-    }
+    if family == AF_INET { (mapped(ipv4[0].to_ne_bytes()), mapped(ipv4[1].to_ne_bytes())) } else { (join(ipv6[0]), join(ipv6[1])) }
 }
 
 /// The address that the call is about.
