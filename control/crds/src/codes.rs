@@ -66,6 +66,8 @@ codes! {
         "A pod names a container image that the embedded mesh has no program for.";
     DRY_RUN = "TRP0015" "DryRun" Info
         "A policy is only logged, never enforced, because its annotation says so.";
+    FILE_UNFINISHED = "TRP0016" "FileUnfinished" Warning
+        "A file is open for writing for long; until it is closed, nothing that it no longer holds is taken away.";
 }
 
 /// The table's entry of `code`.
