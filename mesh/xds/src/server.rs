@@ -19,7 +19,10 @@ use tropis_proto::xds::{
     aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
 };
 
-use self::{clients::Registration, subscriber::Subscriber};
+use self::{
+    clients::{Limits, Registration},
+    subscriber::Subscriber,
+};
 
 mod clients;
 mod subscriber;
@@ -31,8 +34,10 @@ pub use table::{Published, Resources, Snapshot};
 /// Largest request that is read. A client that reconnects names all it holds, about 1 MiB for 10 000 resources; gRPC's usual limit of
 /// 4 MiB would lock clients of large meshes out for good.
 const MAX_REQUEST_BYTES: usize = 64 << 20;
-/// Streams at a time; a mesh has one a node.
-const MAX_CLIENTS: usize = 20_000;
+/// Streams at a time: a mesh has one a node, and nobody may take those of others.
+const CLIENTS: Limits = Limits { total: 20_000, of_name: 8 };
+/// Longer reasons why a client refused something are cut: they are kept, logged and told in statuses.
+const MAX_REFUSAL_BYTES: usize = 16 << 10;
 /// Removed policies are told after the workloads that named them; a client that has not asked for workloads by then wants policies only.
 const POLICIES_ONLY_AFTER: Duration = Duration::from_secs(1);
 
@@ -94,8 +99,8 @@ where
         let admitted = (self.admit)(request.extensions())?;
         let registration = self
             .clients
-            .register(&admitted.client, MAX_CLIENTS)
-            .ok_or_else(|| Status::resource_exhausted(format!("{MAX_CLIENTS} clients are connected already")))?;
+            .register(&admitted.client, CLIENTS)
+            .ok_or_else(|| Status::resource_exhausted(format!("{CLIENTS} have a stream already")))?;
         info!(client = admitted.client, "client connected");
         // One response under way: the next one is computed when there is room for it.
         let (outgoing, responses) = mpsc::channel(1);
@@ -185,12 +190,13 @@ where
         }
     }
 
-    fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+    fn request(&mut self, mut request: DeltaDiscoveryRequest) -> Result<(), Status> {
         if let Some(node) = &request.node {
             check_node(node, &self.admitted)?;
             self.registration.name(&node.id);
         }
-        if let Some(error) = &request.error_detail {
+        if let Some(error) = &mut request.error_detail {
+            error.message.truncate(error.message.floor_char_boundary(MAX_REFUSAL_BYTES));
             warn!(client = self.admitted.client, type_url = request.type_url, reason = error.message, "client refused resources");
         }
         self.subscriber.request(request).map_err(|error| Status::invalid_argument(error.to_string()))
