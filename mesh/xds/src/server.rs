@@ -36,8 +36,6 @@ pub use table::{Published, Resources, Snapshot};
 const MAX_REQUEST_BYTES: usize = 64 << 20;
 /// Streams at a time: a mesh has one a node, and nobody may take those of others.
 const CLIENTS: Limits = Limits { total: 20_000, of_name: 8 };
-/// Longer reasons why a client refused something are cut: they are kept, logged and told in statuses.
-const MAX_REFUSAL_BYTES: usize = 16 << 10;
 /// Removed policies are told after the workloads that named them; a client that has not asked for workloads by then wants policies only.
 const POLICIES_ONLY_AFTER: Duration = Duration::from_secs(1);
 
@@ -190,14 +188,14 @@ where
         }
     }
 
-    fn request(&mut self, mut request: DeltaDiscoveryRequest) -> Result<(), Status> {
+    fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         if let Some(node) = &request.node {
             check_node(node, &self.admitted)?;
             self.registration.name(&node.id);
         }
-        if let Some(error) = &mut request.error_detail {
-            error.message.truncate(error.message.floor_char_boundary(MAX_REFUSAL_BYTES));
-            warn!(client = self.admitted.client, type_url = request.type_url, reason = error.message, "client refused resources");
+        if let Some(error) = &request.error_detail {
+            let reason = subscriber::shortened(&error.message);
+            warn!(client = self.admitted.client, type_url = request.type_url, reason, "client refused resources");
         }
         self.subscriber.request(request).map_err(|error| Status::invalid_argument(error.to_string()))
     }
