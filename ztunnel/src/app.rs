@@ -37,7 +37,7 @@ use crate::{
     dns,
     metrics::{ProxyMetrics, register_xds},
     node::{Pod, pods::Pods, zds},
-    view::CurrentView,
+    view::{CurrentView, Versions},
     worker::{self, WorkerHandle},
 };
 
@@ -143,7 +143,8 @@ pub async fn run(config: Config, log: LogControl) -> Result<(), StartError> {
             // The sender lives as long as the client, which lives as long as the process.
             while synced.changed().await.is_ok() {
                 let status = synced.borrow_and_update();
-                shared.view.name_version(&status.version);
+                let (address, authorization) = (status.addresses_version.clone(), status.policies_version.clone());
+                shared.view.name_versions(Versions { address, authorization });
                 if status.synced() {
                     state_ready.ready();
                 }

@@ -20,12 +20,32 @@ use crate::node::Pod;
 /// How long a connection may wait for the control plane to tell us about the pod that it belongs to.
 pub const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
 
-/// A view, and the name of the configuration that it came of.
+/// The control plane's names for what decides. Workloads and services come in responses of their own, policies in others, and a change
+/// of the one says nothing about the other; so one name would not do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Versions {
+    /// Of workloads and services; empty before the first.
+    pub address: Arc<str>,
+    /// Of policies; empty before the first.
+    pub authorization: Arc<str>,
+}
+
+impl Versions {
+    /// As the access log has it: `address:VERSION,authorization:VERSION`, without what has not come yet; empty when nothing has.
+    fn text(&self) -> String {
+        let named = [("address", &self.address), ("authorization", &self.authorization)];
+        let named: Vec<_> =
+            named.iter().filter(|(_, version)| !version.is_empty()).map(|(name, version)| format!("{name}:{version}")).collect();
+        named.join(",")
+    }
+}
+
+/// A view, and the names of the configuration that it came of.
 #[derive(Debug, Clone)]
 pub struct Seen {
     /// Decide on this.
     pub view: Arc<View>,
-    /// The control plane's name for the last configuration that is in it; empty before the first.
+    /// [`Versions`] as text; empty before the first.
     pub version: Arc<String>,
 }
 
@@ -33,6 +53,7 @@ pub struct Seen {
 #[derive(Debug)]
 pub struct CurrentView {
     view: ArcSwap<View>,
+    versions: ArcSwap<Versions>,
     version: ArcSwap<String>,
     policy_version: AtomicU64,
     changed: watch::Sender<u64>,
@@ -42,6 +63,7 @@ impl Default for CurrentView {
     fn default() -> Self {
         Self {
             view: ArcSwap::from_pointee(View::default()),
+            versions: ArcSwap::default(),
             version: ArcSwap::default(),
             policy_version: AtomicU64::new(0),
             changed: watch::Sender::new(0),
@@ -62,11 +84,17 @@ impl CurrentView {
         Seen { view: self.load(), version }
     }
 
-    /// What was applied last is the configuration of this name.
-    pub fn name_version(&self, version: &str) {
-        if **self.version.load() != version {
-            self.version.store(Arc::new(version.to_owned()));
+    /// What is in force is the configuration of these names.
+    pub fn name_versions(&self, versions: Versions) {
+        if **self.versions.load() != versions {
+            self.version.store(Arc::new(versions.text()));
+            self.versions.store(Arc::new(versions));
         }
+    }
+
+    /// The names of what is in force.
+    pub fn versions(&self) -> Arc<Versions> {
+        self.versions.load_full()
     }
 
     /// Puts changes in force. Called by one thread only, the one that reads from the control plane.
@@ -146,6 +174,18 @@ mod tests {
         let Seen { view, .. } = current.covering("n1", &pod()).await;
         assert!(local_workload(&view, "n1", &pod()).is_some());
         assert!(local_workload(&view, "n2", &pod()).is_none());
+    }
+
+    #[test]
+    fn each_kind_of_configuration_has_its_name() {
+        let current = CurrentView::default();
+        let named = |address: &str, authorization: &str| {
+            current.name_versions(Versions { address: address.into(), authorization: authorization.into() });
+            current.seen().version.to_string()
+        };
+        assert_eq!(*current.seen().version, "");
+        assert_eq!(named("", "7"), "authorization:7");
+        assert_eq!(named("9", "7"), "address:9,authorization:7", "a pod that came later does not rename the policies");
     }
 
     #[test]

@@ -105,8 +105,12 @@ pub struct Status {
     pub addresses_synced: bool,
     /// The policies of a first response are in force.
     pub policies_synced: bool,
-    /// The server's name for the configuration in force; empty before the first.
+    /// The server's name for the configuration that came last, of whichever type; empty before the first.
     pub version: Arc<str>,
+    /// The server's name for the configuration whose workloads and services are in force; empty before the first.
+    pub addresses_version: Arc<str>,
+    /// The server's name for the configuration whose policies are in force; empty before the first.
+    pub policies_version: Arc<str>,
     /// Why there is no stream, if there is none.
     pub failure: Option<Arc<str>>,
 }
@@ -263,6 +267,11 @@ fn absorb(
         apply(absorbed.changes);
     }
     status.send_modify(|status| {
+        match type_url.as_str() {
+            ADDRESS_TYPE => status.addresses_version = Arc::clone(&version),
+            AUTHORIZATION_TYPE => status.policies_version = Arc::clone(&version),
+            _ => {}
+        }
         status.version = version;
         // A refusal does not keep a proxy from being ready: what was refused is named, and denies where it would have decided.
         status.addresses_synced |= type_url == ADDRESS_TYPE;

@@ -16,7 +16,7 @@ use crate::{app::Shared, connections::ConnectionInfo};
 
 /// Everything.
 pub(super) fn dump(shared: &Shared, connections: &[ConnectionInfo]) -> Value {
-    let crate::view::Seen { view, version } = shared.view.seen();
+    let (versions, view) = (shared.view.versions(), shared.view.load());
     let config = &shared.config;
     json!({
         "workloads": view.workloads().map(|workload| self::workload(workload)).collect::<Vec<_>>(),
@@ -43,7 +43,7 @@ pub(super) fn dump(shared: &Shared, connections: &[ConnectionInfo]) -> Value {
             "workerThreads": config.workers,
             "capture": format!("{:?}", config.capture),
             "dnsProxy": config.dns,
-            "configVersion": *version,
+            "configVersion": { "address": &*versions.address, "authorization": &*versions.authorization },
         },
         "certificates": shared.certificates.snapshot().iter().map(certificate).collect::<Vec<_>>(),
         "workloadState": workload_state(shared, connections),
