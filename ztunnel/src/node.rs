@@ -154,7 +154,39 @@ impl Drop for ConnectionSlot {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tropis_model::identity::Identity;
+    use tropis_tls::testing::TestAuthority;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn its_certificate_is_renewed_while_it_is_served_however_late_it_becomes_known() {
+        let authority = Arc::new(TestAuthority::new());
+        let certificates = Certificates::new(authority.clone());
+        let info = PodInfo { name: "a".into(), namespace: "b".into(), service_account: "c".into() };
+        let workload = Workload::new("k//Pod/b/a", "a", Identity::new("cluster.local", "b", "c"));
+        let pod = Pod::new("u".into(), info, None, Vec::new());
+        pod.is_known_as(&workload, &certificates);
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert_eq!(certificates.snapshot().len(), 1);
+        for known_first in [true, false] {
+            let pod = Pod::new("u".into(), pod.info.clone(), None, Vec::new());
+            if known_first {
+                pod.is_known_as(&workload, &certificates);
+            }
+            pod.drain().start();
+            pod.release_certificate();
+            // A journey that was under way.
+            pod.is_known_as(&workload, &certificates);
+            drop(certificates.get(&workload.identity).await);
+        }
+        pod.drain().start();
+        pod.release_certificate();
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert!(certificates.snapshot().is_empty());
+    }
 
     #[test]
     fn a_pod_has_a_bounded_number_of_connections() {

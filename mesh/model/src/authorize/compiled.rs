@@ -5,9 +5,15 @@
 //! port) and checks only the rules found, completely, but for the field that found them. Rules that can be found by nothing (prefixes,
 //! suffixes, only negations) are checked every time: they are the part that is not flat.
 //!
-//! Measured on 16 cores of an AMD EPYC (`cargo test -p tropis-model --profile dev -- --ignored --nocapture flat`), ALLOW policies that
-//! name a principal each, the last of them allowing: see the table that the test prints; docs/adr has none of it, since it is no
-//! decision.
+//! Measured with `cargo test -p tropis-model -- --ignored --nocapture flat_measured` (development profile, a shared machine): ALLOW
+//! policies that name a principal and a port each, the last of which allows.
+//!
+//! | policies | decide | a plain walk | compile once |
+//! |---:|---:|---:|---:|
+//! | 1 | 0.6 µs | 0.3 µs | 0.04 ms |
+//! | 100 | 0.6 µs | 20 µs | 0.1 ms |
+//! | 1000 | 0.6 µs | 0.2 ms | 1 ms |
+//! | 10 000 | 1 µs | 4 ms | 16 ms |
 
 use std::{
     collections::{BTreeSet, HashMap},
