@@ -6,7 +6,7 @@
 //! there is no such folder (cgroup v1) nothing is heard, and who asks must look by himself.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
     ffi::{CString, OsStr},
     fs, io,
     os::{
@@ -75,8 +75,8 @@ impl Sandboxes {
             self.attention.remove(&uid);
         }
         for uid in pods {
-            if !self.pods.contains_key(&uid) {
-                self.pods.insert(uid, None);
+            if let Entry::Vacant(entry) = self.pods.entry(uid) {
+                entry.insert(None);
                 self.search = true;
             }
         }
