@@ -180,23 +180,33 @@ impl<'a> Cast<'a> {
 
     /// Echoes until it goes through tunnels (the control plane tells peers a moment after the pod), then once more for real.
     pub(crate) async fn wait_tunnelled(&self, case: Case) -> anyhow::Result<()> {
-        let server = self.server(case);
-        let target = server.socket(case.family, port::ECHO);
+        self.wait_tunnelled_between(&self.client, self.server(case), case.family).await.with_context(|| case.to_string())
+    }
+
+    /// The same from any pod to any other.
+    pub(crate) async fn wait_tunnelled_between(&self, from: &PodHandle, to: &PodHandle, family: Family) -> anyhow::Result<()> {
+        let target = to.socket(family, port::ECHO);
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         loop {
-            let before = self.lab.access_log(self.client.node()).len();
-            let said = self.echo(&self.client, &target, "are you there").await?;
-            ensure!(said.ok || std::time::Instant::now() < deadline, "{case}: {target} does not echo: {said:?}");
-            let line = self.lab.wait_access_line(self.client.node(), "the connection's line", |line| {
-                line.has(&[("direction", "outbound"), ("src.workload", self.client.name())]) && line.field("dst.workload") == server.name()
+            let before = self.lab.access_log(from.node()).len();
+            let said = self.echo(from, &target, "are you there").await?;
+            ensure!(said.ok || std::time::Instant::now() < deadline, "{target} does not echo: {said:?}");
+            let line = self.lab.wait_access_line(from.node(), "the connection's line", |line| {
+                line.has(&[("direction", "outbound"), ("src.workload", from.name())]) && line.field("dst.workload") == to.name()
             });
             let line = line.await;
-            if line.is_ok_and(|line| !line.field("dst.identity").is_empty()) && self.lab.access_log(self.client.node()).len() > before {
+            if line.is_ok_and(|line| !line.field("dst.identity").is_empty()) && self.lab.access_log(from.node()).len() > before {
                 return Ok(());
             }
-            ensure!(std::time::Instant::now() < deadline, "{case}: connections to {target} are not tunnelled");
+            ensure!(std::time::Instant::now() < deadline, "connections to {target} are not tunnelled");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// The address of a service of the cast, as it stands before a port.
+    pub(crate) fn service(&self, name: &str, family: Family) -> anyhow::Result<String> {
+        let address = self.lab.service_address(&self.namespace, name, family).with_context(|| format!("{name} has no {family} address"))?;
+        Ok(if address.is_ipv6() { format!("[{address}]") } else { address.to_string() })
     }
 
     /// Takes the namespace away.

@@ -5,6 +5,7 @@
 //! [`State::reconcile`].
 
 pub mod ids;
+pub mod memory;
 pub mod object;
 pub mod pods;
 pub mod render;
@@ -23,6 +24,7 @@ use tokio::task::JoinHandle;
 
 use crate::network::addresses::AddressPlan;
 use crate::progress::Progress;
+use memory::Memory;
 use object::Key;
 use pods::{NodeRecord, PodRecord, PodStatus, Pods};
 use render::Assigned;
@@ -72,6 +74,7 @@ pub struct State {
     user: BTreeMap<Key, Value>,
     assigned: BTreeMap<Key, Assigned>,
     places: ServiceAddresses,
+    memory: Memory,
     pods: Pods,
     started: SystemTime,
 }
@@ -133,6 +136,9 @@ async fn run(
             }
         }
         told = snapshot.problems.clone();
+        if let Err(error) = state.remember(SystemTime::now()) {
+            progress.step(format!("what is assigned cannot be kept for the next run: {error}"));
+        }
         if let Err(error) = store.set(wanted) {
             progress.step(format!("cannot write to cluster/: {error}"));
         }
@@ -156,6 +162,7 @@ impl State {
             user: BTreeMap::new(),
             assigned: BTreeMap::new(),
             places: ServiceAddresses::default(),
+            memory: Memory::default(),
             pods: Pods::new(),
             started: now,
         };
@@ -164,6 +171,18 @@ impl State {
             state.places.place(&key, Some(place));
         }
         state
+    }
+
+    /// The same, with what an earlier run in the same state directory assigned.
+    pub fn remembering(mut self, memory: Memory) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// Writes down what is assigned, for the next run.
+    fn remember(&mut self, now: SystemTime) -> std::io::Result<()> {
+        let Self { assigned, places, memory, .. } = self;
+        memory.keep(assigned.iter().map(|(key, assigned)| (key, assigned, places.of(key))), now)
     }
 
     /// Takes an event in.
@@ -192,7 +211,14 @@ impl State {
         self.add_what_namespaces_need(&mut objects);
         self.assigned.retain(|key, _| objects.contains_key(key));
         for key in objects.keys() {
-            self.assigned.entry(key.clone()).or_insert_with(|| Assigned { uid: ids::random_uid(), created: now });
+            if self.assigned.contains_key(key) {
+                continue;
+            }
+            let (assigned, place) = self.memory.recall(key).unwrap_or_else(|| (Assigned { uid: ids::random_uid(), created: now }, None));
+            if place.is_some() {
+                self.places.place(key, place);
+            }
+            self.assigned.insert(key.clone(), assigned);
         }
         let problems = self.reconcile_pods(&objects, now);
         self.places.keep(|key| objects.contains_key(key));
@@ -217,8 +243,8 @@ impl State {
         for namespace in named {
             let key = Key::new("Namespace", "", &namespace);
             objects.entry(key).or_insert_with(|| seed::namespace(&namespace));
-            let account = Key::new("ServiceAccount", &namespace, "default");
-            objects.entry(account).or_insert_with(|| seed::service_account(&namespace, "default"));
+            let account = Key::new("ServiceAccount", &namespace, pods::DEFAULT_SERVICE_ACCOUNT);
+            objects.entry(account).or_insert_with(|| seed::service_account(&namespace, pods::DEFAULT_SERVICE_ACCOUNT));
         }
     }
 
@@ -229,7 +255,7 @@ impl State {
         };
         let (deployments, bare) = (of_kind("Deployment"), of_kind("Pod"));
         let lacks_account = |key: &Key, spec: &Value| {
-            let account = spec["serviceAccountName"].as_str().filter(|name| !name.is_empty()).unwrap_or("default");
+            let account = pods::service_account(spec);
             let exists = objects.contains_key(&Key::new("ServiceAccount", &key.namespace, account));
             (!exists).then(|| format!("there is no service account {}/{account}, so none of its pods can be made", key.namespace))
         };

@@ -38,8 +38,10 @@ pub enum DownError {
 pub enum Files {
     /// It goes.
     Remove,
-    /// The logs stay, for whoever wants to know why the run ended.
+    /// The logs stay, for whoever wants to know why the run ended; and what [`Self::KeepAssigned`] keeps.
     KeepLogs,
+    /// What the cluster assigned stays (uids, service addresses), for the next run in the same directory.
+    KeepAssigned,
 }
 
 /// Takes away everything of the run. Nothing there is no error.
@@ -64,21 +66,69 @@ fn unmount_below(folder: &Path) -> Result<(), DownError> {
 }
 
 fn remove_files(layout: &Layout, files: Files) -> Result<(), DownError> {
-    let logs = layout.logs();
-    let Ok(entries) = fs::read_dir(layout.state()) else { return Ok(()) };
-    for entry in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-        if files == Files::KeepLogs && entry == logs {
-            continue;
-        }
-        let removed = if entry.is_dir() { fs::remove_dir_all(&entry) } else { fs::remove_file(&entry) };
-        removed.map_err(|error| DownError::File(entry, error))?;
-    }
-    if files == Files::Remove {
-        fs::remove_dir(layout.state()).map_err(|error| DownError::File(layout.state().to_path_buf(), error))?;
-        if let Some(runs) = layout.state().parent().filter(|runs| runs.ends_with("tropis")) {
-            // Fails while another run lives.
-            let _ = fs::remove_dir(runs);
-        }
+    let kept: &[PathBuf] = match files {
+        Files::Remove => &[],
+        Files::KeepLogs => &[layout.logs(), layout.memory(), layout.marker()],
+        Files::KeepAssigned => &[layout.memory(), layout.marker()],
+    };
+    remove_but(layout.state(), kept)?;
+    if let Some(runs) = layout.state().parent().filter(|runs| runs.ends_with("tropis")) {
+        // Fails while another run lives.
+        let _ = fs::remove_dir(runs);
     }
     Ok(())
+}
+
+/// Removes `folder` and what is in it, but for `kept` and the folders on the way there.
+fn remove_but(folder: &Path, kept: &[PathBuf]) -> Result<(), DownError> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+    for entry in entries.filter_map(Result::ok) {
+        let path = entry.path();
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if kept.contains(&path) {
+            continue;
+        }
+        let removed = match (is_folder, kept.iter().any(|kept| kept.starts_with(&path))) {
+            (true, true) => {
+                remove_but(&path, kept)?;
+                continue;
+            }
+            (true, false) => fs::remove_dir_all(&path),
+            (false, _) => fs::remove_file(&path),
+        };
+        removed.map_err(|error| DownError::File(path, error))?;
+    }
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(DownError::File(folder.to_path_buf(), error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_shall_stay_stays_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new("x", Some(&folder.path().join("state")));
+        let fill = || {
+            for file in [layout.memory(), layout.marker(), layout.logs().join("a.log"), layout.secrets().join("token.key")] {
+                fs::create_dir_all(file.parent().unwrap()).unwrap();
+                fs::write(file, "").unwrap();
+            }
+        };
+        let left = || {
+            [layout.memory(), layout.marker(), layout.logs().join("a.log"), layout.secrets().join("token.key")].map(|file| file.exists())
+        };
+        fill();
+        remove_files(&layout, Files::KeepLogs).unwrap();
+        assert_eq!(left(), [true, true, true, false]);
+        assert!(layout.is_ours());
+        fill();
+        remove_files(&layout, Files::KeepAssigned).unwrap();
+        assert_eq!(left(), [true, true, false, false]);
+        remove_files(&layout, Files::Remove).unwrap();
+        assert!(!layout.state().exists());
+    }
 }

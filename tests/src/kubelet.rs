@@ -11,12 +11,13 @@ pub mod volumes;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tropis_crds::Finding;
 
 use crate::cgroup::{self, Groups};
 use crate::cluster::object::Key;
@@ -28,6 +29,7 @@ use crate::network::namespace::NAMESPACES;
 use crate::network::{Network, PodNetwork};
 use crate::process::Sandbox;
 use crate::progress::Progress;
+use crate::token_files::TokenFile;
 use crate::tokens::TokenIssuer;
 use container::Container;
 use images::Images;
@@ -36,8 +38,6 @@ use images::Images;
 const LOOK: [Duration; 2] = [Duration::from_millis(40), Duration::from_millis(500)];
 /// How long until a pod that could not be set up is tried again.
 const SET_UP_AGAIN: Duration = Duration::from_millis(500);
-/// Tokens are renewed this often; their shortest lifetime is ten minutes (Kubernetes' own limit).
-const TOKEN_RENEWAL: Duration = Duration::from_secs(8 * 60);
 
 /// What every kubelet of the run works with.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ pub struct Kubelet {
     /// Image names.
     pub images: Images,
     /// Service account tokens.
-    pub tokens: TokenIssuer,
+    pub tokens: Arc<TokenIssuer>,
     /// Where pods are read from and reported to.
     pub cluster: Cluster,
     /// What people hear.
@@ -85,7 +85,9 @@ enum SetUpError {
     #[error("network")]
     Network(#[from] crate::network::NetworkError),
     #[error("files")]
-    Volumes(#[from] volumes::VolumeError),
+    Volumes(#[source] volumes::VolumeError),
+    #[error("{0}")]
+    Refused(Box<Finding>),
     #[error("control group")]
     Group(#[from] std::io::Error),
 }
@@ -121,14 +123,15 @@ fn is_agent(record: &PodRecord) -> bool {
 /// The life of a pod, from its network to its removal.
 async fn run_pod(kubelet: Arc<Kubelet>, key: Key, record: PodRecord, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
     let mut status = PodStatus { phase: Phase::Pending, started: Some(SystemTime::now()), ..PodStatus::default() };
-    let pod = loop {
+    let (pod, mut tokens) = loop {
         if leaving(&snapshots, &key, &record.uid).is_some() {
             kubelet.cluster.tell(Event::Gone(key, record.uid));
             return;
         }
         let (setting_up, for_key, for_record) = (kubelet.clone(), key.clone(), record.clone());
         match tokio::task::spawn_blocking(move || set_up(&setting_up, &for_key, &for_record)).await {
-            Ok(Ok(pod)) => break Arc::new(pod),
+            Ok(Ok((pod, tokens))) => break (Arc::new(pod), tokens),
+            Ok(Err(SetUpError::Refused(finding))) => status.message = Some(finding.to_string()),
             Ok(Err(error)) => status.message = Some(format!("cannot be set up: {}", chain(&error))),
             Err(_) => return,
         }
@@ -143,7 +146,6 @@ async fn run_pod(kubelet: Arc<Kubelet>, key: Key, record: PodRecord, mut snapsho
     let mut containers: Vec<Container> =
         spec_containers(&record.template).enumerate().map(|(index, spec)| Container::new(&kubelet, &pod, index, spec)).collect();
     let mut reported = None;
-    let mut tokens_renewed = Instant::now();
     let grace = loop {
         let always = record.template["spec"]["restartPolicy"].as_str().unwrap_or("Always").to_owned();
         let listening = readiness::listening(&pod.network.namespace);
@@ -156,11 +158,8 @@ async fn run_pod(kubelet: Arc<Kubelet>, key: Key, record: PodRecord, mut snapsho
             kubelet.cluster.tell(Event::Status(key.clone(), record.uid.clone(), status.clone()));
             reported = Some(status.clone());
         }
-        if tokens_renewed.elapsed() > TOKEN_RENEWAL {
-            tokens_renewed = Instant::now();
-            if let Err(error) = volumes::write_tokens(&kubelet, &pod.key, &record) {
-                kubelet.progress.step(format!("{key}: {error}"));
-            }
+        if let Err(error) = volumes::refresh_tokens(&kubelet, &pod.key, &record, &mut tokens) {
+            kubelet.progress.step(format!("{key}: {}", chain(&error)));
         }
         if let Some(grace) = leaving(&snapshots, &key, &record.uid) {
             break grace;
@@ -187,13 +186,16 @@ fn leaving(snapshots: &watch::Receiver<Arc<Snapshot>>, key: &Key, uid: &str) -> 
     }
 }
 
-/// Network, group and files of a pod. Blocks.
-fn set_up(kubelet: &Kubelet, key: &Key, record: &PodRecord) -> Result<RunningPod, SetUpError> {
+/// Files, group and network of a pod; and its tokens, to be kept fresh. Blocks.
+fn set_up(kubelet: &Kubelet, key: &Key, record: &PodRecord) -> Result<(RunningPod, Vec<TokenFile>), SetUpError> {
+    let (binds, tokens) = volumes::create(kubelet, key, record).map_err(|error| match error {
+        volumes::VolumeError::Refused(finding) => SetUpError::Refused(finding),
+        error => SetUpError::Volumes(error),
+    })?;
     let node = record.node.clone().unwrap_or_default();
     let group = kubelet.groups.pod(&node, &record.uid);
     cgroup::create(&group)?;
     let network = kubelet.network.add_pod(&node, &key.name, &record.uid[..8])?;
-    let binds = volumes::create(kubelet, key, record)?;
     let sandbox = Sandbox {
         hostname: record.template["spec"]["hostname"].as_str().unwrap_or(&key.name).chars().take(63).collect(),
         binds,
@@ -204,7 +206,7 @@ fn set_up(kubelet: &Kubelet, key: &Key, record: &PodRecord) -> Result<RunningPod
         ("HOSTNAME".to_owned(), sandbox.hostname.clone()),
         ("HOME".to_owned(), "/tmp".to_owned()),
     ];
-    Ok(RunningPod { key: key.clone(), uid: record.uid.clone(), node, network, group, sandbox, environment })
+    Ok((RunningPod { key: key.clone(), uid: record.uid.clone(), node, network, group, sandbox, environment }, tokens))
 }
 
 async fn take_down(kubelet: &Arc<Kubelet>, pod: &Arc<RunningPod>, containers: &[Container], grace: Duration) {

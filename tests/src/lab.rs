@@ -3,6 +3,8 @@
 pub mod objects;
 pub mod options;
 pub mod pod;
+mod possible;
+mod records;
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,22 +14,22 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
-use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tropis_source::DirSource;
 
 use crate::capture::Capture;
 use crate::cgroup::{self, Groups};
+use crate::cluster::memory::Memory;
 use crate::cluster::object::Key;
-use crate::cluster::pods::{ContainerState, ContainerStatus, NodeRecord, Origin, Phase, PodRecord, PodStatus};
+use crate::cluster::pods::{Origin, PodRecord};
 use crate::cluster::store::Store;
-use crate::cluster::{Cluster, Event, Snapshot, State, ids, seed};
+use crate::cluster::{Cluster, Event, Snapshot, State, seed};
 use crate::down::{self, Files};
 use crate::kubelet::images::Images;
 use crate::kubelet::{Kubelet, chain};
 use crate::layout::{Layout, valid_run_name};
-use crate::lock::{self, Held};
+use crate::lock::{self, Held, RunLock};
 use crate::network::Network;
 use crate::network::addresses::AddressPlan;
 use crate::network::commands;
@@ -56,32 +58,18 @@ pub struct Lab {
     source: DirSource,
     services_in_force: watch::Receiver<Arc<Snapshot>>,
     manifests: Option<PathBuf>,
+    /// The user chose the state directory.
+    own_directory: bool,
     tasks: Vec<JoinHandle<()>>,
     janitor: Mutex<Option<Child>>,
     _address_slot: Held,
-    _state_lock: Held,
+    _lock: RunLock,
 }
 
 impl Lab {
     /// Says why a lab cannot run here, if it cannot: one line, with what to do.
     pub fn impossible() -> Option<String> {
-        if !nix::unistd::geteuid().is_root() {
-            return Some("it makes network namespaces and control groups, which needs root (try sudo)".to_owned());
-        }
-        let root = match cgroup::root() {
-            Ok(root) => root,
-            Err(error) => return Some(format!("{error} (mount -t cgroup2 none /sys/fs/cgroup/unified)")),
-        };
-        if nix::unistd::access(&root, nix::unistd::AccessFlags::W_OK).is_err() {
-            return Some(format!("{} cannot be written (a container needs --privileged)", root.display()));
-        }
-        if !Path::new("/proc/sys/net/ipv6").exists() {
-            return Some("the kernel has no IPv6 (remove ipv6.disable=1 from its command line)".to_owned());
-        }
-        let folders = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
-        let tools = [("ip", "iproute2"), ("nft", "nftables")];
-        let missing = tools.iter().find(|(tool, _)| crate::process::find(tool.as_ref(), &folders).is_none());
-        missing.map(|(tool, package)| format!("{tool} is missing (apt-get install {package})"))
+        possible::box_lacks()
     }
 
     /// Starts a lab, after taking away what an earlier one of this name left.
@@ -95,17 +83,20 @@ impl Lab {
         let progress = options.progress.clone();
         let layout = Layout::new(&options.run, options.state.as_deref());
         let locking = layout.clone();
-        let state_lock = tokio::task::spawn_blocking(move || lock::state_directory(locking.state())).await;
-        let state_lock = state_lock.map_err(|error| LabError::Impossible(error.to_string()))??;
+        let lock = tokio::task::spawn_blocking(move || RunLock::acquire(&locking)).await;
+        let lock = lock.map_err(|error| LabError::Impossible(error.to_string()))??;
         let (address_slot, slot) = lock::address_slot()?;
         let plan = AddressPlan::new(slot);
         let folder = options.programs.clone().map_or_else(programs_folder, Ok)?;
         let groups = Groups::of(&options.run).map_err(|error| LabError::Impossible(error.to_string()))?;
 
+        if let Some(reason) = possible::kernel_lacks(&folder).filter(|_| options.mesh) {
+            return Err(LabError::Impossible(reason));
+        }
         own_state(&layout)?;
-        down::down(&layout, Files::Remove)?;
+        down::down(&layout, Files::KeepAssigned)?;
         make_folders(&layout, options.manifests.as_deref())?;
-        let janitor = start_janitor(&folder, &layout, &state_lock, &progress);
+        let janitor = start_janitor(&folder, &layout, &lock, &progress);
         progress.step(format!("network: a router, {} nodes, a control namespace", options.nodes.len()));
         let (wiring, nodes) = (layout.clone(), options.nodes.clone());
         let network = tokio::task::spawn_blocking(move || Network::create(&wiring, plan, &nodes)).await;
@@ -115,9 +106,10 @@ impl Lab {
         }
 
         progress.step("cluster: API server, controllers, kubelets, kube-proxy, DNS");
-        let tokens = TokenIssuer::create(&layout.secrets())?;
-        let (records, ranges) = node_records(&network, plan);
-        let state = State::new(plan, records, ranges, SystemTime::now());
+        let tokens = Arc::new(TokenIssuer::create(&layout.secrets())?);
+        let (records, ranges) = records::nodes(&network, plan);
+        let memory = Memory::open(layout.memory(), SystemTime::now());
+        let state = State::new(plan, records, ranges, SystemTime::now()).remembering(memory);
         let (cluster, task) = Cluster::start(state, Store::new(layout.state().to_path_buf()), progress.clone());
         let mut tasks = vec![task];
         let user = crate::cluster::user::start(&layout.objects(), &layout.volumes().join("no-layers"), cluster.clone(), progress.clone());
@@ -139,12 +131,12 @@ impl Lab {
         tasks.push(task);
         let dns = dns::start(&network.control, &plan.control_sockets(dns::PORT), cluster.watch());
         tasks.extend(dns.map_err(|error| LabError::File("starting the cluster DNS".to_owned(), error))?);
-        let (key, record) = dns_pod(plan);
+        let (key, record) = records::dns_pod(plan);
         cluster.tell(Event::Agent(key, record));
 
         let source = DirSource::open(layout.state(), None);
         let source = source.map_err(|error| LabError::File(chain(&error), io::Error::other("objects cannot be followed")))?;
-        let programs = Programs::new(folder, layout.clone(), network.clone(), groups, cluster.clone(), options.log_level.clone());
+        let programs = Programs::new(folder, &kubelet, options.log_level.clone());
         let lab = Self {
             layout,
             network,
@@ -154,10 +146,11 @@ impl Lab {
             source,
             services_in_force,
             manifests: options.manifests,
+            own_directory: options.state.is_some(),
             tasks,
             janitor: Mutex::new(janitor),
             _address_slot: address_slot,
-            _state_lock: state_lock,
+            _lock: lock,
         };
         if options.mesh {
             lab.start_mesh(&progress).await?;
@@ -184,7 +177,7 @@ impl Lab {
 
     /// Starts a program; tropisd's node is `control`. Gives the time until it was ready.
     pub async fn start_program(&self, program: Program, node: &str) -> Result<Duration, LabError> {
-        Ok(self.programs.start(program, node, &self.kubelet.tokens).await?)
+        Ok(self.programs.start(program, node).await?)
     }
 
     /// Sends a signal to a program.
@@ -291,9 +284,15 @@ impl Lab {
         Ok(looked?)
     }
 
-    /// Ends everything and takes it away, files and all.
+    /// Ends everything and takes it away, files and all; a state directory of the user's own keeps what was assigned.
     pub async fn down(self) -> Result<(), LabError> {
-        self.end(Files::Remove).await
+        let files = self.files_at_the_end();
+        self.end(files).await
+    }
+
+    /// What stays of the files when the run ends well: nothing below `/run`, in the user's own directory what its next run goes on with.
+    pub fn files_at_the_end(&self) -> Files {
+        if self.own_directory { Files::KeepAssigned } else { Files::Remove }
     }
 
     /// Ends everything and takes it away.
@@ -319,7 +318,7 @@ impl Lab {
             return Err(LabError::Name(run.to_owned()));
         }
         let layout = Layout::new(run, state);
-        let _alone = lock::state_directory(layout.state())?;
+        let _alone = RunLock::acquire(&layout)?;
         own_state(&layout)?;
         Ok(down::down(&layout, Files::Remove)?)
     }
@@ -365,17 +364,17 @@ pub fn programs_folder() -> Result<PathBuf, LabError> {
     Ok(if deeper { folder.parent().unwrap_or(folder) } else { folder }.to_path_buf())
 }
 
-/// Starts the process that cleans up when this one is gone, however it goes. It shares the lock of the state directory.
-fn start_janitor(folder: &Path, layout: &Layout, lock: &Held, progress: &Progress) -> Option<Child> {
+/// Starts the process that cleans up when this one is gone, however it goes. It shares the run's lock.
+fn start_janitor(folder: &Path, layout: &Layout, lock: &RunLock, progress: &Progress) -> Option<Child> {
     use std::os::unix::process::CommandExt;
-    let spawned = lock.duplicate().and_then(|lock| {
+    let spawned = lock.duplicate().and_then(|[name, state]| {
         Command::new(folder.join("tropis-lab"))
             .args(["janitor", "--run", layout.run(), "--state"])
             .arg(layout.state())
             .stdin(Stdio::piped())
-            // Not for writing: it holds the name for as long as the janitor lives.
-            .stdout(Stdio::from(lock))
-            .stderr(Stdio::null())
+            // Not for writing: they hold the run's name and its folder for as long as the janitor lives.
+            .stdout(Stdio::from(name))
+            .stderr(Stdio::from(state))
             // Ctrl-C at the terminal is for the lab; the janitor must survive it.
             .process_group(0)
             .spawn()
@@ -387,58 +386,4 @@ fn start_janitor(folder: &Path, layout: &Layout, lock: &Held, progress: &Progres
             None
         }
     }
-}
-
-fn node_records(network: &Network, plan: AddressPlan) -> (Vec<NodeRecord>, std::collections::BTreeMap<String, Vec<String>>) {
-    let mut records: Vec<NodeRecord> = network
-        .nodes
-        .iter()
-        .map(|(name, node)| NodeRecord {
-            name: name.clone(),
-            uid: ids::random_uid(),
-            labels: seed::node_labels(name, node.number % 2 == 1),
-            addresses: node.addresses,
-            schedulable: true,
-        })
-        .collect();
-    records.push(NodeRecord {
-        name: seed::CONTROL_NODE.to_owned(),
-        uid: ids::random_uid(),
-        labels: seed::node_labels(seed::CONTROL_NODE, true),
-        addresses: plan.control(),
-        schedulable: false,
-    });
-    let ranges = network.nodes.iter().map(|(name, node)| (name.clone(), plan.pod_ranges(node.number).to_vec())).collect();
-    (records, ranges)
-}
-
-/// The cluster DNS as a pod, so that its service has an endpoint like any other.
-fn dns_pod(plan: AddressPlan) -> (Key, PodRecord) {
-    let container = ContainerStatus {
-        name: "coredns".into(),
-        image: "coredns".into(),
-        ready: true,
-        restarts: 0,
-        state: ContainerState::Running(SystemTime::now()),
-    };
-    let record = PodRecord {
-        origin: Origin::Agent { owner_kind: "ReplicaSet", owner: "coredns-7db6d8ff4d".into() },
-        uid: ids::random_uid(),
-        created: SystemTime::now(),
-        template: json!({
-            "metadata": { "labels": { "k8s-app": "kube-dns" } },
-            "spec": { "hostNetwork": true, "serviceAccountName": "coredns", "containers": [{ "name": "coredns", "image": "coredns" }] },
-        }),
-        node: Some(seed::CONTROL_NODE.into()),
-        status: PodStatus {
-            phase: Phase::Running,
-            addresses: Some(plan.control()),
-            host: Some(plan.control()),
-            started: Some(SystemTime::now()),
-            containers: vec![container],
-            message: None,
-        },
-        deleting: None,
-    };
-    (Key::pod("kube-system", &format!("coredns-7db6d8ff4d-{}", ids::suffix())), record)
 }

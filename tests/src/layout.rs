@@ -1,4 +1,4 @@
-//! Where a run keeps its files: the state directory of embedded.md §3, and names that carry the run's name.
+//! Where a run keeps its files: the state folder of docs/guide/embedded.md, and names that carry the run's name.
 //!
 //! Only paths and names are made here; who writes what stands beside each function.
 
@@ -60,6 +60,16 @@ impl Layout {
         self.state.join("state")
     }
 
+    /// What the cluster assigned, for the next run in this directory.
+    pub fn memory(&self) -> PathBuf {
+        self.secrets().join("assigned.json")
+    }
+
+    /// The file that says whose folder this is.
+    pub fn marker(&self) -> PathBuf {
+        self.state.join(MARKER)
+    }
+
     /// Admin, debug and ZDS sockets.
     pub fn sockets(&self) -> PathBuf {
         self.state.join("sockets")
@@ -118,7 +128,7 @@ impl Layout {
             fs::DirBuilder::new().recursive(true).mode(mode).create(&folder)?;
             fs::set_permissions(&folder, fs::Permissions::from_mode(mode))?;
         }
-        fs::write(self.state.join(MARKER), "made by a run of the lab, which empties this folder\n")?;
+        fs::write(self.marker(), "made by a run of the lab, which empties this folder\n")?;
         std::os::unix::fs::chown(self.sockets(), None, Some(PROXY_UID))?;
         fs::set_permissions(self.sockets(), fs::Permissions::from_mode(0o1775))
     }

@@ -22,7 +22,9 @@ pub mod port_forward;
 pub mod process;
 pub mod programs;
 pub mod progress;
+pub mod secret_file;
 pub mod testkit;
+pub mod token_files;
 pub mod tokens;
 pub mod wait;
 

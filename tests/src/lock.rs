@@ -1,6 +1,6 @@
-//! What only one run may have at a time: a state directory, and a set of address ranges.
+//! What only one run may have at a time: its name, a state directory, and a set of address ranges.
 //!
-//! Both are held by names of abstract unix sockets: the kernel frees them with the process, and no file is left behind.
+//! All are held by names of abstract unix sockets: the kernel frees them with the process, and no file is left behind.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -10,6 +10,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::time::Duration;
 
+use crate::layout::Layout;
 use crate::wait;
 
 /// How many runs find address ranges of their own on one box.
@@ -44,14 +45,33 @@ impl Held {
     }
 }
 
-/// Holds `state`, waiting a little for the clean-up of a run that just ended. Blocks.
-pub fn state_directory(state: &Path) -> Result<Held, Taken> {
-    let name = name_of(state);
-    let what = format!("the state directory {}", state.display());
-    let mut last = Held::acquire(&name, &what);
+/// What a run holds for its whole life, and its janitor after it: its name, which namespaces, links and groups carry, and its state
+/// directory. Either alone would let a second run take away what the first one made.
+#[derive(Debug)]
+pub struct RunLock {
+    name: Held,
+    state: Held,
+}
+
+impl RunLock {
+    /// Holds both, waiting a little for the clean-up of a run that just ended. Blocks.
+    pub fn acquire(layout: &Layout) -> Result<Self, Taken> {
+        let name = wait_for(&format!("tropis-run-{}", layout.run()), &format!("the run name {}", layout.run()))?;
+        let state = wait_for(&name_of(layout.state()), &format!("the state directory {}", layout.state().display()))?;
+        Ok(Self { name, state })
+    }
+
+    /// Second handles of name and state directory.
+    pub fn duplicate(&self) -> io::Result<[OwnedFd; 2]> {
+        Ok([self.name.duplicate()?, self.state.duplicate()?])
+    }
+}
+
+fn wait_for(name: &str, what: &str) -> Result<Held, Taken> {
+    let mut last = Held::acquire(name, what);
     let free = || {
         if last.is_err() {
-            last = Held::acquire(&name, &what);
+            last = Held::acquire(name, what);
         }
         last.is_ok().then_some(())
     };
@@ -84,14 +104,30 @@ mod tests {
 
     #[test]
     fn a_name_is_free_again_when_every_handle_is_gone() {
-        let path = Path::new("/nowhere/lock-test");
-        let held = state_directory(path).expect("free");
+        let held = Held::acquire("tropis-lock-test", "it").expect("free");
         let copy = held.duplicate().expect("a copy");
         drop(held);
-        let name = name_of(path);
-        assert!(Held::acquire(&name, "it").is_err());
+        assert!(Held::acquire("tropis-lock-test", "it").is_err());
         drop(copy);
-        assert!(Held::acquire(&name, "it").is_ok());
+        assert!(Held::acquire("tropis-lock-test", "it").is_ok());
+    }
+
+    #[test]
+    fn neither_the_name_nor_the_directory_of_a_run_can_be_had_twice() {
+        let layout = |run: &str, state: &str| Layout::new(run, Some(Path::new(state)));
+        let held = RunLock::acquire(&layout("locktest", "/nowhere/one")).expect("free");
+        let janitor = held.duplicate().expect("copies");
+        let taken = |layout: &Layout| {
+            let name = Held::acquire(&format!("tropis-run-{}", layout.run()), "the name");
+            let state = Held::acquire(&name_of(layout.state()), "the directory");
+            (name.is_err(), state.is_err())
+        };
+        assert_eq!(taken(&layout("locktest", "/nowhere/other")), (true, false));
+        assert_eq!(taken(&layout("locktestother", "/nowhere/one")), (false, true));
+        drop(held);
+        assert_eq!(taken(&layout("locktest", "/nowhere/one")), (true, true), "the janitor still works");
+        drop(janitor);
+        assert!(RunLock::acquire(&layout("locktest", "/nowhere/one")).is_ok());
     }
 
     #[test]

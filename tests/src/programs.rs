@@ -1,4 +1,4 @@
-//! The mesh's own programs: started where they belong with the arguments that embedded.md gives them, watched, killed, started again.
+//! The mesh's own programs: started where they belong with the arguments that a cluster would give them, watched, killed, started again.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -18,20 +18,24 @@ use crate::cluster::object::Key;
 use crate::cluster::pods::{ContainerState, ContainerStatus, Origin, Phase, PodRecord, PodStatus};
 use crate::cluster::seed::{CONTROL_NODE, SYSTEM_NAMESPACE};
 use crate::cluster::{Cluster, Event, ids};
-use crate::kubelet::volumes;
+use crate::kubelet::{Kubelet, chain, volumes};
 use crate::layout::{Layout, PROXY_UID};
 use crate::network::Network;
 use crate::network::addresses::AddressPair;
 use crate::network::namespace::Namespace;
 use crate::observe;
 use crate::process::{self, Launch, LaunchError, Output, Process, User};
-use crate::tokens::{DEFAULT_LIFETIME, MESH_AUDIENCE, TokenIssuer};
+use crate::secret_file;
+use crate::token_files::TokenFile;
+use crate::tokens::{Bearer, MESH_AUDIENCE, TokenIssuer};
 use crate::wait::{self, TimedOut};
 
 /// Ten times what a program normally needs to get ready.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a program may take to end when asked to.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the tokens of agents are good (Istio's own charts ask for this).
+const TOKEN_LIFETIME: Duration = Duration::from_secs(12 * 3600);
 /// linux/capability.h.
 const CAP_NET_ADMIN: u64 = 1 << 12;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
@@ -132,6 +136,8 @@ pub struct Programs {
     pub groups: Groups,
     /// Where their pods are shown.
     pub cluster: Cluster,
+    /// Who signs their tokens.
+    pub tokens: Arc<TokenIssuer>,
     /// Their own log level, as `RUST_LOG`.
     pub log_level: String,
     running: Mutex<BTreeMap<(Program, String), Running>>,
@@ -145,13 +151,22 @@ struct Running {
 }
 
 impl Programs {
-    /// Nothing runs yet.
-    pub fn new(folder: PathBuf, layout: Layout, network: Arc<Network>, groups: Groups, cluster: Cluster, log_level: String) -> Self {
-        Self { folder, layout, network, groups, cluster, log_level, running: Mutex::default() }
+    /// Programs of `folder`, of which none runs yet, in the lab of these kubelets.
+    pub fn new(folder: PathBuf, kubelet: &Kubelet, log_level: String) -> Self {
+        Self {
+            folder,
+            layout: kubelet.layout.clone(),
+            network: kubelet.network.clone(),
+            groups: kubelet.groups.clone(),
+            cluster: kubelet.cluster.clone(),
+            tokens: kubelet.tokens.clone(),
+            log_level,
+            running: Mutex::default(),
+        }
     }
 
     /// Starts `program` on `node` and waits until it is ready. The node of tropisd is `control`.
-    pub async fn start(&self, program: Program, node: &str, tokens: &TokenIssuer) -> Result<Duration, ProgramError> {
+    pub async fn start(&self, program: Program, node: &str) -> Result<Duration, ProgramError> {
         let begun = std::time::Instant::now();
         let path = self.folder.join(program.name());
         if !path.is_file() {
@@ -162,10 +177,14 @@ impl Programs {
         // A program that ended is a container that starts again in its pod.
         let (pod, record) = before.map_or_else(|| self.pod_of(program, node, addresses), |ended| (ended.pod, ended.record));
         self.cluster.tell(Event::Agent(pod.clone(), record.clone()));
-        let prepared = self.prepare(program, node, &pod, &record, tokens).await;
-        let launch = prepared.map_err(|cause| ProgramError::Prepare { program, cause })?;
+        let failed = |cause| ProgramError::Prepare { program, cause };
+        let token = self.token(program, &pod, &record).map_err(failed)?;
+        let launch = self.prepare(program, node, &pod, &record).map_err(failed)?;
         let launch = Launch { program: path, namespace: namespace.clone(), ..launch };
         let process = process::start(launch)?;
+        if let Some((token, bearer)) = token {
+            tokio::spawn(keep_fresh(token, bearer, self.tokens.clone(), process.clone()));
+        }
         self.lock().insert((program, node.to_owned()), Running { process: process.clone(), pod: pod.clone(), record: record.clone() });
         self.wait_ready(program, node, &namespace, &process).await?;
         self.tell_status(&pod, &record, true);
@@ -249,26 +268,34 @@ impl Programs {
         self.cluster.tell(Event::Status(pod.clone(), record.uid.clone(), now));
     }
 
-    /// Token, folder and group; and the whole launch but program and namespace.
-    async fn prepare(&self, program: Program, node: &str, pod: &Key, record: &PodRecord, tokens: &TokenIssuer) -> io::Result<Launch> {
+    /// The token that `program` shows, written, if it has one.
+    fn token(&self, program: Program, pod: &Key, record: &PodRecord) -> io::Result<Option<(TokenFile, Bearer)>> {
+        if program != Program::Ztunnel {
+            return Ok(None);
+        }
+        let mut token = TokenFile::new(self.token_path(record), MESH_AUDIENCE, TOKEN_LIFETIME, PROXY_UID);
+        let bearer = volumes::bearer(pod, record, &self.cluster.snapshot());
+        token.refresh(&self.tokens, || bearer.clone(), SystemTime::now()).map_err(io::Error::other)?;
+        Ok(Some((token, bearer)))
+    }
+
+    fn token_path(&self, record: &PodRecord) -> PathBuf {
+        self.layout.volumes().join(&record.uid).join("istio-token")
+    }
+
+    /// Folder and group; and the whole launch but program and namespace.
+    fn prepare(&self, program: Program, node: &str, pod: &Key, record: &PodRecord) -> io::Result<Launch> {
         let group = self.groups.agents(node);
         cgroup::create(&group)?;
-        let token = self.layout.volumes().join(&record.uid).join("istio-token");
-        if program == Program::Ztunnel {
-            // Its pod must be in the cluster before a token can be bound to it.
-            let bearer = volumes::bearer(pod, record, &self.cluster.snapshot());
-            let issued = tokens.issue(&bearer, &[MESH_AUDIENCE.to_owned()], SystemTime::now(), DEFAULT_LIFETIME * 12);
-            write_for(&token, &issued.map_err(io::Error::other)?, PROXY_UID)?;
-        }
         let namespace = self.network.control.clone();
         let (arguments, environment, user) = match program {
             Program::Tropisd => (self.tropisd_arguments(), Vec::new(), User::Root),
             Program::Redirector => (self.redirector_arguments(node), Vec::new(), User::Root),
             Program::Ztunnel => {
                 let root = self.layout.volumes().join(&record.uid).join("root-cert.pem");
-                write_for(&root, &fs::read_to_string(self.layout.root_certificate())?, PROXY_UID)?;
+                secret_file::replace(&root, &fs::read(self.layout.root_certificate())?, PROXY_UID)?;
                 let user = User::Limited { id: PROXY_UID, capabilities: CAP_NET_ADMIN | CAP_SYS_ADMIN };
-                (vec!["proxy".into(), "ztunnel".into()], self.ztunnel_environment(node, pod, &token, &root), user)
+                (vec!["proxy".into(), "ztunnel".into()], self.ztunnel_environment(node, pod, &self.token_path(record), &root), user)
             }
         };
         let mut all = vec![
@@ -411,11 +438,16 @@ fn status(program: Program, addresses: AddressPair, ready: bool) -> PodStatus {
     }
 }
 
-/// Writes a file that only `user` (and root) may read.
-fn write_for(path: &Path, content: &str, user: u32) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    tropis_source::write::replace(path, b"")?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    fs::write(path, content)?;
-    std::os::unix::fs::chown(path, Some(user), Some(user))
+/// Renews a token for as long as the process that shows it lives.
+async fn keep_fresh(mut token: TokenFile, bearer: Bearer, issuer: Arc<TokenIssuer>, process: Process) {
+    loop {
+        let wait = token.renew_at().duration_since(SystemTime::now()).unwrap_or_default();
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ = process.ended() => return,
+        }
+        if let Err(error) = token.refresh(&issuer, || bearer.clone(), SystemTime::now()) {
+            tracing::warn!(error = chain(&error), "a program's token is not renewed; it is tried again");
+        }
+    }
 }

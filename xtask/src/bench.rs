@@ -22,6 +22,7 @@ pub(crate) struct Options {
 /// Measures, and prints the table.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let Some(folder) = &options.built else {
+        setup::ensure_root_is_possible()?;
         setup::ensure_programs()?;
         front::step("build the programs in release mode (the first time takes minutes)", || {
             front::run(front::cargo().args(["build", "--release", "--workspace", "--bins"]))

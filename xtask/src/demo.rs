@@ -9,7 +9,6 @@ mod story;
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -67,6 +66,7 @@ fn image(text: &str) -> Result<(String, PathBuf), String> {
 /// Runs the demo; an error if any claim was not observed.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let Some(folder) = &options.built else {
+        setup::ensure_root_is_possible()?;
         setup::ensure_programs()?;
         let folder = build()?;
         return again_as_root(&folder);
@@ -100,17 +100,17 @@ pub(crate) fn again_as_root(folder: &Path) -> anyhow::Result<()> {
         eprintln!("▸ the rest needs root: network namespaces, control groups, BPF");
     }
     let program = folder.join("xtask");
-    let mut command = setup::as_root(&program.to_string_lossy())?;
-    run_to_end(command.args(std::env::args_os().skip(1)).arg("--built").arg(folder))
-}
-
-/// The exit code of the child is the demo's own; what went wrong was already said.
-fn run_to_end(command: &mut Command) -> anyhow::Result<()> {
-    let status = command.status().context("starting as root")?;
-    if !status.success() {
-        std::process::exit(status.code().unwrap_or(1));
+    let program = program.to_string_lossy();
+    let mut command = setup::as_root(&program)?;
+    let status = command.args(std::env::args_os().skip(1)).arg("--built").arg(folder).status().context("starting as root")?;
+    if status.success() {
+        return Ok(());
     }
-    Ok(())
+    if !setup::is_root() && !setup::sudo_allows(&program) {
+        bail!("sudo does not let this user run {program} as root: ask for leave to, or run this command as root");
+    }
+    // The exit code of the child is ours; what went wrong was already said.
+    std::process::exit(status.code().unwrap_or(1))
 }
 
 fn in_runtime(options: &Options, folder: &Path) -> anyhow::Result<()> {
@@ -151,7 +151,7 @@ async fn live(options: &Options, folder: &Path) -> anyhow::Result<()> {
         stop.await;
         drop(forwarded);
     }
-    let files = if told.is_err() { tropis_tests::down::Files::KeepLogs } else { tropis_tests::down::Files::Remove };
+    let files = if told.is_err() { tropis_tests::down::Files::KeepLogs } else { lab.files_at_the_end() };
     let logs = lab.layout().logs();
     lab.end(files).await?;
     told.with_context(|| format!("the logs stay in {}", logs.display()))

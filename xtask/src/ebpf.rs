@@ -1,4 +1,4 @@
-//! The compiled BPF object: rebuilt, compared with its sources, and the two things that rebuilding needs provided (design.md §10).
+//! The compiled BPF object: rebuilt, compared with its sources, and the two things that rebuilding needs provided (ADR 1).
 //!
 //! The object is committed beside a stamp: digests of the sources it was made from and of itself, and the compiler. A clone builds
 //! without any of what is here; only who changes `ebpf/programs` or `ebpf/abi` needs it.
@@ -86,6 +86,8 @@ pub(crate) fn rebuild(root: &Path) -> anyhow::Result<()> {
     }
     let linker = linker(root).with_context(|| format!("bpf-linker is missing: run `{SETUP}`"))?;
     let target = root.join("target/ebpf/programs");
+    // Unpacked before the build: what their folder is called is part of the flags.
+    front::step("fetch the crates", || front::run(clean_cargo(&root.join("ebpf/programs")).args(["fetch", "--locked"])))?;
     front::step("build the BPF programs", || {
         let path = std::env::var("PATH").unwrap_or_default();
         let folder = linker.parent().unwrap_or(root).display();
@@ -117,7 +119,7 @@ pub(crate) fn rebuild(root: &Path) -> anyhow::Result<()> {
 fn flags(root: &Path, compiler: &Compiler) -> Vec<String> {
     let sources = fs::canonicalize(compiler.source_folder()).unwrap_or_else(|_| compiler.source_folder());
     let home = std::env::var("CARGO_HOME").unwrap_or_else(|_| format!("{}/.cargo", std::env::var("HOME").unwrap_or_default()));
-    vec![
+    let mut flags = vec![
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
         format!("--remap-path-prefix={home}=cargo"),
@@ -125,7 +127,17 @@ fn flags(root: &Path, compiler: &Compiler) -> Vec<String> {
         format!("--remap-path-prefix={}=tropis", root.display()),
         // The last one that fits counts: the same object, wherever the sources were linked from.
         format!("--remap-path-prefix={}=rust/lib/rustlib/src/rust", sources.display()),
-    ]
+    ];
+    flags.extend(registries(Path::new(&home)).iter().map(|folder| format!("--remap-path-prefix={}=crates", folder.display())));
+    flags
+}
+
+/// The folders that crates are unpacked to: one for each registry or mirror, with a name that only this machine's settings explain.
+fn registries(cargo_home: &Path) -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> =
+        fs::read_dir(cargo_home.join("registry/src")).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    folders.sort();
+    folders
 }
 
 /// The compiler that `cargo` uses here.
@@ -391,6 +403,16 @@ mod tests {
         object_is_fresh(repository.path()).unwrap();
         fs::write(repository.path().join("ebpf/programs/src/main.rs"), "two").unwrap();
         assert!(object_is_fresh(repository.path()).unwrap_err().to_string().contains("stale"));
+    }
+
+    #[test]
+    fn the_committed_object_names_no_folder_of_the_machine_that_built_it() {
+        let object = fs::read(front::root().join(OBJECT)).unwrap();
+        let has = |text: &str| object.windows(text.len()).any(|part| part == text.as_bytes());
+        assert!(has("crates/aya-ebpf-"), "debug information names the sources of the crates");
+        for folder in ["registry/src", "crates.io", "/root/", "/home/", ".cargo", ".rustup"] {
+            assert!(!has(folder), "{folder}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `cargo xtask setup`: installs what the machine lacks, or says what to install.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::bail;
 use clap::Subcommand;
@@ -37,10 +37,25 @@ pub(crate) fn ensure_programs() -> anyhow::Result<()> {
     if !found("apt-get") {
         bail!("{} missing; install your distribution's packages for: {}", why.join(", "), packages.join(" "));
     }
+    if !can_be_root() {
+        bail!("{} missing, and there is no sudo to install it with: run `apt-get install {}` as root", why.join(", "), packages.join(" "));
+    }
     front::step(&format!("install {}", packages.join(", ")), || {
         front::run(as_root("apt-get")?.args(["update", "-q"]))?;
-        front::run(as_root("apt-get")?.args(["install", "-y", "-q", "--no-install-recommends"]).args(&packages))
+        front::run(as_root("apt-get")?.args(["install", "-y", "-q", "--no-install-recommends"]).args(&packages))?;
+        match missing.iter().find(|(program, ..)| !found(program)) {
+            Some((program, package, _)) => bail!("{program} is still missing although {package} is installed"),
+            None => Ok(()),
+        }
     })
+}
+
+/// Fails, before anything is built, when what comes after the build needs root and this user has no way to it.
+pub(crate) fn ensure_root_is_possible() -> anyhow::Result<()> {
+    if can_be_root() {
+        return Ok(());
+    }
+    bail!("network namespaces, control groups and BPF need root, and there is no sudo here: run this command as root, or install sudo")
 }
 
 /// Whether `program` is on the path, or where administrators' programs are.
@@ -57,6 +72,12 @@ pub(crate) fn is_root() -> bool {
 /// Whether this process is root, or can ask sudo.
 pub(crate) fn can_be_root() -> bool {
     is_root() || found("sudo")
+}
+
+/// Whether sudo lets this user run `program`, without asking once more.
+pub(crate) fn sudo_allows(program: &str) -> bool {
+    let asked = Command::new("sudo").args(["--non-interactive", "--list", program]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    asked.is_ok_and(|status| status.success())
 }
 
 /// A command that runs as root: directly, or through sudo.

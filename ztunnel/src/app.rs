@@ -145,7 +145,7 @@ pub async fn run(config: Config, log: LogControl) -> Result<(), StartError> {
             // The sender lives as long as the client, which lives as long as the process.
             while synced.changed().await.is_ok() {
                 let status = synced.borrow_and_update();
-                shared.view.name_version(&status.version);
+                shared.view.name_versions(&status.versions);
                 if status.synced() {
                     state_ready.ready();
                 }

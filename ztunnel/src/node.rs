@@ -1,8 +1,9 @@
 //! The node's pods, as they are handed to us over ZDS.
 //!
-//! [`zds`] speaks the protocol, [`pods`] keeps what it says, [`listeners`] opens the sockets inside each pod's network namespace. What
-//! then arrives on those sockets is a worker's (`worker.rs`).
+//! [`zds`] speaks the protocol, [`pods`] keeps what it says, [`listeners`] opens the sockets inside each pod's network namespace,
+//! [`claims`] says at which addresses a pod is served. What then arrives on those sockets is a worker's (`worker.rs`).
 
+pub mod claims;
 pub mod listeners;
 pub mod pods;
 pub mod zds;
@@ -11,16 +12,18 @@ use std::{
     fmt,
     net::IpAddr,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
-use tropis_model::{identity::Identity, workload::WorkloadUid};
+use arc_swap::ArcSwap;
+use tropis_model::workload::{Workload, WorkloadUid};
 use tropis_net::{
     drain::{Drain, DrainSignal},
     namespace::NetworkNamespace,
 };
+use tropis_tls::store::{Certificates, Lease};
 
 /// Who a pod is, as the node agent says; the control plane's word must agree before anything is done in its name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -33,6 +36,13 @@ pub struct PodInfo {
     pub service_account: Arc<str>,
 }
 
+/// What the control plane calls a pod.
+#[derive(Debug)]
+struct Known {
+    uid: WorkloadUid,
+    lease: Mutex<Option<Lease>>,
+}
+
 /// A pod that we serve.
 #[derive(Debug)]
 pub struct Pod {
@@ -42,18 +52,52 @@ pub struct Pod {
     pub info: PodInfo,
     /// Its network namespace; `None` is our own.
     pub namespace: Option<NetworkNamespace>,
-    /// Its addresses, as its interfaces have them; loopback and link-local ones left out.
-    pub addresses: Vec<IpAddr>,
-    /// What the control plane calls it, once it has said so.
-    pub known_as: OnceLock<(WorkloadUid, Identity)>,
+    /// The addresses that its interfaces have; loopback and link-local ones left out. A claim, see [`claims`].
+    pub claimed: Vec<IpAddr>,
+    known: OnceLock<Known>,
+    addresses: ArcSwap<Vec<IpAddr>>,
     drain: Drain,
     open: AtomicUsize,
 }
 
 impl Pod {
-    /// A pod that is served from now on.
-    pub fn new(uid: Arc<str>, info: PodInfo, namespace: Option<NetworkNamespace>, addresses: Vec<IpAddr>) -> Self {
-        Self { uid, info, namespace, addresses, known_as: OnceLock::new(), drain: Drain::new(), open: AtomicUsize::new(0) }
+    /// A pod that is served from now on, at no address yet.
+    pub fn new(uid: Arc<str>, info: PodInfo, namespace: Option<NetworkNamespace>, claimed: Vec<IpAddr>) -> Self {
+        let (known, addresses) = (OnceLock::new(), ArcSwap::default());
+        Self { uid, info, namespace, claimed, known, addresses, drain: Drain::new(), open: AtomicUsize::new(0) }
+    }
+
+    /// The control plane calls it this; its certificate is kept for as long as it is served.
+    pub fn is_known_as(&self, workload: &Workload, certificates: &Certificates) {
+        self.known.get_or_init(|| {
+            let lease = Mutex::new(Some(certificates.lease(&workload.identity)));
+            Known { uid: workload.uid.clone(), lease }
+        });
+        if self.drain.is_draining() {
+            self.release_certificate();
+        }
+    }
+
+    /// What the control plane calls it, once it has said so.
+    pub fn known_as(&self) -> Option<&WorkloadUid> {
+        self.known.get().map(|known| &known.uid)
+    }
+
+    /// It is served no longer: its certificate is renewed no more, unless another pod has it too.
+    pub fn release_certificate(&self) {
+        if let Some(known) = self.known.get() {
+            drop(known.lease.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
+    }
+
+    /// The addresses at which it is served: those that it claims and that are its own.
+    pub fn addresses(&self) -> Arc<Vec<IpAddr>> {
+        self.addresses.load_full()
+    }
+
+    /// From now on it is served at these.
+    fn served_at(&self, addresses: Vec<IpAddr>) {
+        self.addresses.store(Arc::new(addresses));
     }
 
     /// Ends its listeners, later its connections. See [`tropis_net::drain`].
@@ -110,7 +154,39 @@ impl Drop for ConnectionSlot {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tropis_model::identity::Identity;
+    use tropis_tls::testing::TestAuthority;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn its_certificate_is_renewed_while_it_is_served_however_late_it_becomes_known() {
+        let authority = Arc::new(TestAuthority::new());
+        let certificates = Certificates::new(authority.clone());
+        let info = PodInfo { name: "a".into(), namespace: "b".into(), service_account: "c".into() };
+        let workload = Workload::new("k//Pod/b/a", "a", Identity::new("cluster.local", "b", "c"));
+        let pod = Pod::new("u".into(), info, None, Vec::new());
+        pod.is_known_as(&workload, &certificates);
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert_eq!(certificates.snapshot().len(), 1);
+        for known_first in [true, false] {
+            let pod = Pod::new("u".into(), pod.info.clone(), None, Vec::new());
+            if known_first {
+                pod.is_known_as(&workload, &certificates);
+            }
+            pod.drain().start();
+            pod.release_certificate();
+            // A journey that was under way.
+            pod.is_known_as(&workload, &certificates);
+            drop(certificates.get(&workload.identity).await);
+        }
+        pod.drain().start();
+        pod.release_certificate();
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert!(certificates.snapshot().is_empty());
+    }
 
     #[test]
     fn a_pod_has_a_bounded_number_of_connections() {

@@ -12,7 +12,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::FutureExt;
 use thiserror::Error;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -178,8 +177,8 @@ fn serve(node: &Rc<Node>, pod: &Arc<Pod>, listeners: WorkerListeners) -> io::Res
     Ok(())
 }
 
-/// Hands each connection of a listener to `take` until the pod is drained; then those that wait already, since their applications
-/// have been told that they are connected.
+/// Hands each connection of a listener to `take` until the pod is drained; then those that are on their way already, since their
+/// applications have been told that they are connected.
 async fn each(listener: TcpListener, pod: Arc<Pod>, take: impl Fn(TcpStream, std::net::SocketAddr)) {
     let mut drain = pod.drain_signal();
     loop {
@@ -195,8 +194,9 @@ async fn each(listener: TcpListener, pod: Arc<Pod>, take: impl Fn(TcpStream, std
             },
         }
     }
-    while let Some(Ok((stream, from))) = accept::next(&listener).now_or_never() {
-        take(stream, from);
+    tokio::select! {
+        () = accept::finish(listener, take) => {}
+        () = drain.cut() => {}
     }
 }
 
@@ -204,7 +204,7 @@ async fn each(listener: TcpListener, pod: Arc<Pod>, take: impl Fn(TcpStream, std
 async fn end_tunnels(node: Rc<Node>, pod: Arc<Pod>) {
     let mut drain = pod.drain_signal();
     drain.draining().await;
-    if let Some((uid, _)) = pod.known_as.get() {
+    if let Some(uid) = pod.known_as() {
         node.pool.drain_source(uid);
     }
 }

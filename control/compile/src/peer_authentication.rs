@@ -2,7 +2,7 @@
 //!
 //! The mode of a workload is that of its own policy (the oldest with a selector that matches), else of its namespace's, else of the
 //! mesh's, else PERMISSIVE; UNSET asks the next. One policy for all, [`STATIC_STRICT`], is attached to every workload that is STRICT; a
-//! workload with exceptions by port gets one of its own instead (ambient-protocols.md 7.6).
+//! workload with exceptions by port gets one of its own instead.
 
 use std::sync::Arc;
 

@@ -50,8 +50,7 @@ pub fn from_pod(index: &Index, object: &Object) -> Option<Workload> {
         return None;
     }
     let (namespace, name) = (object.metadata.namespace.as_str(), object.metadata.name.as_str());
-    let account = spec.service_account_name.as_deref().or(spec.service_account.as_deref()).filter(|account| !account.is_empty());
-    let identity = Identity::new(settings.trust_domain.clone(), namespace, account.unwrap_or(DEFAULT_ACCOUNT));
+    let identity = Identity::new(settings.trust_domain.clone(), namespace, object.pod_service_account()?);
     let mut workload = Workload::new(pod_uid(settings, &key_of(object)).0, name, identity);
     workload.addresses = addresses;
     workload.network = settings.network.clone();

@@ -82,7 +82,9 @@ codes! {
         "A pod names a container image that the embedded mesh has no program for.";
     DRY_RUN = "TRP0015" "DryRun" Info
         "A policy is only logged, never enforced, because its annotation says so.";
-    WAYPOINT_NOT_USABLE = "TRP0016" "WaypointNotUsable" Warning
+    FILE_UNFINISHED = "TRP0016" "FileUnfinished" Warning
+        "A file is open for writing for long; until it is closed, nothing that it no longer holds is taken away.";
+    WAYPOINT_NOT_USABLE = "TRP0020" "WaypointNotUsable" Warning
         "A label names a waypoint that cannot be used: it is of another class, not ready, or does not take this traffic or namespace.";
     MIXED_ACCOUNTS = "TRP0017" "MixedServiceAccounts" Warning
         "A waypoint is for one service account, and the pods of a Service run as several.";

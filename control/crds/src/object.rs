@@ -63,6 +63,9 @@ pub struct OwnerReference {
     pub controller: Option<bool>,
 }
 
+/// The account of a Pod that names none; Kubernetes makes one of this name in every namespace.
+const DEFAULT_SERVICE_ACCOUNT: &str = "default";
+
 /// The typed form. Boxed apart from the object, so that kinds which nobody reads cost a word.
 #[derive(Debug, Clone)]
 pub(crate) enum Typed {
@@ -158,9 +161,43 @@ impl Object {
         self.metadata.annotations.get(key).map(String::as_str)
     }
 
+    /// The account that this Pod runs as: `spec.serviceAccountName`, else its deprecated alias `spec.serviceAccount`, else `default`
+    /// (the order of the API server's own conversion). `None` for other kinds. Whoever decides over identities asks here.
+    pub fn pod_service_account(&self) -> Option<&str> {
+        let spec = self.pod()?.spec.as_ref();
+        let written = spec.into_iter().flat_map(|spec| [&spec.service_account_name, &spec.service_account]);
+        Some(written.flatten().map(String::as_str).find(|account| !account.is_empty()).unwrap_or(DEFAULT_SERVICE_ACCOUNT))
+    }
+
     /// What "oldest first" sorts by: creation time, then name, then namespace. An object without a creation time is the newest.
     pub fn age(&self) -> (bool, &str, &str, &str) {
         let created = self.metadata.creation_timestamp.as_str();
         (created.is_empty(), created, &self.metadata.name, &self.metadata.namespace)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::decode;
+
+    #[test]
+    fn a_pod_runs_as_its_account_by_name_by_alias_or_by_default() {
+        for (spec, account) in [
+            (json!({"serviceAccountName": "cart"}), "cart"),
+            (json!({"serviceAccount": "cart"}), "cart"),
+            (json!({"serviceAccountName": "cart", "serviceAccount": "other"}), "cart"),
+            (json!({"serviceAccountName": "", "serviceAccount": "cart"}), "cart"),
+            (json!({"serviceAccountName": "", "serviceAccount": ""}), "default"),
+            (json!({}), "default"),
+        ] {
+            let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": spec});
+            pod["spec"]["containers"] = json!([]);
+            let (object, _) = decode(pod).unwrap();
+            assert_eq!(object.pod_service_account(), Some(account), "{spec}");
+        }
+        let (namespace, _) = decode(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}})).unwrap();
+        assert_eq!(namespace.pod_service_account(), None);
     }
 }

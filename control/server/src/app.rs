@@ -6,13 +6,14 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use time::OffsetDateTime;
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 use tropis_compile::Settings;
 use tropis_model::identity::Identity;
 use tropis_telemetry::{
@@ -31,6 +32,7 @@ use crate::{
     caller::{Authenticator, token::Tokens},
     certify::Certify,
     config::Config,
+    connections::{Limits, Places},
     debug::{self, Debug},
     metrics::Metrics,
     report::Reporter,
@@ -43,6 +45,8 @@ use crate::{
 const OWN_ACCOUNT: &str = "istiod";
 /// How long answers under way may take when tropisd stops.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
+/// Descriptors for all but proxies' connections: files, watches, the endpoints' own connections.
+const OTHER_DESCRIPTORS: u64 = 256;
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) async fn run(config: Config, log_control: LogControl) -> anyhow::Result<()> {
@@ -161,7 +165,9 @@ impl App {
             certify: Certify::new(authority, self.scope.clone(), lifetime, longest, self.metrics.clone()),
             longest_connection: config.longest_connection,
         };
-        self.tasks.spawn(serve::run(listeners, tls, services, self.stop.clone()));
+        let places =
+            Places::new(Limits::new(within_descriptors(config.max_connections), config.max_connections_per_address), self.metrics.clone());
+        self.tasks.spawn(serve::run(listeners, tls, places, services, self.stop.clone()));
         Ok(())
     }
 
@@ -185,10 +191,26 @@ impl App {
     }
 }
 
+/// As many connections as there can be descriptors for, the limit of which is raised as far as it may be.
+fn within_descriptors(connections: usize) -> usize {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "the limit of open files cannot be raised");
+    }
+    let Ok((descriptors, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return connections };
+    // At least half is for connections, however few there are.
+    let room = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(descriptors / 2).max(1);
+    let room = usize::try_from(room).unwrap_or(usize::MAX);
+    if room < connections {
+        warn!(descriptors, room, connections, "the limit of open files (RLIMIT_NOFILE) leaves room for fewer connections than are allowed");
+    }
+    connections.min(room)
+}
+
 async fn count_clients(clients: Clients, metrics: Metrics, stop: CancellationToken) {
     let mut changes = clients.watch();
     loop {
-        metrics.clients(clients.list().len());
+        metrics.clients(clients.count());
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
             () = stop.cancelled() => return,

@@ -19,9 +19,12 @@ use tropis_telemetry::chain;
 use tropis_tls::peer;
 
 use self::token::{PodToken, RefusedToken, Tokens};
-use crate::metrics::Metrics;
+use crate::{connections::CallerConnection, metrics::Metrics, sparing::Sparing};
 
 pub(crate) mod token;
+
+/// What tonic knows about a connection of ours.
+type Connection = CallerConnection<TlsConnectInfo<TcpConnectInfo>>;
 
 const BEARER: &str = "Bearer ";
 
@@ -62,12 +65,13 @@ pub(crate) struct Authenticator {
     tokens: Arc<Tokens>,
     trust_domain: Arc<str>,
     metrics: Metrics,
+    log: Arc<Sparing>,
 }
 
 impl Authenticator {
     /// Accepts what `tokens` accepts, and certificates of `trust_domain` (their chain was checked in the handshake).
     pub(crate) fn new(tokens: Arc<Tokens>, trust_domain: Arc<str>, metrics: Metrics) -> Self {
-        Self { tokens, trust_domain, metrics }
+        Self { tokens, trust_domain, metrics, log: Arc::default() }
     }
 
     fn caller(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<Caller, Unproved> {
@@ -80,7 +84,7 @@ impl Authenticator {
             }
             return self.tokens.check(token.trim()).map(Caller::Token).map_err(Unproved::Token);
         }
-        let certificates = extensions.get::<TlsConnectInfo<TcpConnectInfo>>().and_then(TlsConnectInfo::peer_certs);
+        let certificates = extensions.get::<Connection>().and_then(|connection| connection.stream.peer_certs());
         match certificates.as_deref().and_then(|chain| chain.first()) {
             Some(leaf) => identity_of(leaf, &self.trust_domain).map(Caller::Certificate).map_err(Unproved::Certificate),
             None => Err(Unproved::Nothing { audience: self.tokens.audience().to_owned() }),
@@ -90,15 +94,24 @@ impl Authenticator {
 
 impl Interceptor for Authenticator {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let place = request.extensions().get::<Connection>().map(|connection| connection.place.clone());
         match self.caller(request.metadata(), request.extensions()) {
             Ok(caller) => {
+                if let Some(place) = &place {
+                    place.prove();
+                }
                 request.extensions_mut().insert(caller);
                 Ok(request)
             }
             Err(error) => {
-                let from = request.remote_addr().map(|address| address.to_string()).unwrap_or_default();
                 let reason = chain(&error);
-                warn!(from, reason, "caller refused");
+                if let Some(unsaid) = self.log.say() {
+                    let from = place.as_ref().map(|place| place.peer().to_string()).unwrap_or_default();
+                    warn!(from, reason, unsaid, "caller refused");
+                }
+                if let Some(place) = &place {
+                    place.refuse();
+                }
                 self.metrics.caller_refused();
                 Err(Status::unauthenticated(reason))
             }

@@ -23,10 +23,13 @@ use crate::{
     caller::Caller,
     metrics::Metrics,
     scope::{Refused, Scope},
+    sparing::Sparing,
 };
 
 /// A request is a CSR and a name.
 const MAX_REQUEST_BYTES: usize = 64 << 10;
+/// A longer name is no identity (SPIFFE ID §2.3), and would come back in the answer and the log.
+const MAX_IDENTITY_BYTES: usize = 2048;
 /// A node knows a new pod a moment before it is known here; its proxy's first request waits that long instead of being refused and
 /// tried again a second later (seen: 40 ms).
 const SETTLING: Duration = Duration::from_millis(400);
@@ -40,6 +43,7 @@ pub(crate) struct Certify {
     default_lifetime: Duration,
     longest_lifetime: Duration,
     metrics: Metrics,
+    log: Sparing,
 }
 
 impl Certify {
@@ -51,7 +55,7 @@ impl Certify {
         longest_lifetime: Duration,
         metrics: Metrics,
     ) -> Self {
-        Self { authority, scope, default_lifetime, longest_lifetime, metrics }
+        Self { authority, scope, default_lifetime, longest_lifetime, metrics, log: Sparing::default() }
     }
 
     /// The service as tonic wants it, with its limit.
@@ -103,6 +107,10 @@ fn requested(request: &IstioCertificateRequest) -> Result<Option<&str>, Status> 
     match value.and_then(|value| value.kind.as_ref()) {
         None | Some(Kind::NullValue(_)) => Ok(None),
         Some(Kind::StringValue(text)) if text.is_empty() => Ok(None),
+        Some(Kind::StringValue(text)) if text.len() > MAX_IDENTITY_BYTES => Err(Status::invalid_argument(format!(
+            "the metadata {IMPERSONATED_IDENTITY} has {} bytes, more than {MAX_IDENTITY_BYTES}",
+            text.len()
+        ))),
         Some(Kind::StringValue(text)) => Ok(Some(text)),
         Some(_) => Err(Status::invalid_argument(format!("the metadata {IMPERSONATED_IDENTITY} is not a string"))),
     }
@@ -114,7 +122,7 @@ pub(crate) fn refusal(refused: &Refused) -> Status {
     match refused {
         Refused::NotSynced => Status::unavailable(reason),
         Refused::BadIdentity(_) => Status::invalid_argument(reason),
-        Refused::PodUnknown { .. } | Refused::PodDiffers { .. } | Refused::NotHere { .. } => Status::unauthenticated(reason),
+        Refused::PodUnknown { .. } | Refused::PodDiffers { .. } | Refused::Ended { .. } | Refused::NotHere { .. } => Status::unauthenticated(reason),
         Refused::NoConfiguration { .. } | Refused::OnlyOwn { .. } => Status::permission_denied(reason),
     }
 }
@@ -132,7 +140,9 @@ impl IstioCertificateService for Certify {
             }
             Err(status) => {
                 self.metrics.certificate_refused();
-                warn!(?caller, code = ?status.code(), reason = status.message(), "certificate refused");
+                if let Some(unsaid) = self.log.say() {
+                    warn!(?caller, code = ?status.code(), reason = status.message(), unsaid, "certificate refused");
+                }
                 Err(status)
             }
         }

@@ -72,6 +72,13 @@ pub(crate) struct Arguments {
     /// Close a proxy's connection at this age, in seconds, so that load spreads over replicas; 0 never does.
     #[arg(long, env = "TROPIS_MAX_CONNECTION_AGE_SECONDS", default_value_t = 1800)]
     max_connection_age: u64,
+    /// Connections of proxies at a time, altogether: two for each of 20 000 node proxies, and some for pods that ask for themselves.
+    #[arg(long, env = "TROPIS_MAX_CONNECTIONS", default_value_t = 50_000)]
+    max_connections: usize,
+    /// Connections at a time from one address, an eighth of them without proof of who calls; 0 is no limit, for a tropisd that sees
+    /// its callers behind one address.
+    #[arg(long, env = "TROPIS_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 512)]
+    max_connections_per_address: usize,
     /// Format of the log: text or json.
     #[arg(long, env = "LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
@@ -89,6 +96,9 @@ pub(crate) enum InvalidConfig {
     /// The text would not fit into an identity.
     #[error("--trust-domain {0:?} is not a trust domain (lower-case letters, digits, '.', '-', '_')")]
     TrustDomain(String),
+    /// Nobody could connect.
+    #[error("--max-connections 0 would let nobody in")]
+    NoConnections,
     /// A lifetime makes no sense.
     #[error("--default-certificate-lifetime {default} s is not between 1 s and --max-certificate-lifetime {longest} s")]
     Lifetime {
@@ -122,6 +132,8 @@ pub(crate) struct Config {
     pub(crate) default_certificate_lifetime: Duration,
     pub(crate) longest_certificate_lifetime: Duration,
     pub(crate) longest_connection: Option<Duration>,
+    pub(crate) max_connections: usize,
+    pub(crate) max_connections_per_address: usize,
     pub(crate) log_format: LogFormat,
     pub(crate) log: String,
 }
@@ -142,6 +154,9 @@ impl Config {
         let (default, longest) = (arguments.default_certificate_lifetime, arguments.max_certificate_lifetime);
         if default == 0 || default > longest {
             return Err(InvalidConfig::Lifetime { default, longest });
+        }
+        if arguments.max_connections == 0 {
+            return Err(InvalidConfig::NoConnections);
         }
         Ok(Self {
             trusted_namespace: namespace.to_owned(),
@@ -164,6 +179,8 @@ impl Config {
             default_certificate_lifetime: Duration::from_secs(default),
             longest_certificate_lifetime: Duration::from_secs(longest),
             longest_connection: (arguments.max_connection_age > 0).then(|| Duration::from_secs(arguments.max_connection_age)),
+            max_connections: arguments.max_connections,
+            max_connections_per_address: arguments.max_connections_per_address,
             log_format: arguments.log_format,
             log: arguments.log,
         })
@@ -203,6 +220,7 @@ mod tests {
         }
         assert!(refused(&["--trust-domain", "Bad/Domain"]).contains("Bad/Domain"));
         assert!(refused(&["--default-certificate-lifetime", "0"]).contains("between 1 s"));
+        assert!(refused(&["--max-connections", "0"]).contains("nobody"));
         assert!(refused(&["--max-certificate-lifetime", "60"]).contains("86400"));
     }
 

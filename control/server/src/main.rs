@@ -14,11 +14,13 @@ mod ca;
 mod caller;
 mod certify;
 mod config;
+mod connections;
 mod debug;
 mod metrics;
 mod report;
 mod scope;
 mod serve;
+mod sparing;
 mod watch;
 
 fn main() -> ExitCode {

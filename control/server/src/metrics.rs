@@ -3,11 +3,43 @@
 use prometheus_client::{
     metrics::{
         counter::Counter,
+        family::Family,
         gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
     },
     registry::Registry,
 };
+
+/// Why a connection was refused or ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum RefusedConnection {
+    /// All places are taken.
+    Total,
+    /// All places of its address are taken.
+    Address,
+    /// Its TLS handshake failed or took too long.
+    Handshake,
+    /// It proved nothing in time.
+    Idle,
+    /// It made too many calls with bad credentials.
+    Credentials,
+}
+
+impl RefusedConnection {
+    /// The label's value.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Total => "total",
+            Self::Address => "address",
+            Self::Handshake => "handshake",
+            Self::Idle => "idle",
+            Self::Credentials => "credentials",
+        }
+    }
+}
+
+/// One label: `reason`.
+type ReasonLabel = [(&'static str, &'static str); 1];
 
 /// tropisd's metrics. Cloning shares them.
 #[derive(Debug, Clone)]
@@ -15,6 +47,8 @@ pub(crate) struct Metrics {
     certificates_signed: Counter,
     certificates_refused: Counter,
     callers_refused: Counter,
+    connections: Gauge,
+    connections_refused: Family<ReasonLabel, Counter>,
     clients: Gauge,
     generation: Gauge,
     objects: Gauge,
@@ -31,6 +65,8 @@ impl Metrics {
             certificates_signed: Counter::default(),
             certificates_refused: Counter::default(),
             callers_refused: Counter::default(),
+            connections: Gauge::default(),
+            connections_refused: Family::default(),
             clients: Gauge::default(),
             generation: Gauge::default(),
             objects: Gauge::default(),
@@ -44,6 +80,12 @@ impl Metrics {
         registry.register(name("certificates_signed"), "Certificates signed", metrics.certificates_signed.clone());
         registry.register(name("certificates_refused"), "Certificate requests refused", metrics.certificates_refused.clone());
         registry.register(name("callers_refused"), "Calls without good credentials", metrics.callers_refused.clone());
+        registry.register(name("connections"), "Open connections to the proxies' port", metrics.connections.clone());
+        registry.register(
+            name("connections_refused"),
+            "Connections to the proxies' port that were refused or cut off",
+            metrics.connections_refused.clone(),
+        );
         registry.register(name("clients"), "Connected xDS clients", metrics.clients.clone());
         registry.register(name("configuration_generation"), "Generation of the served configuration", metrics.generation.clone());
         registry.register(name("objects"), "Objects read from the source", metrics.objects.clone());
@@ -68,6 +110,14 @@ impl Metrics {
 
     pub(crate) fn caller_refused(&self) {
         self.callers_refused.inc();
+    }
+
+    pub(crate) fn connections(&self, count: usize) {
+        self.connections.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn connection_refused(&self, reason: RefusedConnection) {
+        self.connections_refused.get_or_create(&[("reason", reason.text())]).inc();
     }
 
     pub(crate) fn clients(&self, count: usize) {

@@ -88,6 +88,12 @@ pub(crate) enum Refused {
     /// Not an identity.
     #[error("the requested identity is refused: {0}")]
     BadIdentity(String),
+    /// A certificate without anybody left whose it could be.
+    #[error("no pod runs as {identity} any more: its certificate is not renewed")]
+    Ended {
+        /// The certificate's.
+        identity: Identity,
+    },
     /// Nobody is there who could use it.
     #[error("request impersonation authentication failure: {reason} on node {node}")]
     NotHere {
@@ -112,6 +118,8 @@ struct Facts {
     synced: bool,
     pods: BTreeMap<Key, PodFacts>,
     on_node: BTreeMap<String, BTreeSet<Key>>,
+    /// How many pods that have not ended run as each account; namespace and account.
+    of_account: BTreeMap<Key, usize>,
     namespace_labels: BTreeMap<String, BTreeMap<String, String>>,
 }
 
@@ -148,6 +156,9 @@ impl Scope {
                 Fact::Pod(key, pod) => {
                     facts.remove_pod(&key);
                     facts.on_node.entry(pod.node.clone()).or_default().insert(key.clone());
+                    if !pod.ended {
+                        *facts.of_account.entry((key.0.clone(), pod.service_account.clone())).or_default() += 1;
+                    }
                     facts.pods.insert(key, pod);
                 }
                 Fact::PodGone(key) => facts.remove_pod(&key),
@@ -191,6 +202,10 @@ impl Scope {
     pub(crate) fn identity(&self, caller: &Caller, requested: Option<&str>) -> Result<Identity, Refused> {
         let facts = self.facts();
         let (own, name) = match caller {
+            // A certificate that was stolen must not renew itself for ever: its account's last pod takes it along.
+            Caller::Certificate(identity) if !facts.runs(identity) => {
+                return Err(if facts.synced { Refused::Ended { identity: identity.clone() } } else { Refused::NotSynced });
+            }
             Caller::Certificate(identity) => (identity.clone(), identity.to_string()),
             Caller::Token(token) => {
                 facts.attest(token)?;
@@ -262,14 +277,25 @@ impl Scope {
 
 impl Facts {
     fn remove_pod(&mut self, key: &Key) {
-        if let Some(pod) = self.pods.remove(key)
-            && let Some(keys) = self.on_node.get_mut(&pod.node)
-        {
+        let Some(pod) = self.pods.remove(key) else { return };
+        if let Some(keys) = self.on_node.get_mut(&pod.node) {
             keys.remove(key);
             if keys.is_empty() {
                 self.on_node.remove(&pod.node);
             }
         }
+        let account = (key.0.clone(), pod.service_account);
+        if let Some(count) = self.of_account.get_mut(&account).filter(|_| !pod.ended) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_account.remove(&account);
+            }
+        }
+    }
+
+    /// Whether some pod of this identity has not ended.
+    fn runs(&self, identity: &Identity) -> bool {
+        self.of_account.contains_key(&(identity.namespace.to_string(), identity.service_account.to_string()))
     }
 
     /// The pod that a token is bound to, if it still is what the token says.
@@ -416,6 +442,24 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_is_renewed_while_a_pod_runs_as_its_account() {
+        let scope = scope();
+        let holder = |account: &str| Caller::Certificate(Identity::new("cluster.local", "shop", account));
+        let renewed = |account: &str| scope.identity(&holder(account), None);
+        assert!(renewed("cart").is_ok());
+        assert!(matches!(renewed("job"), Err(Refused::Ended { .. })), "its pod has ended");
+        assert!(matches!(renewed("nobody"), Err(Refused::Ended { .. })));
+        // Two pods, one of which is told again, moves and ends.
+        scope.apply([Fact::Pod(key("shop", "cart-2"), pod("b", "cart")), Fact::Pod(key("shop", "cart-2"), pod("a", "cart"))]);
+        scope.apply([Fact::PodGone(key("shop", "cart"))]);
+        assert!(renewed("cart").is_ok());
+        scope.apply([Fact::Pod(key("shop", "cart-2"), PodFacts { ended: true, ..pod("a", "cart") })]);
+        assert!(matches!(renewed("cart"), Err(Refused::Ended { .. })));
+        scope.apply([Fact::PodGone(key("shop", "cart-2"))]);
+        assert!(!scope.facts().of_account.contains_key(&key("shop", "cart")));
+    }
+
+    #[test]
     fn a_token_must_agree_with_its_pod() {
         let scope = scope();
         let good = token("istio-system", "z-a", &pod("a", "ztunnel"));
@@ -437,5 +481,7 @@ mod tests {
         let scope = Scope::new("cluster.local".into(), ("istio-system", "ztunnel"), true);
         assert_eq!(scope.configuration(&ztunnel("a")), Err(Refused::NotSynced));
         assert_eq!(scope.identity(&ztunnel("a"), None), Err(Refused::NotSynced));
+        let holder = Caller::Certificate(Identity::new("cluster.local", "shop", "cart"));
+        assert_eq!(scope.identity(&holder, None), Err(Refused::NotSynced));
     }
 }

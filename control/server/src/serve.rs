@@ -1,6 +1,7 @@
 //! The port that proxies connect to (15012): TLS, and over it delta xDS and the certificate endpoint.
 //!
-//! Handshakes run beside each other, bounded in number and time, so that one that stalls holds up nobody. The server certificate is
+//! Handshakes run beside each other, bounded in number and time, so that one that stalls holds up nobody; what connections may take
+//! altogether is decided in `connections.rs`. The server certificate is
 //! asked for at each handshake, hence it can be replaced while connections go on. A client certificate is asked for and not required.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -8,13 +9,13 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::CryptoProvider,
-    server::{ResolvesServerCert, WebPkiClientVerifier},
+    server::{NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -32,6 +33,7 @@ use crate::{
     ca::authority::Authority,
     caller::{Authenticator, Caller},
     certify::{self, Certify},
+    connections::{Place, Placed, Places},
     scope::Scope,
 };
 
@@ -94,6 +96,9 @@ pub(crate) fn tls(
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec()];
+    // A resumed session would carry the client's certificate over its end.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     Ok(config)
 }
 
@@ -129,6 +134,9 @@ pub(crate) struct Services {
     pub(crate) longest_connection: Option<Duration>,
 }
 
+/// A connection that the HTTP/2 server takes.
+type Accepted = Placed<TlsStream<TcpStream>>;
+
 impl Services {
     fn router(self, stop: CancellationToken) -> Router {
         let Self { authenticator, scope, resources, clients, certify, longest_connection } = self;
@@ -151,58 +159,72 @@ impl Services {
 }
 
 /// Serves on all listeners until `stop`.
-pub(crate) async fn run(listeners: Vec<TcpListener>, tls: ServerConfig, services: Services, stop: CancellationToken) {
+pub(crate) async fn run(listeners: Vec<TcpListener>, tls: ServerConfig, places: Places, services: Services, stop: CancellationToken) {
     let (ready, accepted) = mpsc::channel(ACCEPTED_QUEUE);
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let door = Door { acceptor: TlsAcceptor::from(Arc::new(tls)), places, handshakes, ready };
     for listener in listeners {
-        tokio::spawn(accept(listener, acceptor.clone(), handshakes.clone(), ready.clone(), stop.clone()));
+        tokio::spawn(door.clone().accept(listener, stop.clone()));
     }
-    drop(ready);
+    drop(door);
     let connections = ReceiverStream::new(accepted);
     if let Err(error) = services.router(stop.clone()).serve_with_incoming_shutdown(connections, stop.cancelled_owned()).await {
         warn!(error = chain(&error), "serving ended");
     }
 }
 
-async fn accept(
-    listener: TcpListener,
+/// Lets connections in.
+#[derive(Clone)]
+struct Door {
     acceptor: TlsAcceptor,
+    places: Places,
     handshakes: Arc<Semaphore>,
-    ready: mpsc::Sender<io::Result<TlsStream<TcpStream>>>,
-    stop: CancellationToken,
-) {
-    loop {
-        // Waiting for a place leaves further connections in the kernel's queue.
-        let place = tokio::select! {
-            place = handshakes.clone().acquire_owned() => place,
-            () = stop.cancelled() => return,
-        };
-        let Ok(place) = place else { return };
-        let (stream, peer) = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    warn!(error = chain(&error), "accept failed");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            },
-            () = stop.cancelled() => return,
-        };
-        let (acceptor, ready) = (acceptor.clone(), ready.clone());
-        tokio::spawn(async move {
-            // Small messages should not wait for each other; without it they only do.
-            let _ = stream.set_nodelay(true);
-            match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => {
-                    drop(place);
-                    // The server has stopped if nobody takes it.
-                    let _ = ready.send(Ok(stream)).await;
-                }
-                Ok(Err(error)) => debug!(%peer, error = chain(&error), "TLS handshake failed"),
-                Err(_) => debug!(%peer, "TLS handshake timed out"),
+    ready: mpsc::Sender<io::Result<Accepted>>,
+}
+
+impl Door {
+    async fn accept(self, listener: TcpListener, stop: CancellationToken) {
+        loop {
+            // Waiting for a place leaves further connections in the kernel's queue.
+            let permit = tokio::select! {
+                permit = self.handshakes.clone().acquire_owned() => permit,
+                () = stop.cancelled() => return,
+            };
+            let Ok(permit) = permit else { return };
+            let (stream, peer) = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        warn!(error = chain(&error), "accept failed");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    }
+                },
+                () = stop.cancelled() => return,
+            };
+            let Some(place) = self.places.take(peer) else { continue };
+            tokio::spawn(self.clone().shake_hands(stream, place, permit));
+        }
+    }
+
+    async fn shake_hands(self, stream: TcpStream, place: Arc<Place>, permit: OwnedSemaphorePermit) {
+        let peer = place.peer();
+        // Small messages should not wait for each other; without it they only do.
+        let _ = stream.set_nodelay(true);
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => {
+                drop(permit);
+                // The server has stopped if nobody takes it.
+                let _ = self.ready.send(Ok(Placed::new(stream, place))).await;
             }
-        });
+            Ok(Err(error)) => {
+                debug!(%peer, error = chain(&error), "TLS handshake failed");
+                self.places.handshake_failed(peer);
+            }
+            Err(_) => {
+                debug!(%peer, "TLS handshake timed out");
+                self.places.handshake_failed(peer);
+            }
+        }
     }
 }

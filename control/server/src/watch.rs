@@ -276,7 +276,7 @@ fn fact(object: &Object) -> Option<Fact> {
     let phase = status.and_then(|status| status.phase.as_deref()).unwrap_or_default();
     let facts = PodFacts {
         uid: object.metadata.uid.clone(),
-        service_account: spec.and_then(|spec| spec.service_account_name.clone()).unwrap_or_else(|| "default".to_owned()),
+        service_account: object.pod_service_account()?.to_owned(),
         node: spec.and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or_default(),
         ended: matches!(phase, "Succeeded" | "Failed"),
@@ -336,6 +336,25 @@ mod tests {
             "spec": {"nodeName": format!("node{}", number % 500), "serviceAccountName": account, "containers": []},
             "status": {"phase": "Running", "podIPs": [{"ip": format!("10.{}.{}.{fourth}", third / 250, third % 250)}]},
         }))
+    }
+
+    #[test]
+    fn a_pods_account_is_the_same_to_the_authority_and_in_the_configuration() {
+        for (field, account) in [("serviceAccountName", "web"), ("serviceAccount", "web"), ("hostname", "default")] {
+            let watch = watch();
+            let mut pod = json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": "p", "namespace": "shop", "uid": "u", "annotations": {"ambient.istio.io/redirection": "enabled"}},
+                "spec": {"nodeName": "a", "containers": []},
+                "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]},
+            });
+            pod["spec"][field] = "web".into();
+            let SourceEvent::Applied(object) = applied(pod) else { panic!("applied") };
+            let Some(Fact::Pod(_, facts)) = fact(&object) else { panic!("a pod") };
+            assert_eq!(facts.service_account, account, "{field}");
+            let workload = tropis_compile::workload::from_pod(watch.compiler.index(), &object).map(|workload| workload.identity);
+            assert_eq!(&*workload.unwrap().service_account, account, "{field}");
+        }
     }
 
     #[test]

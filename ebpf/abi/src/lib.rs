@@ -9,7 +9,7 @@
 #![no_std]
 
 /// The version of everything in this crate. Pins are kept under `schema-<SCHEMA>`.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// Names of the maps, which are their pins' file names too (the kernel cuts names at 15 bytes).
 pub mod map {
@@ -188,8 +188,8 @@ pub struct OutboundCounters {
     pub dns_refused: u64,
     /// Passed: to the pod itself (loopback or an address of its own).
     pub passed_self: u64,
-    /// Passed: to an address of a family that the pod has no address of.
-    pub passed_family: u64,
+    /// Refused: to an address of a family that the pod has no address of.
+    pub refused_family: u64,
     /// Passed: the pod is being un-enrolled.
     pub passed_leaving: u64,
     /// Passed: the node proxy's own connects from inside the pod.

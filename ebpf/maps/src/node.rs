@@ -7,8 +7,8 @@ use std::{
 };
 
 use tropis_abi::{
-    Address, DNS_SLOTS, InboundCounters, ListenerKey, OutboundCounters, POD_CAPTURES_OUTBOUND, POD_HAS_IPV4, POD_HAS_IPV6, Pod,
-    ResolverKey, listener, map,
+    Address, DNS_SLOTS, InboundCounters, ListenerKey, MAX_LISTENERS, OutboundCounters, POD_CAPTURES_OUTBOUND, POD_HAS_IPV4, POD_HAS_IPV6,
+    Pod, ResolverKey, listener, map,
 };
 pub use tropis_abi::{InboundCounters as InboundCount, OutboundCounters as OutboundCount};
 
@@ -166,6 +166,23 @@ impl NodeMaps {
         Ok(())
     }
 
+    /// Whether the node proxy has its outbound listener in the map for one of these addresses. Walks the map: not for every day.
+    pub fn has_listeners(&self, pod: &[IpAddr]) -> Result<bool, MapsError> {
+        let mut key = None::<ListenerKey>;
+        let mut next = ListenerKey::zeroed();
+        for _ in 0..MAX_LISTENERS {
+            let more = bpf::next_key(self.listeners.as_fd(), key.as_ref().map(Raw::bytes), next.bytes_mut());
+            if !more.map_err(element("BPF_MAP_GET_NEXT_KEY", map::LISTENERS))? {
+                break;
+            }
+            if next.kind == listener::OUTBOUND && pod.contains(&ip(next.pod)) {
+                return Ok(true);
+            }
+            key = Some(next);
+        }
+        Ok(false)
+    }
+
     /// What happened to the connections that a pod opened.
     pub fn outbound(&self, netns_cookie: u64) -> Result<OutboundCount, MapsError> {
         let mut sum = OutboundCounters::default();
@@ -174,7 +191,7 @@ impl NodeMaps {
             sum.dns_captured += one.dns_captured;
             sum.dns_refused += one.dns_refused;
             sum.passed_self += one.passed_self;
-            sum.passed_family += one.passed_family;
+            sum.refused_family += one.refused_family;
             sum.passed_leaving += one.passed_leaving;
             sum.passed_proxy += one.passed_proxy;
         })?;

@@ -1,8 +1,8 @@
 //! Where the pins of a node are, and who may open which.
 //!
 //! ```text
-//! PINS/schema-1/maps/NAME     one file a map
-//! PINS/schema-1/links/…       attached programs; the redirector's alone
+//! PINS/schema-N/maps/NAME     one file a map
+//! PINS/schema-N/links/…       attached programs; the redirector's alone
 //! ```
 //! The node proxy owns the pins that it writes (listeners, socket storage) and the one it reads (resolvers); all others are root's, 0600.
 

@@ -31,7 +31,8 @@ const IPPROTO_TCP: u32 = 6;
 const IPPROTO_UDP: u32 = 17;
 const IPPROTO_MPTCP: u32 = 262;
 const DNS: u16 = 53;
-const ECONNREFUSED: i32 = 111;
+pub(crate) const ENETUNREACH: i32 = 101;
+pub(crate) const ECONNREFUSED: i32 = 111;
 const ENOMEM: i32 = 12;
 
 #[cgroup_sock_addr(connect4)]
@@ -46,7 +47,7 @@ fn tropis_connect6(context: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn connect(context: &SockAddrContext, family: Family) -> i32 {
-    let socket = socket(context);
+    let socket = context::socket(context);
     let cookie = context::netns_cookie(context);
     match maps::socket(socket) {
         Some(kept) if kept.kind == kind::OWN || kept.kind == kind::SHOW_PEER => {
@@ -67,7 +68,11 @@ fn connect(context: &SockAddrContext, family: Family) -> i32 {
         IPPROTO_UDP if port == DNS && pod.dns_port != 0 => {}
         _ => return PROCEED,
     }
-    let Some(local) = captured(cookie, &pod, &destination) else { return PROCEED };
+    let local = match decide(cookie, &pod, &destination) {
+        Decision::Capture { local } => local,
+        Decision::Pass => return PROCEED,
+        Decision::Unreachable => return fail(ENETUNREACH),
+    };
     let (target_port, kind) = if protocol == IPPROTO_UDP {
         match resolvers::slot(cookie, &destination, port) {
             Some(slot) => {
@@ -93,25 +98,39 @@ fn connect(context: &SockAddrContext, family: Family) -> i32 {
     PROCEED
 }
 
-/// Whether something that `pod` sends to `destination` is captured; if so, the pod's own address of that family. Counts what passes.
+/// What becomes of something that a pod sends.
+pub(crate) enum Decision {
+    /// It goes to the node proxy.
+    Capture {
+        /// The pod's own address of the destination's family.
+        local: Address,
+    },
+    /// It goes on as it is.
+    Pass,
+    /// The call fails as it does where there is no route.
+    Unreachable,
+}
+
+/// Decides about something that `pod` sends to `destination`, and counts what is not captured.
 ///
-/// A family that the pod has no address of passes: to rewrite it would turn the ENETUNREACH that applications fall back on into success.
+/// A family that the pod has no address of cannot be reached: passing would be plaintext past the mesh wherever the pod's namespace does
+/// route that family, rewriting would turn the error that applications fall back on into success (ADR 5).
 #[inline(always)]
-pub(crate) fn captured(cookie: u64, pod: &Pod, destination: &Address) -> Option<Address> {
+pub(crate) fn decide(cookie: u64, pod: &Pod, destination: &Address) -> Decision {
     if pod.flags & POD_CAPTURES_OUTBOUND == 0 {
         counters::outbound(cookie, |count| &mut count.passed_leaving);
-        return None;
+        return Decision::Pass;
     }
     if context::is_loopback(destination) || context::is_own(pod, destination) {
         counters::outbound(cookie, |count| &mut count.passed_self);
-        return None;
+        return Decision::Pass;
     }
     let (has, local) = if context::is_ipv4(destination) { (POD_HAS_IPV4, pod.ipv4) } else { (POD_HAS_IPV6, pod.ipv6) };
     if pod.flags & has == 0 {
-        counters::outbound(cookie, |count| &mut count.passed_family);
-        return None;
+        counters::outbound(cookie, |count| &mut count.refused_family);
+        return Decision::Unreachable;
     }
-    Some(local)
+    Decision::Capture { local }
 }
 
 /// Makes the call fail with `error`.
@@ -120,12 +139,6 @@ pub(crate) fn fail(error: i32) -> i32 {
     // SAFETY: a helper without arguments in memory; kernels from 5.18 have it.
     unsafe { bpf_set_retval(-error) };
     FAIL
-}
-
-#[inline(always)]
-fn socket(context: &SockAddrContext) -> *mut bpf_sock {
-    // SAFETY: a field of the context; these hooks always have a socket.
-    unsafe { read_volatile(addr_of!((*context.sock_addr).__bindgen_anon_1.sk)) }
 }
 
 /// A socket bound to a device (`SO_BINDTODEVICE`) cannot reach loopback: its connect would hang.

@@ -5,7 +5,11 @@
 
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
-use aya_ebpf::{bindings::bpf_sock_addr, helpers::generated::bpf_get_netns_cookie, programs::SockAddrContext};
+use aya_ebpf::{
+    bindings::{bpf_sock, bpf_sock_addr},
+    helpers::generated::bpf_get_netns_cookie,
+    programs::SockAddrContext,
+};
 use tropis_abi::{Address, Pod, mapped};
 
 /// IPv4 or IPv6, as the hook is: also for IPv4 over an IPv6 socket.
@@ -22,6 +26,50 @@ pub(crate) enum Family {
 pub(crate) fn netns_cookie(context: &SockAddrContext) -> u64 {
     // SAFETY: the context is the one that the kernel passed.
     unsafe { bpf_get_netns_cookie(context.sock_addr.cast()) }
+}
+
+/// The socket that the call is made on.
+#[inline(always)]
+pub(crate) fn socket(context: &SockAddrContext) -> *mut bpf_sock {
+    // SAFETY: a field of the context; these hooks always have a socket.
+    unsafe { read_volatile(addr_of!((*context.sock_addr).__bindgen_anon_1.sk)) }
+}
+
+/// The local and the remote address of a connection, from a raw context that has both in both families (`bpf_sock_ops`,
+/// `bpf_sk_lookup`). A macro, because the two share their fields' names and nothing else. All fields are read before one is chosen.
+macro_rules! ends {
+    ($raw:expr) => {{
+        let raw = $raw;
+        // SAFETY: fields of the context at constant offsets.
+        let (family, local4, remote4, local6, remote6) = unsafe {
+            (
+                read_volatile(addr_of!((*raw).family)),
+                read_volatile(addr_of!((*raw).local_ip4)),
+                read_volatile(addr_of!((*raw).remote_ip4)),
+                [
+                    read_volatile(addr_of!((*raw).local_ip6[0])),
+                    read_volatile(addr_of!((*raw).local_ip6[1])),
+                    read_volatile(addr_of!((*raw).local_ip6[2])),
+                    read_volatile(addr_of!((*raw).local_ip6[3])),
+                ],
+                [
+                    read_volatile(addr_of!((*raw).remote_ip6[0])),
+                    read_volatile(addr_of!((*raw).remote_ip6[1])),
+                    read_volatile(addr_of!((*raw).remote_ip6[2])),
+                    read_volatile(addr_of!((*raw).remote_ip6[3])),
+                ],
+            )
+        };
+        $crate::context::choose(family, [local4, remote4], [local6, remote6])
+    }};
+}
+pub(crate) use ends;
+
+/// A pair of addresses of the family (`AF_INET`, `AF_INET6`) that a context names.
+#[inline(always)]
+pub(crate) fn choose(family: u32, ipv4: [u32; 2], ipv6: [[u32; 4]; 2]) -> (Address, Address) {
+    const AF_INET: u32 = 2;
+    if family == AF_INET { (mapped(ipv4[0].to_ne_bytes()), mapped(ipv4[1].to_ne_bytes())) } else { (join(ipv6[0]), join(ipv6[1])) }
 }
 
 /// The address that the call is about.

@@ -2,9 +2,7 @@
 //!
 //! Only sockets on the application's side are answered for: the node proxy sees what is really there.
 
-use core::ptr::{addr_of, read_volatile};
-
-use aya_ebpf::{bindings::bpf_sock, macros::cgroup_sock_addr, programs::SockAddrContext};
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use tropis_abi::kind;
 
 use crate::{
@@ -36,7 +34,7 @@ fn tropis_getsockname6(context: SockAddrContext) -> i32 {
 /// Shows the destination that was dialled, or the client whose connection the proxy passes on.
 #[inline(always)]
 fn peer(context: &SockAddrContext, family: Family) -> i32 {
-    let Some(kept) = maps::socket(socket(context)) else { return PROCEED };
+    let Some(kept) = maps::socket(context::socket(context)) else { return PROCEED };
     if kept.kind != kind::CAPTURED && kept.kind != kind::SHOWN && kept.kind != kind::RESOLVING {
         return PROCEED;
     }
@@ -52,7 +50,7 @@ fn peer(context: &SockAddrContext, family: Family) -> i32 {
 /// Shows the pod's address instead of the loopback address that a captured connection has.
 #[inline(always)]
 fn local(context: &SockAddrContext, family: Family) -> i32 {
-    let Some(kept) = maps::socket(socket(context)) else { return PROCEED };
+    let Some(kept) = maps::socket(context::socket(context)) else { return PROCEED };
     if kept.kind != kind::CAPTURED && kept.kind != kind::RESOLVING {
         return PROCEED;
     }
@@ -64,10 +62,4 @@ fn local(context: &SockAddrContext, family: Family) -> i32 {
     }
     context::set_address(context, family, &kept.local);
     PROCEED
-}
-
-#[inline(always)]
-fn socket(context: &SockAddrContext) -> *mut bpf_sock {
-    // SAFETY: a field of the context; these hooks always have a socket.
-    unsafe { read_volatile(addr_of!((*context.sock_addr).__bindgen_anon_1.sk)) }
 }

@@ -1,18 +1,15 @@
 //! `sendmsg4`, `sendmsg6`: a question sent from an unconnected UDP socket to port 53 goes to the pod's DNS listener.
 
-use core::ptr::{addr_of, read_volatile};
-
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use tropis_abi::kind;
 
 use crate::{
-    connect::{PROCEED, captured, fail},
+    connect::{Decision, ECONNREFUSED, ENETUNREACH, PROCEED, decide, fail},
     context::{self, Family},
     counters, maps, resolvers,
 };
 
 const DNS: u16 = 53;
-const ECONNREFUSED: i32 = 111;
 
 #[cgroup_sock_addr(sendmsg4)]
 fn tropis_sendmsg4(context: SockAddrContext) -> i32 {
@@ -36,14 +33,14 @@ fn sendmsg(context: &SockAddrContext, family: Family) -> i32 {
     if pod.dns_port == 0 {
         return PROCEED;
     }
-    // SAFETY: a field of the context; these hooks always have a socket.
-    let socket = unsafe { read_volatile(addr_of!((*context.sock_addr).__bindgen_anon_1.sk)) };
-    if maps::socket(socket).is_some_and(|kept| kept.kind == kind::OWN) {
+    if maps::socket(context::socket(context)).is_some_and(|kept| kept.kind == kind::OWN) {
         return PROCEED;
     }
     let destination = context::address(context, family);
-    if captured(cookie, &pod, &destination).is_none() {
-        return PROCEED;
+    match decide(cookie, &pod, &destination) {
+        Decision::Capture { .. } => {}
+        Decision::Pass => return PROCEED,
+        Decision::Unreachable => return fail(ENETUNREACH),
     }
     let Some(slot) = resolvers::slot(cookie, &destination, port) else {
         counters::outbound(cookie, |count| &mut count.dns_refused);

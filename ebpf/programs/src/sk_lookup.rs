@@ -10,11 +10,10 @@ use aya_ebpf::{
     macros::sk_lookup,
     programs::SkLookupContext,
 };
-use tropis_abi::{Address, HBONE_PORT, ListenerKey, listener, mapped};
+use tropis_abi::{HBONE_PORT, ListenerKey, listener};
 
 use crate::{context, counters, maps::LISTENERS};
 
-const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
 
 #[sk_lookup]
@@ -24,7 +23,9 @@ fn tropis_sk_lookup(context: SkLookupContext) -> u32 {
     if unsafe { read_volatile(addr_of!((*raw).protocol)) } != IPPROTO_TCP {
         return SK_PASS;
     }
-    let (local, remote, port) = ends(raw);
+    let (local, remote) = context::ends!(raw);
+    // SAFETY: a field of the context, in host order.
+    let port = unsafe { read_volatile(addr_of!((*raw).local_port)) } as u16;
     // The pod to itself, and the proxy to the application. Not by interface: a connection from the pod to its own address comes in on the
     // pod's interface, as the proxy's to the application does, which would be captured again without end. What is sent to loopback, even
     // from a socket bound to the pod's address, comes from inside the pod.
@@ -42,36 +43,4 @@ fn tropis_sk_lookup(context: SkLookupContext) -> u32 {
         counters::inbound(&local, |count| &mut count.captured);
     }
     SK_PASS
-}
-
-/// The pod's address, the sender's, and the port asked for. All fields are read before one is chosen (see `context.rs`).
-#[inline(always)]
-fn ends(raw: *const bpf_sk_lookup) -> (Address, Address, u16) {
-    // SAFETY: fields of the context at constant offsets.
-    let (family, local4, remote4, local6, remote6, port) = unsafe {
-        (
-            read_volatile(addr_of!((*raw).family)),
-            read_volatile(addr_of!((*raw).local_ip4)),
-            read_volatile(addr_of!((*raw).remote_ip4)),
-            [
-                read_volatile(addr_of!((*raw).local_ip6[0])),
-                read_volatile(addr_of!((*raw).local_ip6[1])),
-                read_volatile(addr_of!((*raw).local_ip6[2])),
-                read_volatile(addr_of!((*raw).local_ip6[3])),
-            ],
-            [
-                read_volatile(addr_of!((*raw).remote_ip6[0])),
-                read_volatile(addr_of!((*raw).remote_ip6[1])),
-                read_volatile(addr_of!((*raw).remote_ip6[2])),
-                read_volatile(addr_of!((*raw).remote_ip6[3])),
-            ],
-            read_volatile(addr_of!((*raw).local_port)),
-        )
-    };
-    let (local, remote) = if family == AF_INET {
-        (mapped(local4.to_ne_bytes()), mapped(remote4.to_ne_bytes()))
-    } else {
-        (context::join(local6), context::join(remote6))
-    };
-    (local, remote, port as u16)
 }

@@ -14,14 +14,12 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use tropis_abi::{Address, Connection, Socket, kind, mapped};
+use tropis_abi::{Address, Connection, Socket, kind};
 
 use crate::{
     context,
     maps::{self, HANDOVER},
 };
-
-const AF_INET: u32 = 2;
 
 #[sock_ops]
 fn tropis_sock_ops(context: SockOpsContext) -> u32 {
@@ -89,36 +87,12 @@ fn connection(raw: *mut bpf_sock_ops, local: End, remote: End) -> Connection {
     }
 }
 
-/// This end and the other one. All fields are read before one is chosen (see `context.rs`).
+/// This end and the other one.
 #[inline(always)]
 fn ends(raw: *mut bpf_sock_ops) -> (End, End) {
-    // SAFETY: fields of the context at constant offsets.
-    let (family, local4, remote4, local6, remote6, local_port, remote_port) = unsafe {
-        (
-            read_volatile(addr_of!((*raw).family)),
-            read_volatile(addr_of!((*raw).local_ip4)),
-            read_volatile(addr_of!((*raw).remote_ip4)),
-            [
-                read_volatile(addr_of!((*raw).local_ip6[0])),
-                read_volatile(addr_of!((*raw).local_ip6[1])),
-                read_volatile(addr_of!((*raw).local_ip6[2])),
-                read_volatile(addr_of!((*raw).local_ip6[3])),
-            ],
-            [
-                read_volatile(addr_of!((*raw).remote_ip6[0])),
-                read_volatile(addr_of!((*raw).remote_ip6[1])),
-                read_volatile(addr_of!((*raw).remote_ip6[2])),
-                read_volatile(addr_of!((*raw).remote_ip6[3])),
-            ],
-            read_volatile(addr_of!((*raw).local_port)),
-            read_volatile(addr_of!((*raw).remote_port)),
-        )
-    };
-    let (local, remote) = if family == AF_INET {
-        (mapped(local4.to_ne_bytes()), mapped(remote4.to_ne_bytes()))
-    } else {
-        (context::join(local6), context::join(remote6))
-    };
+    let (local, remote) = context::ends!(raw);
+    // SAFETY: fields of the context.
+    let (local_port, remote_port) = unsafe { (read_volatile(addr_of!((*raw).local_port)), read_volatile(addr_of!((*raw).remote_port))) };
     // `remote_port` is in network order in the upper half of the word, `local_port` in host order.
     let remote_port = u32::from_be(remote_port) as u16;
     (End { address: local, port: local_port as u16 }, End { address: remote, port: remote_port })

@@ -73,7 +73,7 @@ fn outbound_results(count: &OutboundCount) -> [(&'static str, u64); 7] {
         ("dns_captured", count.dns_captured),
         ("dns_refused", count.dns_refused),
         ("passed_self", count.passed_self),
-        ("passed_family", count.passed_family),
+        ("refused_family", count.refused_family),
         ("passed_leaving", count.passed_leaving),
         ("passed_proxy", count.passed_proxy),
     ]

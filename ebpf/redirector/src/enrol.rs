@@ -3,18 +3,22 @@
 //! *Enrol a live pod*: find its namespace → the node proxy listens in it (ZDS Add answered) → what arrives is captured → what it opens is
 //! captured → annotation `enabled`, from which the control plane tells peers to use tunnels.
 //! *Un-enrol a live pod*: what it opens passes → annotation withdrawn → a bounded wait until peers have heard → what arrives passes →
-//! ZDS Del → entries removed. Connections that are open live on.
-//! *A pod that is gone*: everything is removed at once, before its address is used again.
+//! the proxy has accepted what was on its way → ZDS Del → entries removed. Connections that are open live on.
+//! *A pod that is gone*: ZDS Del at once, before its address is used again; entries stay until nothing runs in its namespace.
+//! *A pod whose sandbox was made anew*: captured where it runs now as soon as it is seen, and where it ran until nothing does.
 //!
 //! One task does it all, a step at a time; whatever has to wait is due later.
 
+mod leave;
 mod member;
+mod take_over;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     net::IpAddr,
     os::fd::AsFd as _,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -22,27 +26,32 @@ use std::{
 use serde_json::json;
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tropis_maps::PodEntry;
-use tropis_source::{Report, Source, SourceEvent, Watch};
+use tropis_source::{Report, Source, SourceEvent};
 use tropis_telemetry::{chain, readiness::ReadinessTask};
 
-use self::member::{Member, Phase};
+use self::{
+    leave::Retired,
+    member::{Member, Phase},
+};
 use crate::{
     kernel::{Capture, CaptureError},
     namespaces::{LocateError, Place, Processes},
     pods::{Facts, PodFacts},
+    sandboxes::Sandboxes,
     zds::{Handed, Listen, Zds, ZdsEvent},
 };
 
 pub use self::member::PodStatus;
 
-/// How long peers get to hear that a pod takes tunnels no more.
-const LEAVING: Duration = Duration::from_secs(2);
-/// How often pods are looked for again: a restarted pod may have another namespace under the same UID.
+/// How often pods are looked for again, should their folders have told nothing; and where their folders are not watched.
 const SWEEP: Duration = Duration::from_secs(10);
+const SWEEP_UNHEARD: Duration = Duration::from_secs(1);
+/// A pod that is just being made has no process yet; past so many looks something is wrong.
+const PATIENCE: u32 = 4;
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 /// The node proxy's listener for captured connections, as under istio-cni.
@@ -92,13 +101,22 @@ pub struct Enroller {
     zds_events: mpsc::UnboundedReceiver<ZdsEvent>,
     facts: Facts,
     members: BTreeMap<String, Member>,
+    /// Namespaces that are captured although their pod is gone or runs elsewhere, by cookie. At most as many as the kernel's map holds.
+    retired: BTreeMap<u64, Retired>,
+    /// When to look whether those are empty, and how long to wait then.
+    retired_due: Instant,
+    retired_wait: Duration,
+    sandboxes: Sandboxes,
+    /// When the programs of another version go.
+    older_due: Option<Instant>,
     status: Status,
 }
 
 impl Enroller {
-    /// Nothing happens before [`Self::run`].
+    /// Nothing happens before [`Self::run`]. Needs a runtime.
     pub fn new(
         settings: EnrolmentSettings,
+        cgroup: &Path,
         capture: Capture,
         source: Arc<dyn Source>,
         zds: Zds,
@@ -107,7 +125,21 @@ impl Enroller {
         let capture = Arc::new(capture);
         let facts = Facts::new(&settings.node, settings.sidecar_labels);
         let status = Status { pods: Arc::default(), capture: Arc::clone(&capture) };
-        Self { settings, capture, source, zds, zds_events, facts, members: BTreeMap::new(), status }
+        Self {
+            settings,
+            capture,
+            source,
+            zds,
+            zds_events,
+            facts,
+            members: BTreeMap::new(),
+            retired: BTreeMap::new(),
+            retired_due: Instant::now(),
+            retired_wait: RETRY_FIRST,
+            sandboxes: Sandboxes::new(cgroup),
+            older_due: None,
+            status,
+        }
     }
 
     /// What others may see.
@@ -127,13 +159,21 @@ impl Enroller {
         // Only now: a proxy that connects takes pods that its snapshot lacks for gone.
         let mut server = tokio::spawn(self.zds.clone().serve(listen, stop.clone()));
         ready.ready();
-        let mut sweep = interval(SWEEP);
-        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        sweep.reset();
+        let mut swept = Instant::now();
         loop {
+            self.look_at_changed().await;
             self.run_due().await;
             self.show();
-            let due = self.members.values().filter_map(|member| member.due).min().unwrap_or_else(|| Instant::now() + SWEEP);
+            self.tend_retired().await;
+            self.let_older_go();
+            let captured = self.members.iter().filter(|(_, member)| member.is_captured());
+            let captured = captured.map(|(uid, _)| uid.clone()).collect();
+            self.sandboxes.follow(captured).await;
+            self.show();
+            let sweep = swept + if self.sandboxes.hears_all() { SWEEP } else { SWEEP_UNHEARD };
+            let retired = (!self.retired.is_empty()).then_some(self.retired_due);
+            let due = self.members.values().filter_map(|member| member.due);
+            let due = due.chain(retired).chain(self.older_due).chain(self.sandboxes.due()).min().unwrap_or(sweep);
             tokio::select! {
                 event = watch.recv() => {
                     let Some(event) = event else { return Err(io::Error::other("the object source ended")) };
@@ -144,87 +184,14 @@ impl Enroller {
                     self.decide().await;
                 }
                 event = self.zds_events.recv() => if let Some(event) = event { self.heed(event) },
+                () = self.sandboxes.changed() => {}
                 () = sleep_until(due) => {}
-                _ = sweep.tick() => self.look_again().await,
+                () = sleep_until(sweep) => {
+                    self.look_again().await;
+                    swept = Instant::now();
+                }
                 ended = &mut server => return ended.unwrap_or_else(|error| Err(io::Error::other(error))),
                 () = stop.cancelled() => return Ok(()),
-            }
-        }
-    }
-
-    /// Reads all that exists, then takes over or removes what is pinned. False when stopped meanwhile.
-    async fn first_look(&mut self, watch: &mut Watch, stop: &CancellationToken) -> bool {
-        loop {
-            tokio::select! {
-                event = watch.recv() => match event {
-                    Some(SourceEvent::Synced) => break,
-                    Some(event) => self.take_in(event),
-                    None => return false,
-                },
-                () = stop.cancelled() => return false,
-            }
-        }
-        let pinned = self.capture.maps().pods().unwrap_or_else(|error| {
-            tracing::error!(error = chain(&error), "the enrolled pods cannot be read");
-            Vec::new()
-        });
-        let processes = look().await;
-        let wanted = self.facts.wanted();
-        for (cookie, entry) in &pinned {
-            self.take_over(*cookie, entry, wanted.get(&entry.uid), &processes).await;
-        }
-        let known: BTreeSet<u64> = pinned.iter().map(|(cookie, _)| *cookie).collect();
-        for cookie in self.capture.inbound_links().unwrap_or_default().into_iter().filter(|cookie| !known.contains(cookie)) {
-            if let Err(error) = self.capture.detach_inbound(cookie) {
-                tracing::warn!(error = chain(&error), "a left-over link stays");
-            }
-        }
-        self.decide().await;
-        true
-    }
-
-    /// A pod that an earlier process enrolled: goes on as it is, leaves in order, or is removed because it is gone.
-    async fn take_over(&mut self, cookie: u64, entry: &PodEntry, wanted: Option<&Arc<PodFacts>>, processes: &Processes) {
-        let located = processes.locate(&entry.uid, &entry.addresses().collect::<Vec<_>>()).ok();
-        let place = located.filter(|place| place.cookie() == cookie);
-        match (wanted, &place) {
-            (Some(facts), _) => {
-                let mut member = Member::new(Arc::clone(facts));
-                member.cookie = Some(cookie);
-                self.zds.register(handed(facts, place.as_ref()));
-                match place {
-                    Some(place) => {
-                        if let Err(error) = self.enrol_in_kernel(facts, &place) {
-                            tracing::error!(pod = facts.name(), error = chain(&error), "an enrolled pod keeps an older program");
-                        }
-                        // Written again: the process before may have ended between capturing and saying so, and peers go by what is said.
-                        let annotated = self.annotate(facts, ENABLED).await;
-                        member.said = annotated.then_some(ENABLED);
-                        member.place = Some(place);
-                        if annotated {
-                            member.phase = Phase::Enrolled;
-                        } else {
-                            member.retry();
-                        }
-                    }
-                    // Its namespace will be found, or it will be another one: captured meanwhile as it was.
-                    None => member.due = Some(Instant::now()),
-                }
-                tracing::info!(pod = facts.name(), found = member.place.is_some(), "took over an enrolled pod");
-                self.members.insert(facts.uid.clone(), member);
-            }
-            (None, Some(_)) if let Some(facts) = self.facts.alive(&entry.uid) => {
-                // Lost its label while nobody watched: part of the snapshot until it has left in order.
-                self.zds.register(handed(&facts, place.as_ref()));
-                let mut member = Member::new(facts);
-                member.cookie = Some(cookie);
-                member.place = place;
-                self.members.insert(entry.uid.clone(), member);
-                self.begin_leaving(&entry.uid).await;
-            }
-            (None, _) => {
-                tracing::info!(uid = entry.uid, cookie, "removing a pod that is gone");
-                self.remove(&entry.uid, cookie, entry.addresses().collect()).await;
             }
         }
     }
@@ -266,7 +233,7 @@ impl Enroller {
                     member.due = Some(Instant::now());
                     self.members.insert(uid.clone(), member);
                 }
-                Some(member) if member.phase == Phase::Leaving => {
+                Some(member) if matches!(member.phase, Phase::Leaving | Phase::Closing) => {
                     member.facts = Arc::clone(facts);
                     member.phase = Phase::Waiting;
                     member.due = Some(Instant::now());
@@ -290,7 +257,7 @@ impl Enroller {
         for uid in gone {
             if self.facts.alive(&uid).is_none() {
                 self.forget(&uid).await;
-            } else if self.members.get(&uid).is_some_and(|member| member.phase != Phase::Leaving) {
+            } else if self.members.get(&uid).is_some_and(|member| !matches!(member.phase, Phase::Leaving | Phase::Closing)) {
                 self.begin_leaving(&uid).await;
             }
         }
@@ -307,10 +274,8 @@ impl Enroller {
         let processes = look().await;
         for uid in due {
             match self.members.get_mut(&uid) {
-                Some(member) if member.phase == Phase::Leaving => {
-                    tracing::info!(pod = member.facts.name(), "un-enrolled");
-                    self.forget(&uid).await;
-                }
+                Some(member) if member.phase == Phase::Leaving => self.stop_inbound(&uid).await,
+                Some(member) if member.phase == Phase::Closing => self.finish_leaving(&uid).await,
                 Some(member) => {
                     member.due = None;
                     self.enrol(&uid, &processes).await;
@@ -330,12 +295,20 @@ impl Enroller {
         };
         if let Some(before) = member.cookie.filter(|before| *before != place.cookie()) {
             tracing::info!(pod = facts.name(), "the pod has another network namespace now");
-            self.remove_from_kernel(uid, before, Vec::new());
-            if let Some(member) = self.members.get_mut(uid) {
-                member.cookie = None;
+            self.retire(before, &facts, self.entry(&facts, true));
+            // At once, before the proxy serves it there: refused for a moment, never plain. Its peers take it for enrolled.
+            self.capture_in_kernel(uid, &facts, &place);
+        }
+        self.retired.remove(&place.cookie());
+        let served = self.zds.add(handed(&facts, Some(&place))).await;
+        let held = self.capture.older_holds(place.cookie()) && !(served.is_ok() && self.shares_maps(&facts));
+        if let Some(member) = self.members.get_mut(uid) {
+            member.held_by_older = held;
+            if held {
+                return member.retry();
             }
         }
-        if let Err(error) = self.zds.add(handed(&facts, Some(&place))).await {
+        if let Err(error) = served {
             // A pod that is captured is still served: saying `pending` would send its peers to it in plaintext.
             let first = self.members.get(uid).is_some_and(|member| member.cookie.is_none() && member.said != Some(PENDING));
             if first {
@@ -386,8 +359,7 @@ impl Enroller {
 
     fn not_located(&mut self, uid: &str, facts: &PodFacts, error: &LocateError) {
         let Some(member) = self.members.get_mut(uid) else { return };
-        // A pod that is just being made has no process yet.
-        if member.attempts > 4 {
+        if member.attempts > PATIENCE {
             tracing::warn!(pod = facts.name(), error = chain(error), "its network namespace is not found");
         }
         member.retry();
@@ -421,59 +393,23 @@ impl Enroller {
         }
     }
 
-    /// The first half of un-enrolling a live pod.
-    async fn begin_leaving(&mut self, uid: &str) {
-        let Some(member) = self.members.get_mut(uid) else { return };
-        member.phase = Phase::Leaving;
-        member.due = Some(Instant::now() + LEAVING);
-        member.said = None;
-        let (facts, cookie) = (Arc::clone(&member.facts), member.cookie);
-        tracing::info!(pod = facts.name(), "un-enrolling");
-        match cookie {
-            Some(cookie) => {
-                if let Err(error) = self.capture.maps().enrol(cookie, &self.entry(&facts, false)) {
-                    tracing::error!(pod = facts.name(), error = chain(&error), "outbound capture stays on");
-                }
-            }
-            // Never captured anything.
-            None => member.due = Some(Instant::now()),
-        }
-        self.withdraw(&facts).await;
-    }
-
-    /// Removes a pod: it is gone, or has left in order.
-    async fn forget(&mut self, uid: &str) {
-        let Some(member) = self.members.remove(uid) else { return };
-        self.withdraw(&member.facts).await;
-        match member.cookie {
-            Some(cookie) => self.remove(uid, cookie, member.facts.addresses.clone()).await,
-            None => self.zds.delete(uid).await,
-        }
-        self.show();
-    }
-
-    /// What arrives passes, then the proxy lets go, then the entries go: never an entry that leads to a listener which is closed.
-    async fn remove(&mut self, uid: &str, cookie: u64, addresses: Vec<IpAddr>) {
-        if let Err(error) = self.capture.detach_inbound(cookie) {
-            tracing::error!(uid, error = chain(&error), "inbound capture stays on");
-        }
-        self.zds.delete(uid).await;
-        self.remove_from_kernel(uid, cookie, addresses);
-    }
-
-    /// Addresses that another pod has by now stay that one's.
-    fn remove_from_kernel(&self, uid: &str, cookie: u64, addresses: Vec<IpAddr>) {
-        let taken = |ip: &IpAddr| self.members.iter().any(|(other, member)| other != uid && member.facts.addresses.contains(ip));
-        let free: Vec<IpAddr> = addresses.into_iter().filter(|ip| !taken(ip)).collect();
-        if let Err(error) = self.capture.remove(cookie, free) {
-            tracing::error!(uid, error = chain(&error), "entries of a pod stay");
-        }
-    }
-
-    /// Looks whether enrolled pods are still where they were.
+    /// Looks whether pods are still where they are captured.
     async fn look_again(&mut self) {
-        let processes = look().await;
-        for (uid, member) in self.members.iter_mut().filter(|(_, member)| member.phase == Phase::Enrolled) {
+        self.sandboxes.search_again();
+        self.notice_moves(&look().await);
+    }
+
+    /// The same for the pods whose folders something happened in.
+    async fn look_at_changed(&mut self) {
+        let pods = self.sandboxes.to_look_at(Instant::now());
+        if !pods.is_empty() {
+            let processes = tokio::task::spawn_blocking(move || Processes::of_folders(&pods)).await.unwrap_or_default();
+            self.notice_moves(&processes);
+        }
+    }
+
+    fn notice_moves(&mut self, processes: &Processes) {
+        for (uid, member) in self.members.iter_mut().filter(|(_, member)| member.is_captured()) {
             if let Ok(place) = processes.locate(uid, &member.facts.addresses)
                 && Some(place.cookie()) != member.cookie
             {
@@ -505,7 +441,8 @@ impl Enroller {
     }
 
     fn show(&self) {
-        let pods = self.members.iter().map(|(uid, member)| (uid.clone(), member.status())).collect();
+        let retired = self.retired.values().map(|retired| (retired.entry.uid.clone(), retired.status.clone()));
+        let pods = retired.chain(self.members.iter().map(|(uid, member)| (uid.clone(), member.status()))).collect();
         *self.status.pods.lock().unwrap_or_else(PoisonError::into_inner) = pods;
     }
 }

@@ -1,7 +1,8 @@
 //! Everything that is put into the kernel: programs loaded, attached, pinned, and replaced in place by the next process.
 //!
 //! A restart finds the pins of the process before it: maps are used as they are, and each attached program is exchanged with one
-//! system call (`BPF_LINK_UPDATE`), so there is no moment without capture.
+//! system call (`BPF_LINK_UPDATE`), so there is no moment without capture. Pins of another schema version stay beside ours until every pod
+//! that they capture is captured by ours.
 
 pub mod filesystem;
 pub mod links;
@@ -9,7 +10,7 @@ pub mod probe;
 pub mod programs;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -81,6 +82,8 @@ pub struct Capture {
     maps: NodeMaps,
     sk_lookup: OwnedFd,
     retired: Mutex<Totals>,
+    /// Namespaces that the programs of another version capture, until those are removed.
+    older: Mutex<Option<BTreeSet<u64>>>,
 }
 
 impl Capture {
@@ -97,9 +100,11 @@ impl Capture {
         for program in &programs.cgroup {
             links::attach_to_cgroup(program.descriptor.as_fd(), &cgroup, program.hook.attach, &pins.links().join(program.hook.name))?;
         }
-        remove_other_schemas(&pins).map_err(filesystem)?;
+        let older = other_schemas(&pins).map_err(filesystem)?;
+        let held = older.iter().map(|schema| links_below(&schema.join("links"))).collect::<io::Result<Vec<_>>>().map_err(filesystem)?;
+        let older = (!older.is_empty()).then(|| held.into_iter().flatten().collect());
         let maps = NodeMaps::open(&pins)?;
-        Ok(Self { pins, maps, sk_lookup: programs.sk_lookup, retired: Mutex::default() })
+        Ok(Self { pins, maps, sk_lookup: programs.sk_lookup, retired: Mutex::default(), older: Mutex::new(older) })
     }
 
     /// The maps.
@@ -132,12 +137,31 @@ impl Capture {
 
     /// Cookies of namespaces that have an inbound link pinned.
     pub fn inbound_links(&self) -> io::Result<Vec<u64>> {
-        let mut cookies = Vec::new();
-        for entry in fs::read_dir(self.pins.links())? {
-            let name = entry?.file_name();
-            cookies.extend(name.to_string_lossy().strip_prefix("netns-").and_then(|cookie| cookie.parse::<u64>().ok()));
+        links_below(&self.pins.links())
+    }
+
+    /// Whether the programs of another version capture a namespace. They go on beside ours, after them: what ours have rewritten is
+    /// loopback to them.
+    pub fn older_holds(&self, netns_cookie: u64) -> bool {
+        let older = self.older.lock().unwrap_or_else(PoisonError::into_inner);
+        older.as_ref().is_some_and(|held| held.contains(&netns_cookie))
+    }
+
+    /// Whether there are programs of another version.
+    pub fn has_older(&self) -> bool {
+        self.older.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Removes the programs of other versions, if there are any: what they alone capture passes from now on.
+    pub fn remove_older(&self) -> io::Result<()> {
+        let mut older = self.older.lock().unwrap_or_else(PoisonError::into_inner);
+        if older.take().is_some() {
+            for path in other_schemas(&self.pins)? {
+                tracing::warn!(pins = %path.display(), "removing the pins of another version");
+                fs::remove_dir_all(&path)?;
+            }
         }
-        Ok(cookies)
+        Ok(())
     }
 
     /// Everything counted since this process started to count, of pods that are there and of those that are gone.
@@ -159,7 +183,7 @@ fn add_outbound(sum: &mut OutboundCount, one: &OutboundCount) {
     sum.dns_captured += one.dns_captured;
     sum.dns_refused += one.dns_refused;
     sum.passed_self += one.passed_self;
-    sum.passed_family += one.passed_family;
+    sum.refused_family += one.refused_family;
     sum.passed_leaving += one.passed_leaving;
     sum.passed_proxy += one.passed_proxy;
 }
@@ -170,17 +194,31 @@ fn add_inbound(sum: &mut InboundCount, one: &InboundCount) {
     sum.refused += one.refused;
 }
 
-/// Pins of another schema version: their programs have been replaced by ours by now, their pods are enrolled anew.
-fn remove_other_schemas(pins: &Pins) -> io::Result<()> {
+/// The folders of other schema versions.
+fn other_schemas(pins: &Pins) -> io::Result<Vec<PathBuf>> {
+    let mut folders = Vec::new();
     for entry in fs::read_dir(pins.root())? {
         let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with("schema-") && path != pins.schema() {
-            tracing::warn!(pins = %path.display(), "removing the pins of another version");
-            fs::remove_dir_all(&path)?;
+        let is_schema = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("schema-"));
+        if is_schema && path != pins.schema() {
+            folders.push(path);
         }
     }
-    Ok(())
+    Ok(folders)
+}
+
+/// The namespaces that inbound links are pinned for in a folder; none where there is no such folder.
+fn links_below(folder: &Path) -> io::Result<Vec<u64>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut cookies = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        cookies.extend(name.to_string_lossy().strip_prefix("netns-").and_then(|cookie| cookie.parse::<u64>().ok()));
+    }
+    Ok(cookies)
 }
 
 /// Removes everything that is pinned and the filesystem that was mounted for it: all capture ends.

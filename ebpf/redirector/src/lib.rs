@@ -2,8 +2,8 @@
 //! them to the node proxy.
 //!
 //! [`kernel`] is everything below: programs, links, pins, probes. [`pods`] says which pods belong to the mesh, [`namespaces`] finds where
-//! they run, [`zds`] hands them to the proxy, [`enrol`] does it all in the order that loses no connection. Capture outlives this process:
-//! what is pinned works without it, and a new process takes it over without touching traffic.
+//! they run, [`sandboxes`] hears when that changes, [`zds`] hands them to the proxy, [`enrol`] does it all in the order that loses no
+//! connection. Capture outlives this process: what is pinned works without it, and a new process takes it over without touching traffic.
 
 #![allow(unsafe_code, reason = "descriptors from system calls without a safe wrapper; each block says why it is sound")]
 
@@ -13,4 +13,5 @@ pub mod enrol;
 pub mod kernel;
 pub mod namespaces;
 pub mod pods;
+pub mod sandboxes;
 pub mod zds;

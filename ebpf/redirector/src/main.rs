@@ -50,7 +50,7 @@ async fn run(options: RunOptions) -> anyhow::Result<()> {
 
     let source = tropis_source::open(&options.source)?;
     let (zds, zds_events) = zds::Zds::new();
-    let enroller = Enroller::new(options.enrolment(), capture, source, zds.clone(), zds_events);
+    let enroller = Enroller::new(options.enrolment(), &options.cgroup, capture, source, zds.clone(), zds_events);
     let status = enroller.status();
     metrics.register(|registry| admin::register(registry, &status, &zds));
 

@@ -3,9 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
+    io,
     net::IpAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -120,34 +121,110 @@ impl Processes {
         Self { cgroups }
     }
 
-    /// The network namespace of the pod: that of its oldest process which is not in the node's and has one of the pod's addresses.
+    /// Looks at the processes of pods' cgroup folders alone.
+    pub fn of_folders(pods: &[(String, PathBuf)]) -> Self {
+        let mut cgroups = BTreeMap::new();
+        for (uid, folder) in pods {
+            let mut found = Vec::new();
+            processes_below(folder, CONTAINERS_DEPTH, &mut found);
+            cgroups.extend(found.into_iter().map(|pid| ((start_time(pid), pid), format!("/pod{uid}"))));
+        }
+        Self { cgroups }
+    }
+
+    /// Whether any process of the pod is left.
+    pub fn any_of(&self, uid: &str) -> bool {
+        self.cgroups.values().any(|text| belongs(text, uid))
+    }
+
+    /// The network namespace of the pod: not the node's, with one of the pod's addresses. Of several the newest, going by the oldest process
+    /// of each: what is left of an earlier sandbox may still be ending.
     pub fn locate(&self, uid: &str, addresses: &[IpAddr]) -> Result<Place, LocateError> {
         let node = NetworkNamespace::current()?;
         let mut problem = LocateError::NoProcess;
+        let (mut seen, mut newest) = (BTreeSet::new(), None);
         for ((_, pid), _) in self.cgroups.iter().filter(|(_, text)| belongs(text, uid)) {
             // A process that ends while we look says nothing.
             let Ok(place) = Place::open(Path::new(&format!("/proc/{pid}/ns/net"))) else { continue };
+            if !seen.insert(place.cookie()) {
+                continue;
+            }
             if place.cookie() == node.cookie() {
                 problem = LocateError::NodeNamespace;
             } else if place.has_any(addresses)? {
-                return Ok(place);
+                newest = Some(place);
             } else {
                 let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
                 problem = LocateError::OtherAddresses { addresses: addresses.join(", ") };
             }
         }
-        Err(problem)
+        newest.ok_or(problem)
     }
+}
+
+/// Folders of containers within a pod's.
+const CONTAINERS_DEPTH: usize = 4;
+
+fn processes_below(folder: &Path, depth: usize, found: &mut Vec<u32>) {
+    let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    found.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            processes_below(&entry.path(), depth - 1, found);
+        }
+    }
+}
+
+/// The cookies of all network namespaces that a process is in.
+///
+/// # Errors
+/// Something cannot be read, so nobody knows that a namespace is empty.
+pub fn inhabited() -> io::Result<BTreeSet<u64>> {
+    let (mut seen, mut cookies) = (BTreeSet::new(), BTreeSet::new());
+    for entry in fs::read_dir("/proc")?.flatten() {
+        if !entry.file_name().to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
+            continue;
+        }
+        let mut links = vec![entry.path().join("ns/net")];
+        if !links[0].exists() {
+            // A process whose first thread has ended lives on in the others.
+            links =
+                fs::read_dir(entry.path().join("task")).into_iter().flatten().flatten().map(|task| task.path().join("ns/net")).collect();
+        }
+        for link in links {
+            match fs::read_link(&link) {
+                Ok(name) if seen.contains(&name) => {}
+                Ok(name) => {
+                    if let Ok(namespace) = NetworkNamespace::open(&link) {
+                        cookies.insert(namespace.cookie());
+                        seen.insert(name);
+                    }
+                }
+                // Another pod's process may be anywhere; the machine's own, which sandboxes may hide from us, are no pod's.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied && is_of_a_pod(&entry.path()) => return Err(error),
+                // It ended meanwhile.
+                Err(_) => {}
+            }
+        }
+    }
+    Ok(cookies)
+}
+
+/// Whether a process (`/proc/PID`) is in a cgroup of any pod.
+fn is_of_a_pod(process: &Path) -> bool {
+    fs::read_to_string(process.join("cgroup")).is_ok_and(|cgroups| cgroups.contains("pod"))
 }
 
 /// Whether a process's cgroups (`/proc/PID/cgroup`) are a pod's: a folder `pod<uid>`, or systemd's `…-pod<uid with _>.slice`.
 fn belongs(cgroups: &str, uid: &str) -> bool {
-    let systemd = uid.replace('-', "_");
-    cgroups.lines().filter_map(|line| line.rsplit(':').next()).flat_map(|path| path.split('/')).any(|folder| {
-        let folder = folder.strip_suffix(".slice").unwrap_or(folder);
-        let name = folder.rsplit_once("pod").map_or("", |(_, name)| name);
-        !uid.is_empty() && (name == uid || name == systemd)
-    })
+    let folders = cgroups.lines().filter_map(|line| line.rsplit(':').next()).flat_map(|path| path.split('/'));
+    !uid.is_empty() && folders.flat_map(pod_names).any(|name| name == uid)
+}
+
+/// The UIDs that the name of a cgroup folder may stand for: as written, and as systemd's names are to be read.
+pub fn pod_names(folder: &str) -> Vec<String> {
+    let folder = folder.strip_suffix(".slice").unwrap_or(folder);
+    folder.rsplit_once("pod").map_or_else(Vec::new, |(_, name)| vec![name.to_owned(), name.replace('_', "-")])
 }
 
 /// When a process started, in clock ticks since boot: field 22 of `/proc/PID/stat`, counted after the name, which may hold anything.

@@ -23,7 +23,7 @@ pub struct PodFacts {
     pub uid: String,
     /// Which object it is.
     pub reference: ObjectRef,
-    /// `spec.serviceAccountName`, `default` unless given.
+    /// What it runs as: [`Object::pod_service_account`].
     pub service_account: String,
     /// `status.podIPs`.
     pub addresses: Vec<IpAddr>,
@@ -54,6 +54,7 @@ impl PodFacts {
 
     fn read(object: &Object) -> Option<Self> {
         let pod = object.pod()?;
+        let service_account = object.pod_service_account()?.to_owned();
         let spec = pod.spec.as_ref()?;
         let status = pod.status.as_ref();
         let single = status.and_then(|status| status.pod_ip.as_deref());
@@ -66,7 +67,7 @@ impl PodFacts {
         Some(Self {
             uid: object.metadata.uid.clone(),
             reference: object.reference(),
-            service_account: spec.service_account_name.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| "default".to_owned()),
+            service_account,
             addresses,
             alive: !matches!(phase, "Succeeded" | "Failed"),
             dns_capture: annotation(DNS_CAPTURE).and_then(|text| text.parse().ok()),
@@ -191,6 +192,14 @@ mod tests {
         facts.apply(&object(namespace(json!({}))));
         assert!(facts.wanted().is_empty());
         assert!(facts.alive("uid-here").is_some());
+    }
+
+    #[test]
+    fn the_proxy_is_told_the_account_that_certificates_are_issued_for() {
+        let mut facts = Facts::new("a", true);
+        facts.apply(&object(namespace(json!({"istio.io/dataplane-mode": "ambient"}))));
+        facts.apply(&object(pod("one", "a", json!({"spec": {"serviceAccount": "cart"}}))));
+        assert_eq!(facts.wanted()["uid-one"].service_account, "cart", "the older name of the field");
     }
 
     #[test]

@@ -4,16 +4,22 @@
 //! must match. Dry-run policies are only reported. The proof of having been allowed is a [`Permit`], which nothing else can make, so no
 //! stage after this one can run without it.
 
+mod compiled;
+mod matching;
+
 use std::{
+    borrow::Cow,
     fmt,
     net::{IpAddr, SocketAddr},
 };
 
 use thiserror::Error;
 
+pub(crate) use self::compiled::PolicySet;
+use self::{compiled::Rules, matching::Caller};
 use crate::{
     identity::Identity,
-    policy::{Action, Clause, Match, Policy, PolicyKey, Rule, StringMatch},
+    policy::{Policy, PolicyKey},
     resolve::Plan,
     view::View,
     workload::{Workload, WorkloadUid},
@@ -86,103 +92,37 @@ pub fn outbound(_plan: &Plan) -> Permit {
     Permit { inbound: None, dry_run_denial: None }
 }
 
-/// Decides about a connection to `workload`.
+/// Decides about a connection to `workload`. The time that it takes does not grow with the number of policies (`compiled.rs`).
 pub fn inbound(view: &View, workload: &Workload, facts: &ConnectionFacts) -> Result<Permit, Denied> {
-    let mut missing = None;
-    let mut allowing = Vec::new();
-    let mut allowed = false;
-    let mut dry_run_allowing = Vec::new();
-    let mut dry_run_allowed = false;
-    let mut dry_run_denial = None;
-    for policy in view.policies_for(workload) {
-        let policy = match policy {
-            Ok(policy) => policy,
-            Err(key) => {
-                missing.get_or_insert(key);
-                continue;
-            }
-        };
-        let matched = policy_matches(policy, facts);
-        match (policy.action, policy.dry_run) {
-            (Action::Deny, false) if matched => return Err(Denied::ByPolicy(policy.key.clone())),
-            (Action::Deny, true) if matched => {
-                dry_run_denial.get_or_insert(Denied::ByPolicy(policy.key.clone()));
-            }
-            (Action::Deny, _) => {}
-            (Action::Allow, false) => {
-                allowed |= matched;
-                allowing.push(&policy.key);
-            }
-            (Action::Allow, true) => {
-                dry_run_allowed |= matched;
-                dry_run_allowing.push(&policy.key);
-            }
-        }
+    let caller = Caller::new(facts);
+    let sets = view.policy_sets(workload);
+    if let Some(key) = sets.iter().find_map(|set| set.deny.first(&caller)) {
+        return Err(Denied::ByPolicy(key.clone()));
     }
-    let named = |keys: Vec<&PolicyKey>| Denied::ByNone(keys.into_iter().cloned().collect());
-    if let Some(key) = missing {
-        return Err(Denied::Missing(key));
+    if let Some(key) = sets.iter().find_map(|set| set.missing.as_ref()) {
+        return Err(Denied::Missing(key.clone()));
     }
-    if !allowing.is_empty() && !allowed {
-        return Err(named(allowing));
-    }
-    if dry_run_denial.is_none() && !dry_run_allowing.is_empty() && !dry_run_allowed {
-        dry_run_denial = Some(named(dry_run_allowing));
-    }
+    allowed(&sets, &caller, |set| &set.allow)?;
+    let dry_run_denial = match sets.iter().find_map(|set| set.dry_run_deny.first(&caller)) {
+        Some(key) => Some(Denied::ByPolicy(key.clone())),
+        None => allowed(&sets, &caller, |set| &set.dry_run_allow).err(),
+    };
     Ok(Permit { inbound: Some((workload.uid.clone(), facts.clone())), dry_run_denial })
+}
+
+/// With ALLOW policies, one must match.
+fn allowed(sets: &[Cow<'_, PolicySet>], caller: &Caller<'_>, allow: impl Fn(&PolicySet) -> &Rules) -> Result<(), Denied> {
+    let allows = || sets.iter().map(|set| allow(set));
+    if allows().all(Rules::is_empty) || allows().any(|rules| rules.any(caller)) {
+        return Ok(());
+    }
+    Err(Denied::ByNone(allows().flat_map(Rules::names).collect()))
 }
 
 /// Whether a policy matches the facts: any of its rules does.
 pub fn policy_matches(policy: &Policy, facts: &ConnectionFacts) -> bool {
-    policy.rules.iter().any(|rule| rule_matches(rule, facts))
-}
-
-fn rule_matches(rule: &Rule, facts: &ConnectionFacts) -> bool {
-    rule.clauses.iter().all(|clause| clause_matches(clause, facts))
-}
-
-fn clause_matches(clause: &Clause, facts: &ConnectionFacts) -> bool {
-    clause.matches.is_empty() || clause.matches.iter().any(|one| match_matches(one, facts))
-}
-
-fn match_matches(one: &Match, facts: &ConnectionFacts) -> bool {
-    if *one == Match::default() {
-        return false;
-    }
-    let namespace = facts.peer.as_ref().map_or("", |peer| &peer.namespace);
-    let port = facts.destination.port();
-    let in_namespace = |value: &StringMatch| string_matches(value, namespace);
-    let is_principal = |value: &StringMatch| facts.peer.as_ref().is_some_and(|peer| principal_matches(value, peer));
-    let is_account = |value: &crate::policy::ServiceAccountMatch| {
-        facts.peer.as_ref().is_some_and(|peer| peer.namespace == value.namespace && peer.service_account == value.service_account)
-    };
-    field(&one.namespaces, &one.not_namespaces, in_namespace)
-        && field(&one.principals, &one.not_principals, is_principal)
-        && field(&one.service_accounts, &one.not_service_accounts, is_account)
-        && field(&one.source_ips, &one.not_source_ips, |block| block.contains(&facts.source))
-        && field(&one.destination_ips, &one.not_destination_ips, |block| block.contains(&facts.destination.ip()))
-        && field(&one.destination_ports, &one.not_destination_ports, |own| *own == port)
-}
-
-/// A field holds when it is empty or one value matches, and none of the negated values does.
-fn field<T>(values: &[T], negated: &[T], matches: impl Fn(&T) -> bool) -> bool {
-    (values.is_empty() || values.iter().any(&matches)) && !negated.iter().any(&matches)
-}
-
-fn string_matches(value: &StringMatch, text: &str) -> bool {
-    match value {
-        StringMatch::Exact(exact) => text == &**exact,
-        StringMatch::Prefix(prefix) => text.starts_with(&**prefix),
-        StringMatch::Suffix(suffix) => text.ends_with(&**suffix),
-        StringMatch::Presence => !text.is_empty(),
-    }
-}
-
-fn principal_matches(value: &StringMatch, peer: &Identity) -> bool {
-    match value {
-        StringMatch::Presence => true,
-        _ => string_matches(value, &peer.principal()),
-    }
+    let caller = Caller::new(facts);
+    policy.rules.iter().any(|rule| caller.meets_rule(rule))
 }
 
 struct Keys<'a>(&'a [PolicyKey]);

@@ -1,7 +1,7 @@
 //! Whether a pod belongs to the mesh: a pure decision over labels.
 //!
 //! `istio.io/dataplane-mode` on the pod wins, then on the namespace; then the labels of sidecar users (`sidecar.istio.io/inject`,
-//! `istio-injection`, `istio.io/rev`), because the guides that people follow use only those (design.md §4).
+//! `istio-injection`, `istio.io/rev`), because the guides that people follow use only those (docs/guide/differences.md).
 
 use std::collections::BTreeMap;
 

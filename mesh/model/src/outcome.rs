@@ -1,6 +1,7 @@
 //! How a connection ended: the stage it had reached, the reason, and whose fault it was.
 //!
-//! `Stage` and `Reason` are closed sets of stable words: span names, metric labels, log fields and documentation headings use them.
+//! `Stage` and `Reason` are closed sets of stable words: file names, log fields and documentation headings use them. Metrics have Istio's
+//! words instead ([`Reason::response_flags`]).
 
 use std::fmt;
 

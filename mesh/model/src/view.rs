@@ -4,13 +4,17 @@
 //! and a reader never waits. Endpoints are found from the workloads' side, so the order in which a service and its workloads arrive
 //! does not matter. Filling a view is `tropis-xds`'s work; deciding on it is [`crate::resolve`]'s and [`crate::authorize`]'s.
 
-use std::{net::IpAddr, sync::Arc};
+mod policies;
+
+use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 use imbl::{HashMap, OrdSet};
 
+use self::policies::Policies;
 use crate::{
     address::{NamespacedHostname, Network, NetworkAddress},
-    policy::{Policy, PolicyKey, PolicyScope},
+    authorize::PolicySet,
+    policy::{Policy, PolicyKey},
     route::Host,
     service::{Service, Visibility},
     waypoint::Waypoint,
@@ -63,9 +67,7 @@ pub struct View {
     /// Services with an address block; few, so they are searched one by one.
     services_with_blocks: OrdSet<NamespacedHostname>,
     endpoints: HashMap<NamespacedHostname, OrdSet<WorkloadUid>>,
-    policies: HashMap<PolicyKey, Arc<Policy>>,
-    global_policies: OrdSet<PolicyKey>,
-    namespace_policies: HashMap<Arc<str>, OrdSet<PolicyKey>>,
+    policies: Policies,
     hosts: HashMap<NamespacedHostname, Arc<Host>>,
     waypoints: HashMap<Arc<str>, Arc<Waypoint>>,
 }
@@ -86,12 +88,9 @@ impl View {
                     next.remove_service(&service.hostname);
                     next.insert_service(service);
                 }
-                Change::Policy(policy) => {
-                    next.remove_policy(&policy.key);
-                    next.insert_policy(policy);
-                }
+                Change::Policy(policy) => next.policies.insert(policy),
                 Change::RemoveAddress(name) => next.remove_address(name),
-                Change::RemovePolicy(key) => next.remove_policy(&key),
+                Change::RemovePolicy(key) => next.policies.remove(&key),
                 Change::Host(host) => {
                     next.hosts.insert(host.name.clone(), host);
                 }
@@ -190,12 +189,13 @@ impl View {
     /// The policies that apply to a workload: global ones, its namespace's, and those it names. A named one that has not arrived is an
     /// `Err` with its key: doubt denies.
     pub fn policies_for<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = Result<&'a Arc<Policy>, PolicyKey>> {
-        let broad = self.global_policies.iter().chain(self.namespace_policies.get(&workload.namespace).into_iter().flatten());
-        let named = workload.authorization_policies.iter().map(|key| {
-            let key = PolicyKey(key.clone());
-            self.policies.get(&key).ok_or(key)
-        });
-        broad.filter_map(|key| self.policies.get(key)).map(Ok).chain(named)
+        self.policies.applying(workload)
+    }
+
+    /// The policies that apply to a workload, compiled. Cheap for a workload that is this view's own.
+    pub(crate) fn policy_sets<'a>(&'a self, workload: &'a Workload) -> Vec<Cow<'a, PolicySet>> {
+        let is_own = self.workloads.get(&workload.uid).is_some_and(|own| std::ptr::eq(Arc::as_ptr(own), workload));
+        self.policies.compiled(workload, is_own)
     }
 
     /// All workloads, in no order.
@@ -240,11 +240,13 @@ impl View {
         for service in workload.services.keys() {
             self.endpoints.entry(service.clone()).or_default().insert(uid.clone());
         }
+        self.policies.attach(&workload);
         self.workloads.insert(uid.clone(), workload);
     }
 
     fn remove_workload(&mut self, uid: &WorkloadUid) {
         let Some(workload) = self.workloads.remove(uid) else { return };
+        self.policies.detach(&workload);
         for key in addresses_of(&workload) {
             forget(&mut self.workloads_at, &key, uid);
         }
@@ -276,30 +278,6 @@ impl View {
         }
         self.services_with_blocks.remove(name);
         forget(&mut self.services_by_hostname, &name.hostname, name);
-    }
-
-    fn insert_policy(&mut self, policy: Arc<Policy>) {
-        match policy.scope {
-            PolicyScope::Global => {
-                self.global_policies.insert(policy.key.clone());
-            }
-            PolicyScope::Namespace => {
-                self.namespace_policies.entry(policy.namespace.clone()).or_default().insert(policy.key.clone());
-            }
-            PolicyScope::WorkloadSelector => {}
-        }
-        self.policies.insert(policy.key.clone(), policy);
-    }
-
-    fn remove_policy(&mut self, key: &PolicyKey) {
-        let Some(policy) = self.policies.remove(key) else { return };
-        match policy.scope {
-            PolicyScope::Global => {
-                self.global_policies.remove(key);
-            }
-            PolicyScope::Namespace => forget(&mut self.namespace_policies, &policy.namespace, key),
-            PolicyScope::WorkloadSelector => {}
-        }
     }
 
     /// A removed name is a workload's uid or, failing that, a service's `namespace/hostname`.

@@ -50,6 +50,11 @@ impl Drain {
         DrainSignal { phase: self.phase.subscribe() }
     }
 
+    /// Whether it has started.
+    pub fn is_draining(&self) -> bool {
+        *self.phase.borrow() >= Phase::Draining
+    }
+
     /// Starts draining without waiting for it.
     pub fn start(&self) {
         self.raise(Phase::Draining);

@@ -1,7 +1,7 @@
-//! The endpoints that every program serves about itself: metrics, readiness, log level; and the server for them.
+//! The endpoints that every program serves about itself: metrics, readiness, log level.
 //!
 //! An admin endpoint can change the program, so it is a unix socket of mode 0600 or a loopback address; metrics and readiness may be
-//! served to the network. Paths and answers are Istio's.
+//! served to the network. Paths and answers are Istio's. What callers may take is `serve.rs`'s.
 
 use std::{collections::HashMap, fs, io, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf};
 
@@ -15,7 +15,13 @@ use axum::{
 use thiserror::Error;
 use tokio::net::{TcpListener, UnixListener};
 
-use crate::{chain, logs::LogControl, metrics::Metrics, readiness::Readiness};
+use crate::{
+    chain,
+    logs::LogControl,
+    metrics::Metrics,
+    readiness::Readiness,
+    serve::{Limits, serve},
+};
 
 /// Where endpoints are served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,14 +84,11 @@ impl AdminListener {
         }
     }
 
-    /// Serves until `stop` is done, then finishes what is being answered.
+    /// Serves until `stop` is done, then finishes what is being answered. Callers share the default [`Limits`].
     pub async fn serve(self, router: Router, stop: impl Future<Output = ()> + Send + 'static) {
-        let served = match self {
-            Self::Unix(listener) => axum::serve(listener, router).with_graceful_shutdown(stop).await,
-            Self::Tcp(listener) => axum::serve(listener, router).with_graceful_shutdown(stop).await,
-        };
-        if let Err(error) = served {
-            tracing::error!(error = chain(&error), "endpoint ended");
+        match self {
+            Self::Unix(listener) => serve(listener, router, Limits::default(), stop).await,
+            Self::Tcp(listener) => serve(listener, router, Limits::default(), stop).await,
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod admin;
 pub mod logs;
 pub mod metrics;
 pub mod readiness;
+pub mod serve;
 pub mod settings;
 
 use std::error::Error;

@@ -2,13 +2,15 @@
 //!
 //! For each identity one task asks the authority, waits until half of the certificate's life is over, and asks again. When asking
 //! fails, the old certificate stays until its last second. A certificate that is replaced lives on in the handshakes and tunnels
-//! that have it. When to do what is decided in `schedule.rs`, who may ask first in `gate.rs`.
+//! that have it. When to do what is decided in `schedule.rs`, who may ask first in `gate.rs`, how long it is kept in `lease.rs`.
 
 mod gate;
+mod lease;
 mod schedule;
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -17,7 +19,11 @@ use thiserror::Error;
 use tokio::{runtime::Handle, sync::watch, task::AbortHandle, time::Instant};
 use tropis_model::identity::Identity;
 
-use self::gate::{Gate, Priority, Ticket};
+pub use self::lease::Lease;
+use self::{
+    gate::{Gate, Priority, Ticket},
+    lease::unleased,
+};
 use crate::{
     authority::{CertificateAuthority, SignError},
     certificate::WorkloadCertificate,
@@ -49,7 +55,7 @@ pub enum CertificateUnavailable {
         /// How long we waited.
         after: Duration,
     },
-    /// The workload went away while we waited.
+    /// The workload went away before we asked, so that the authority is not asked again.
     #[error("{identity} runs here no longer")]
     Forgotten {
         /// Who.
@@ -98,6 +104,7 @@ struct Shared {
 
 struct Entry {
     known: watch::Receiver<Known>,
+    leases: watch::Sender<usize>,
     ticket: Ticket,
     keeper: AbortHandle,
 }
@@ -134,12 +141,12 @@ impl Certificates {
     }
 
     /// The certificate of `identity`: at once when there is a valid one, otherwise after asking for it, at most [`WAIT_LIMIT`] later.
-    /// However many ask, the authority is asked once.
+    /// However many ask, the authority is asked once. Without a [`Lease`] the certificate is kept for a moment only.
     ///
     /// # Errors
     /// None came in time. When the last attempt failed and the next is too far away, it says so at once.
     pub async fn get(&self, identity: &Identity) -> Result<Arc<WorkloadCertificate>, CertificateUnavailable> {
-        let mut known = self.entry(identity, Priority::RealTime);
+        let mut known = self.entry(identity, Priority::RealTime, |entry| entry.known.clone());
         let deadline = Instant::now() + WAIT_LIMIT;
         loop {
             {
@@ -159,14 +166,10 @@ impl Certificates {
         }
     }
 
-    /// Asks for the certificate of a workload that was scheduled here, before a connection needs it.
-    pub fn prefetch(&self, identity: &Identity) {
-        drop(self.entry(identity, Priority::Warmup));
-    }
-
-    /// The last workload with this identity is gone: its certificate is not renewed any more and dropped from the store.
-    pub fn forget(&self, identity: &Identity) {
-        self.entries().remove(identity);
+    /// Asks for the certificate of a workload that runs here, before a connection needs it, and keeps and renews it until the lease is
+    /// dropped (by the last one, if there are several).
+    pub fn lease(&self, identity: &Identity) -> Lease {
+        self.entry(identity, Priority::Warmup, |entry| Lease::new(&entry.leases))
     }
 
     /// The certificate that is valid now, without asking or waiting.
@@ -176,10 +179,10 @@ impl Certificates {
         usable(&known, (self.shared.clock)())
     }
 
-    /// Follows the certificate of `identity`, asking for it if nobody has, from the one that there is now. It ends when the identity is
-    /// forgotten.
+    /// Follows the certificate of `identity`, asking for it if nobody has, from the one that there is now. It ends when nobody has leased
+    /// the certificate for a while.
     pub fn subscribe(&self, identity: &Identity) -> Rotation {
-        let known = self.entry(identity, Priority::Warmup);
+        let known = self.entry(identity, Priority::Warmup, |entry| entry.known.clone());
         let last = known.borrow().certificate.clone();
         Rotation { known, last }
     }
@@ -204,18 +207,30 @@ impl Certificates {
         self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn entry(&self, identity: &Identity, priority: Priority) -> watch::Receiver<Known> {
+    /// Takes `part` of the entry, which is made if it is not there: under the lock, so that it cannot go in between.
+    fn entry<T>(&self, identity: &Identity, priority: Priority, part: impl FnOnce(&Entry) -> T) -> T {
         let mut entries = self.entries();
         let entry = entries.entry(identity.clone()).or_insert_with(|| {
             let (publish, known) = watch::channel(Known::default());
+            let leases = watch::Sender::new(0);
             let ticket = self.shared.gate.ticket(priority);
-            let keeper = keep(Arc::clone(&self.shared), identity.clone(), ticket.clone(), publish);
-            Entry { known, ticket, keeper: self.shared.runtime.spawn(keeper).abort_handle() }
+            let keeper = keep(self.clone(), identity.clone(), ticket.clone(), publish, leases.subscribe());
+            Entry { known, leases, ticket, keeper: self.shared.runtime.spawn(keeper).abort_handle() }
         });
         if usable(&entry.known.borrow(), (self.shared.clock)()).is_none() {
             self.shared.gate.raise(&entry.ticket, priority);
         }
-        entry.known.clone()
+        part(entry)
+    }
+
+    /// Drops the entry unless somebody has leased it just now.
+    fn drop_unleased(&self, identity: &Identity) -> bool {
+        let mut entries = self.entries();
+        let unleased = entries.get(identity).is_none_or(|entry| *entry.leases.borrow() == 0);
+        if unleased {
+            entries.remove(identity);
+        }
+        unleased
     }
 }
 
@@ -227,7 +242,7 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// Waits for a certificate other than the last one. `None` when the identity was forgotten.
+    /// Waits for a certificate other than the last one. `None` when it is kept no longer.
     pub async fn next(&mut self) -> Option<Arc<WorkloadCertificate>> {
         loop {
             let now = self.known.borrow_and_update().certificate.clone();
@@ -251,13 +266,25 @@ fn late(identity: &Identity, known: &Known) -> CertificateUnavailable {
     }
 }
 
-/// Keeps one identity supplied, until it is forgotten.
-async fn keep(shared: Arc<Shared>, identity: Identity, ticket: Ticket, publish: watch::Sender<Known>) {
+/// Keeps one identity supplied, until nobody leases it.
+async fn keep(store: Certificates, identity: Identity, ticket: Ticket, publish: watch::Sender<Known>, leases: watch::Receiver<usize>) {
+    let supplied = supply(Arc::clone(&store.shared), &identity, ticket, publish);
+    tokio::pin!(supplied);
+    loop {
+        tokio::select! {
+            never = &mut supplied => match never {},
+            () = unleased(leases.clone()) => if store.drop_unleased(&identity) { return },
+        }
+    }
+}
+
+/// Keeps one identity supplied, for ever.
+async fn supply(shared: Arc<Shared>, identity: &Identity, ticket: Ticket, publish: watch::Sender<Known>) -> Infallible {
     let mut failures = 0;
     loop {
         let answer = {
             let _turn = shared.gate.enter(&ticket).await;
-            tokio::time::timeout(SIGN_LIMIT, shared.authority.sign(&identity)).await
+            tokio::time::timeout(SIGN_LIMIT, shared.authority.sign(identity)).await
         };
         let now = (shared.clock)();
         match answer.unwrap_or(Err(SignError::Timeout { after: SIGN_LIMIT })) {
@@ -274,7 +301,7 @@ async fn keep(shared: Arc<Shared>, identity: Identity, ticket: Ticket, publish: 
                 let expiry = publish.borrow().certificate.as_ref().map(|certificate| certificate.not_after());
                 let left = expiry.and_then(|expiry| expiry.duration_since(now).ok());
                 let delay = schedule::retry_after(failures, left, rand::random());
-                warn_of_failure(&identity, &error, failures, left, delay);
+                warn_of_failure(identity, &error, failures, left, delay);
                 let next_attempt = Instant::now() + delay;
                 publish.send_modify(|known| known.failure = Some(Failure { error, next_attempt }));
                 tokio::time::sleep_until(next_attempt).await;

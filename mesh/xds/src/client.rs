@@ -7,7 +7,7 @@
 //! means is in [`held`], how long to wait between streams in [`backoff`]. TLS and tokens belong to the caller's `connect`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     error::Error as StdError,
     future::Future,
     net::IpAddr,
@@ -129,12 +129,11 @@ impl Default for Counters {
 pub struct Status {
     /// A stream is open.
     pub connected: bool,
-    /// The types of which a first response is in force.
-    pub received: BTreeSet<ResourceType>,
+    /// The types of which a first response is in force, each with the server's name for the configuration that it came of. Types come
+    /// in responses of their own, and a change of the one says nothing about another; so one name would not do.
+    pub versions: BTreeMap<ResourceType, Arc<str>>,
     /// These are all that were asked for. It stays true while the server is away: what is held stays in force.
     pub complete: bool,
-    /// The server's name for the configuration in force; empty before the first.
-    pub version: Arc<str>,
     /// Why there is no stream, if there is none.
     pub failure: Option<Arc<str>>,
 }
@@ -291,10 +290,9 @@ fn absorb(
         apply(absorbed.changes);
     }
     status.send_modify(|status| {
-        status.version = version;
         // A refusal does not keep a proxy from being ready: what was refused is named, and denies where it would have decided.
-        status.received.extend(ResourceType::from_url(&type_url));
-        status.complete = config.types.iter().all(|wanted| status.received.contains(wanted));
+        status.versions.extend(ResourceType::from_url(&type_url).map(|known| (known, version)));
+        status.complete = config.types.iter().all(|wanted| status.versions.contains_key(wanted));
     });
     let rejections: Vec<String> = absorbed.rejections.iter().map(|(name, reason)| format!("{name}: {}", told(reason))).collect();
     DeltaDiscoveryRequest {

@@ -1,20 +1,47 @@
 //! The view that decisions read: fed by [`crate::client`] on the control thread, read by every worker without a lock.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tropis_model::view::{Change, View};
 
-/// A view, and the name of the configuration that it came of.
+use crate::ResourceType;
+
+/// The control plane's names for what decides, by type: types come in responses of their own ([`crate::client::Status::versions`]).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Versions(pub BTreeMap<ResourceType, Arc<str>>);
+
+impl Versions {
+    /// The name of one type's configuration; empty before the first.
+    pub fn of(&self, r#type: ResourceType) -> &str {
+        self.0.get(&r#type).map_or("", |version| version)
+    }
+}
+
+impl fmt::Display for Versions {
+    /// As the access log has it: `authorization:VERSION,address:VERSION`, without what has not come yet; empty when nothing has.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, (known, version)) in self.0.iter().filter(|(_, version)| !version.is_empty()).enumerate() {
+            write!(f, "{}{}:{version}", if place == 0 { "" } else { "," }, known.word())?;
+        }
+        Ok(())
+    }
+}
+
+/// A view, and the names of the configuration that it came of.
 #[derive(Debug, Clone)]
 pub struct Seen {
     /// Decide on this.
     pub view: Arc<View>,
-    /// The control plane's name for the last configuration that is in it; empty before the first.
+    /// [`Versions`] as text; empty before the first.
     pub version: Arc<String>,
 }
 
@@ -22,6 +49,7 @@ pub struct Seen {
 #[derive(Debug)]
 pub struct CurrentView {
     view: ArcSwap<View>,
+    versions: ArcSwap<Versions>,
     version: ArcSwap<String>,
     policy_version: AtomicU64,
     changed: watch::Sender<u64>,
@@ -31,6 +59,7 @@ impl Default for CurrentView {
     fn default() -> Self {
         Self {
             view: ArcSwap::from_pointee(View::default()),
+            versions: ArcSwap::default(),
             version: ArcSwap::default(),
             policy_version: AtomicU64::new(0),
             changed: watch::Sender::new(0),
@@ -51,11 +80,18 @@ impl CurrentView {
         Seen { view: self.load(), version }
     }
 
-    /// What was applied last is the configuration of this name.
-    pub fn name_version(&self, version: &str) {
-        if **self.version.load() != version {
-            self.version.store(Arc::new(version.to_owned()));
+    /// What is in force is the configuration of these names.
+    pub fn name_versions(&self, versions: &BTreeMap<ResourceType, Arc<str>>) {
+        if self.versions.load().0 != *versions {
+            let versions = Versions(versions.clone());
+            self.version.store(Arc::new(versions.to_string()));
+            self.versions.store(Arc::new(versions));
         }
+    }
+
+    /// The names of what is in force.
+    pub fn versions(&self) -> Arc<Versions> {
+        self.versions.load_full()
     }
 
     /// Puts changes in force. Called by one thread only, the one that reads from the control plane.
@@ -85,6 +121,21 @@ impl CurrentView {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_kind_of_configuration_has_its_name() {
+        let current = CurrentView::default();
+        let named = |address: &str, authorization: &str| {
+            let versions = [(ResourceType::Address, address.into()), (ResourceType::Authorization, authorization.into())];
+            current.name_versions(&BTreeMap::from(versions));
+            current.seen().version.to_string()
+        };
+        assert_eq!(*current.seen().version, "");
+        assert_eq!(named("", "7"), "authorization:7");
+        assert_eq!(named("9", "7"), "authorization:7,address:9", "a pod that came later does not rename the policies");
+        assert_eq!(current.versions().of(ResourceType::Address), "9");
+        assert_eq!(current.versions().of(ResourceType::Host), "");
+    }
 
     #[test]
     fn only_policies_count_as_policies() {

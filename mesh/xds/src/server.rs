@@ -19,7 +19,10 @@ use tropis_proto::xds::{
     aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
 };
 
-use self::{clients::Registration, subscriber::Subscriber};
+use self::{
+    clients::{Limits, Registration},
+    subscriber::Subscriber,
+};
 
 mod clients;
 mod subscriber;
@@ -31,8 +34,8 @@ pub use table::{Audience, Published, Resources, Snapshot, Step};
 /// Largest request that is read. A client that reconnects names all it holds, about 1 MiB for 10 000 resources; gRPC's usual limit of
 /// 4 MiB would lock clients of large meshes out for good.
 const MAX_REQUEST_BYTES: usize = 64 << 20;
-/// Streams at a time; a mesh has one a node.
-const MAX_CLIENTS: usize = 20_000;
+/// Streams at a time: a mesh has one a node, and nobody may take those of others.
+const CLIENTS: Limits = Limits { total: 20_000, of_name: 8 };
 /// What is taken away is told after what needed it; a client that has not asked for all its types by then does not want them.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -96,8 +99,8 @@ where
         let admitted = (self.admit)(request.extensions())?;
         let registration = self
             .clients
-            .register(&admitted.client, &admitted.audience, MAX_CLIENTS)
-            .ok_or_else(|| Status::resource_exhausted(format!("{MAX_CLIENTS} clients are connected already")))?;
+            .register(&admitted.client, &admitted.audience, CLIENTS)
+            .ok_or_else(|| Status::resource_exhausted(format!("{CLIENTS} have a stream already")))?;
         info!(client = admitted.client, audience = %admitted.audience, "client connected");
         // One response under way: the next one is computed when there is room for it.
         let (outgoing, responses) = mpsc::channel(1);
@@ -195,7 +198,8 @@ where
             self.registration.name(&node.id);
         }
         if let Some(error) = &request.error_detail {
-            warn!(client = self.admitted.client, type_url = request.type_url, reason = error.message, "client refused resources");
+            let reason = subscriber::shortened(&error.message);
+            warn!(client = self.admitted.client, type_url = request.type_url, reason, "client refused resources");
         }
         self.subscriber.request(request).map_err(|error| Status::invalid_argument(error.to_string()))
     }

@@ -138,6 +138,15 @@ pub struct NodeRecord {
 /// Every pod by key.
 pub type Pods = BTreeMap<Key, PodRecord>;
 
+/// The account of a pod that names none.
+pub const DEFAULT_SERVICE_ACCOUNT: &str = "default";
+
+/// The account that a pod of this `spec` runs as; `Object::pod_service_account` for what no object is made of yet.
+pub fn service_account(spec: &Value) -> &str {
+    let written = ["serviceAccountName", "serviceAccount"].into_iter().filter_map(|field| spec[field].as_str());
+    written.into_iter().find(|name| !name.is_empty()).unwrap_or(DEFAULT_SERVICE_ACCOUNT)
+}
+
 /// What a Deployment asks for, as far as the harness obeys it.
 struct Wanted<'a> {
     replicas: usize,

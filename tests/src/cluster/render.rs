@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::ids::timestamp;
 use super::object::Key;
-use super::pods::{ContainerState, NodeRecord, Origin, Phase, PodRecord, PodStatus};
+use super::pods::{ContainerState, NodeRecord, Origin, Phase, PodRecord, PodStatus, service_account};
 use super::services::{Backend, ServiceView, Target};
 use crate::network::addresses::Family;
 
@@ -105,9 +105,7 @@ pub fn pod(key: &Key, record: &PodRecord) -> Value {
     if let Some(node) = &record.node {
         spec["nodeName"] = json!(node);
     }
-    if spec["serviceAccountName"].as_str().is_none_or(str::is_empty) {
-        spec["serviceAccountName"] = json!("default");
-    }
+    spec["serviceAccountName"] = json!(service_account(&record.template["spec"]));
     if let Some(since) = record.deleting {
         let grace = grace_seconds(&record.template);
         metadata["deletionTimestamp"] = json!(timestamp(since + std::time::Duration::from_secs(grace)));

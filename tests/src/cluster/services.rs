@@ -31,6 +31,11 @@ impl ServiceAddresses {
         Some(place)
     }
 
+    /// The place that `key` has.
+    pub fn of(&self, key: &Key) -> Option<u16> {
+        self.taken.get(key).copied()
+    }
+
     /// Frees the places of services that are gone.
     pub fn keep(&mut self, exists: impl Fn(&Key) -> bool) {
         self.taken.retain(|key, _| exists(key));

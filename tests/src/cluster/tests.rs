@@ -120,3 +120,35 @@ fn a_deleted_pod_stays_until_its_kubelet_is_done() {
     state.take_in(Event::Gone(key.clone(), snapshot.pods[&key].uid.clone()));
     assert!(!state.reconcile(SystemTime::UNIX_EPOCH).0.contains_key(&key));
 }
+
+#[test]
+fn uids_and_service_addresses_outlive_the_harness() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("assigned.json");
+    let started = |now| state().remembering(Memory::open(file.clone(), now));
+    let key = Key::new("Service", "shop", "web");
+    let seen = |state: &mut State| {
+        let (wanted, snapshot) = state.reconcile(SystemTime::UNIX_EPOCH);
+        let service = snapshot.services.iter().find(|service| service.key == key).expect("a service");
+        (snapshot.uids[&key].clone(), service.addresses.clone(), wanted[&key].value()["metadata"]["creationTimestamp"].clone())
+    };
+    let mut first = started(SystemTime::UNIX_EPOCH);
+    let earlier = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "another", "namespace": "shop"}, "spec": {"ports": [{"port": 1}]}});
+    apply(&mut first, earlier);
+    first.reconcile(SystemTime::UNIX_EPOCH);
+    apply(&mut first, web()[1].clone());
+    let before = seen(&mut first);
+    first.remember(SystemTime::UNIX_EPOCH).expect("written");
+
+    // The other service is gone and its place is free, yet this one keeps its own.
+    let mut second = started(SystemTime::UNIX_EPOCH);
+    second.reconcile(SystemTime::UNIX_EPOCH);
+    second.remember(SystemTime::UNIX_EPOCH).expect("nothing lost before objects are read");
+    apply(&mut second, web()[1].clone());
+    assert_eq!(seen(&mut second), before);
+    // Taken away and made again, it is another object.
+    second.take_in(Event::Deleted(key.clone()));
+    second.reconcile(SystemTime::UNIX_EPOCH);
+    apply(&mut second, web()[1].clone());
+    assert_ne!(seen(&mut second).0, before.0);
+}

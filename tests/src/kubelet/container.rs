@@ -8,7 +8,7 @@ use tropis_crds::{Kind, ObjectRef};
 
 use super::{Kubelet, RunningPod, chain, images, readiness};
 use crate::cluster::Snapshot;
-use crate::cluster::pods::{ContainerState, ContainerStatus};
+use crate::cluster::pods::{self, ContainerState, ContainerStatus};
 use crate::network::addresses::AddressPair;
 use crate::process::{self, Launch, Output, Process, User};
 
@@ -128,7 +128,7 @@ fn launch(kubelet: &Kubelet, pod: &RunningPod, spec: &Value, name: &str, entry: 
 /// `env` of a container: values, and fields of the pod.
 fn environment_of(spec: &Value, pod: &RunningPod, snapshot: &Snapshot) -> Vec<(String, String)> {
     let record = snapshot.pods.get(&pod.key);
-    let account = record.and_then(|record| record.template["spec"]["serviceAccountName"].as_str()).unwrap_or("default");
+    let account = record.map_or(pods::DEFAULT_SERVICE_ACCOUNT, |record| pods::service_account(&record.template["spec"]));
     let AddressPair { v4, v6 } = pod.network.addresses;
     let field = |path: &str| -> Option<String> {
         Some(match path {

@@ -2,17 +2,19 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
+use tropis_crds::{Finding, Kind, ObjectRef, codes, names};
 
 use super::Kubelet;
 use crate::cluster::Snapshot;
 use crate::cluster::object::Key;
-use crate::cluster::pods::PodRecord;
+use crate::cluster::pods::{self, PodRecord};
 use crate::layout::Layout;
 use crate::network::addresses::AddressPlan;
+use crate::token_files::TokenFile;
 use crate::tokens::{Bearer, DEFAULT_AUDIENCE, DEFAULT_LIFETIME, TokenError};
 
 /// Where every pod finds a token for the API server.
@@ -29,6 +31,9 @@ pub enum VolumeError {
     /// A token could not be issued.
     #[error("token")]
     Token(#[from] TokenError),
+    /// The pod asks for what no API server would take.
+    #[error("{0}")]
+    Refused(Box<Finding>),
 }
 
 /// A token that a pod asks for.
@@ -40,8 +45,18 @@ struct WantedToken {
     lifetime: Duration,
 }
 
-/// Makes the files of a pod; gives what is shown where.
-pub fn create(kubelet: &Kubelet, key: &Key, record: &PodRecord) -> Result<Vec<(PathBuf, PathBuf)>, VolumeError> {
+impl WantedToken {
+    /// Pods run as root.
+    fn file_in(self, folder: &Path) -> TokenFile {
+        TokenFile::new(folder.join(self.file), &self.audience, self.lifetime, 0)
+    }
+}
+
+/// Makes the files of a pod; gives what is shown where, and the tokens that need renewing.
+pub fn create(kubelet: &Kubelet, key: &Key, record: &PodRecord) -> Result<(Vec<(PathBuf, PathBuf)>, Vec<TokenFile>), VolumeError> {
+    if let Some(finding) = refusal(key, &record.template) {
+        return Err(VolumeError::Refused(Box::new(finding)));
+    }
     let folder = folder(&kubelet.layout, &record.uid);
     write(&folder.join("resolv.conf"), &resolver(kubelet.network.plan, &key.namespace))?;
     let hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
@@ -49,7 +64,8 @@ pub fn create(kubelet: &Kubelet, key: &Key, record: &PodRecord) -> Result<Vec<(P
     let mut binds =
         vec![(folder.join("resolv.conf"), PathBuf::from("/etc/resolv.conf")), (folder.join("hosts"), PathBuf::from("/etc/hosts"))];
     write(&folder.join("serviceaccount").join("namespace"), &key.namespace)?;
-    write_tokens(kubelet, key, record)?;
+    let mut tokens: Vec<TokenFile> = wanted_tokens(&record.template).into_iter().map(|wanted| wanted.file_in(&folder)).collect();
+    refresh_tokens(kubelet, key, record, &mut tokens)?;
     binds.push((folder.join("serviceaccount"), PathBuf::from(SERVICE_ACCOUNT)));
     for volume in record.template["spec"]["volumes"].as_array().into_iter().flatten() {
         let Some(name) = volume["name"].as_str() else { continue };
@@ -58,23 +74,60 @@ pub fn create(kubelet: &Kubelet, key: &Key, record: &PodRecord) -> Result<Vec<(P
         write_config(kubelet, key, volume, &content)?;
         binds.extend(mount_paths(record, name).map(|target| (content.clone(), target)));
     }
-    Ok(binds)
+    Ok((binds, tokens))
 }
 
-/// Writes (or writes anew) the tokens of a pod.
-pub fn write_tokens(kubelet: &Kubelet, key: &Key, record: &PodRecord) -> Result<(), VolumeError> {
-    let folder = folder(&kubelet.layout, &record.uid);
-    let bearer = bearer(key, record, &kubelet.cluster.snapshot());
-    for wanted in wanted_tokens(&record.template) {
-        let token = kubelet.tokens.issue(&bearer, &[wanted.audience], SystemTime::now(), wanted.lifetime)?;
-        write(&folder.join(&wanted.file), &token)?;
+/// Writes the tokens of a pod whose time has come.
+pub fn refresh_tokens(kubelet: &Kubelet, key: &Key, record: &PodRecord, tokens: &mut [TokenFile]) -> Result<(), VolumeError> {
+    let now = SystemTime::now();
+    for token in tokens {
+        token.refresh(&kubelet.tokens, || bearer(key, record, &kubelet.cluster.snapshot()), now)?;
     }
     Ok(())
 }
 
+/// What is wrong with the volumes that a pod asks for, if anything: nothing of it may lead out of the pod's own folder, or elsewhere than
+/// it seems to. The rules are the API server's.
+fn refusal(key: &Key, template: &Value) -> Option<Finding> {
+    let refuse = |field: String, found: &Value, problem: &str, accepted: &str| {
+        let pod = ObjectRef::new(Kind::Pod, &*key.namespace, &*key.name);
+        let finding = Finding::error(codes::SCHEMA_VALIDATION_ERROR, pod).field(field).found(found.to_string()).problem(problem);
+        Some(finding.accepted(accepted).effect("the pod does not run; everything else does"))
+    };
+    let spec = &template["spec"];
+    for (index, volume) in spec["volumes"].as_array().into_iter().flatten().enumerate() {
+        if !volume["name"].as_str().is_some_and(names::is_dns_label) {
+            let field = format!("spec.volumes[{index}].name");
+            return refuse(field, &volume["name"], "is not a volume name", "at most 63 of a-z, 0-9 and -");
+        }
+        for (number, source) in volume["projected"]["sources"].as_array().into_iter().flatten().enumerate() {
+            let path = &source["serviceAccountToken"]["path"];
+            if !path.is_null() && !path.as_str().is_some_and(stays_below) {
+                let field = format!("spec.volumes[{index}].projected.sources[{number}].serviceAccountToken.path");
+                return refuse(field, path, "leads out of its volume", "a relative path without ..");
+            }
+        }
+    }
+    for (index, container) in spec["containers"].as_array().into_iter().flatten().enumerate() {
+        for (number, mount) in container["volumeMounts"].as_array().into_iter().flatten().enumerate() {
+            if !mount["mountPath"].as_str().is_some_and(is_mount_path) {
+                let field = format!("spec.containers[{index}].volumeMounts[{number}].mountPath");
+                return refuse(field, &mount["mountPath"], "is no place for a volume", "an absolute path without .. and :, not / itself");
+            }
+        }
+    }
+    None
+}
+
+fn is_mount_path(path: &str) -> bool {
+    let mut parts = Path::new(path).components();
+    let below_root = parts.next() == Some(Component::RootDir) && parts.clone().next().is_some();
+    below_root && !path.contains(':') && parts.all(|part| matches!(part, Component::Normal(_)))
+}
+
 /// Who a pod is to the token issuer.
 pub fn bearer(key: &Key, record: &PodRecord, snapshot: &Snapshot) -> Bearer {
-    let account = record.template["spec"]["serviceAccountName"].as_str().filter(|name| !name.is_empty()).unwrap_or("default");
+    let account = pods::service_account(&record.template["spec"]);
     let node = record.node.clone().unwrap_or_default();
     let uid = |key: &Key| snapshot.uids.get(key).cloned().unwrap_or_default();
     Bearer {
@@ -155,14 +208,14 @@ fn mount_paths(record: &PodRecord, volume: &str) -> impl Iterator<Item = PathBuf
     mounts.filter(move |mount| mount["name"] == volume).filter_map(|mount| {
         let path = PathBuf::from(mount["mountPath"].as_str()?);
         // Only where nothing of the host has to be made for it.
-        let possible = path.starts_with("/var/run") || path.starts_with("/run") || path.is_dir();
-        (possible && path.is_absolute()).then_some(path)
+        (path.starts_with("/var/run") || path.starts_with("/run") || path.is_dir()).then_some(path)
     })
 }
 
 fn stays_below(path: &str) -> bool {
     let path = Path::new(path);
-    path.is_relative() && path.components().all(|part| matches!(part, std::path::Component::Normal(_)))
+    let mut parts = path.components().peekable();
+    parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 fn write(path: &Path, content: &str) -> Result<(), VolumeError> {
@@ -188,5 +241,33 @@ mod tests {
         let wanted = wanted_tokens(&template);
         assert_eq!(wanted.len(), 2, "{wanted:?}");
         assert_eq!((wanted[1].file.to_str(), wanted[1].audience.as_str()), (Some("volumes/t/istio-token"), "istio-ca"));
+    }
+
+    #[test]
+    fn volumes_that_would_lead_elsewhere_are_refused_with_a_finding() {
+        let refused = |spec: Value| refusal(&Key::pod("shop", "cart"), &json!({ "spec": spec })).map(|finding| finding.to_string());
+        let mount = |path: &str| json!({"containers": [{"name": "c", "volumeMounts": [{"name": "v", "mountPath": path}]}]});
+        let token = |path: &str| json!({"volumes": [{"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": path}}]}}]});
+        let volume = |name: &str| json!({"volumes": [{"name": "good"}, {"name": name}]});
+        for bad in ["../..", "a/b", "..", "/etc", "", "A", "a\u{0}"] {
+            assert!(refused(volume(bad)).is_some(), "{bad:?}");
+        }
+        for bad in ["/", "/var/run/../../etc", "var/run", "", "/run/a:b", ".."] {
+            assert!(refused(mount(bad)).is_some(), "{bad:?}");
+        }
+        for bad in ["../token", "/token", "a/../../b", ""] {
+            assert!(refused(token(bad)).is_some(), "{bad:?}");
+        }
+        assert!(refused(json!({"volumes": [{}]})).is_some(), "a volume without a name");
+        for good in [volume("istio-token-1"), mount("/var/run/secrets/tokens"), mount("/run/x/"), token("deep/istio-token"), json!({})] {
+            assert_eq!(refused(good.clone()), None, "{good}");
+        }
+        assert_eq!(
+            refused(volume("../..")).as_deref(),
+            Some(
+                "Error [IST0106] (Pod shop/cart) spec.volumes[1].name: \"../..\" is not a volume name (at most 63 of a-z, 0-9 and -); the \
+                 pod does not run; everything else does"
+            )
+        );
     }
 }

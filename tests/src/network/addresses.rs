@@ -1,4 +1,4 @@
-//! Who has which address: the ranges of embedded.md §2, moved by the run's offset so that runs side by side differ.
+//! Who has which address: the ranges of docs/guide/embedded.md, moved by the run's offset so that runs side by side differ.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -78,7 +78,7 @@ const KUBERNETES_INDEX: u16 = 1;
 pub const FIRST_SERVICE_INDEX: u16 = 20;
 
 impl AddressPlan {
-    /// The plan of the run that holds slot `offset`. 0 gives exactly the addresses of embedded.md.
+    /// The plan of the run that holds slot `offset`. 0 gives exactly the addresses of docs/guide/embedded.md.
     pub fn new(offset: u8) -> Self {
         debug_assert!(offset < crate::lock::ADDRESS_SLOTS);
         Self { offset }

@@ -1,7 +1,7 @@
 //! Whether ARCHITECTURE.md tells the truth: every path and symbol that it names exists.
 //!
-//! What stands in backticks is looked at: with a slash or a known ending it is a path (from the root, or below the folder that the
-//! section's heading names); `Type::function` and `function()` must stand in some Rust file. Other words in backticks are free.
+//! What stands in backticks is looked at: with a slash or a known ending it is a path from the root; `Type::function`
+//! and `function()` must stand in some Rust file. Other words in backticks are free.
 
 use std::fs;
 

@@ -11,13 +11,13 @@ use tropis_model::{
 };
 use tropis_telemetry::access::Direction;
 use tropis_tls::store::CertificateStatus;
-use tropis_xds::current::Seen;
+use tropis_xds::ResourceType;
 
 use crate::{app::Shared, connections::ConnectionInfo};
 
 /// Everything.
 pub(super) fn dump(shared: &Shared, connections: &[ConnectionInfo]) -> Value {
-    let Seen { view, version } = shared.view.seen();
+    let (versions, view) = (shared.view.versions(), shared.view.load());
     let config = &shared.config;
     json!({
         "workloads": view.workloads().map(|workload| self::workload(workload)).collect::<Vec<_>>(),
@@ -44,7 +44,10 @@ pub(super) fn dump(shared: &Shared, connections: &[ConnectionInfo]) -> Value {
             "workerThreads": config.workers,
             "capture": format!("{:?}", config.capture),
             "dnsProxy": config.dns,
-            "configVersion": *version,
+            "configVersion": {
+                "address": versions.of(ResourceType::Address),
+                "authorization": versions.of(ResourceType::Authorization),
+            },
         },
         "certificates": shared.certificates.snapshot().iter().map(certificate).collect::<Vec<_>>(),
         "workloadState": workload_state(shared, connections),

@@ -4,6 +4,7 @@
 //! of each kind is put into the pinned map ([`InCapture`]).
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     os::fd::AsFd,
@@ -77,49 +78,85 @@ pub enum OpenError {
 /// The addresses of a namespace's interfaces; loopback and link-local ones identify nothing and are left out.
 pub fn addresses(namespace: &NetworkNamespace) -> Result<Vec<IpAddr>, NamespaceError> {
     let interfaces = namespace.run(getifaddrs)?;
-    let addresses = interfaces.into_iter().flatten().filter_map(|interface| {
-        let address = interface.address?;
-        let address = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip())).or(address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))?;
-        let link_local = match address {
-            IpAddr::V4(v4) => v4.is_link_local(),
-            IpAddr::V6(v6) => v6.is_unicast_link_local(),
-        };
-        (!address.is_loopback() && !link_local).then_some(address)
-    });
-    Ok(addresses.collect())
+    let addresses: BTreeSet<_> = interfaces
+        .into_iter()
+        .flatten()
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let address =
+                address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip())).or(address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))?;
+            let link_local = match address {
+                IpAddr::V4(v4) => v4.is_link_local(),
+                IpAddr::V6(v6) => v6.is_unicast_link_local(),
+            };
+            (!address.is_loopback() && !link_local).then_some(address)
+        })
+        .collect();
+    Ok(addresses.into_iter().collect())
 }
 
-/// What the capture's map holds of a pod. Kept so that it can be put there again, when the redirector has made the map anew; dropped
-/// before the pod's listeners are to close, since these are the same sockets.
+/// What the capture's map holds of a pod. The sockets are kept so that they can be put there again, when the redirector has made the map
+/// anew; dropped before the pod's listeners are to close, since these are the same ones.
 #[derive(Debug, Default)]
-pub struct InCapture(Vec<(ListenerKind, TcpListener)>);
+pub struct InCapture {
+    sockets: Vec<(ListenerKind, TcpListener)>,
+    /// The addresses whose entries are this pod's.
+    entries: BTreeSet<IpAddr>,
+    /// The map may be another one by now.
+    outdated: bool,
+}
 
 impl InCapture {
     fn of(listeners: &WorkerListeners) -> io::Result<Self> {
         // One of each kind: the kernel picks among all workers' that share its port.
-        Ok(Self(vec![
+        let sockets = vec![
             (ListenerKind::Inbound, listeners.passthrough.try_clone()?),
             (ListenerKind::Hbone, listeners.hbone.try_clone()?),
             (ListenerKind::Outbound, listeners.outbound.try_clone()?),
-        ]))
+        ];
+        Ok(Self { sockets, ..Self::default() })
     }
 
-    /// Puts the listeners of `pod` into the map, where there is one.
-    pub fn register(&self, shared: &Shared, pod: &Pod) -> Result<(), OpenError> {
+    /// The map may have been made anew: everything is to be put there again.
+    pub fn refresh(&mut self) {
+        self.outdated = true;
+    }
+
+    /// Takes out what is at other addresses than `addresses`. To be done for all pods before any [`InCapture::add`], so that an entry is
+    /// never another pod's when it is taken out.
+    pub fn retain(&mut self, shared: &Shared, addresses: &[IpAddr]) -> Result<(), OpenError> {
+        let lost: Vec<_> = self.entries.iter().filter(|entry| !addresses.contains(entry)).copied().collect();
+        for address in lost {
+            if let Some(maps) = shared.capture.get() {
+                for (kind, _) in &self.sockets {
+                    maps.remove_listener(address, *kind).map_err(OpenError::Register)?;
+                }
+            }
+            self.entries.remove(&address);
+        }
+        Ok(())
+    }
+
+    /// Puts the listeners into the map at `addresses`, where there is a map and they are not there yet.
+    pub fn add(&mut self, shared: &Shared, addresses: &[IpAddr]) -> Result<(), OpenError> {
         if shared.capture.wanted() && shared.capture.get().is_none() {
             shared.capture.reopen().map_err(OpenError::Register)?;
         }
         let Some(maps) = shared.capture.get() else { return Ok(()) };
-        for (kind, listener) in &self.0 {
-            for address in &pod.addresses {
-                maps.add_listener(*address, *kind, listener.as_fd()).map_err(OpenError::Register)?;
+        for address in addresses {
+            if self.outdated || !self.entries.contains(address) {
+                for (kind, listener) in &self.sockets {
+                    maps.add_listener(*address, *kind, listener.as_fd()).map_err(OpenError::Register)?;
+                }
+                self.entries.insert(*address);
             }
         }
+        self.outdated = false;
         Ok(())
     }
 }
 
-/// Opens a pod's listeners for `workers` workers and registers them with the capture.
+/// Opens a pod's listeners for `workers` workers. They are not in the capture yet.
 pub fn open(shared: &Shared, pod: &Arc<Pod>, workers: usize) -> Result<(Vec<WorkerListeners>, InCapture), OpenError> {
     let mut opened = pod.run(|| open_here(shared, workers)).map_err(OpenError::Namespace)?.map_err(OpenError::Listen)?;
     let in_capture = match opened.first().filter(|_| shared.capture.wanted()) {
@@ -133,7 +170,6 @@ pub fn open(shared: &Shared, pod: &Arc<Pod>, workers: usize) -> Result<(Vec<Work
             worker.dns = pod.run(|| open_dns(shared)).map_err(OpenError::Namespace)?.map_err(OpenError::Listen)?;
         }
     }
-    in_capture.register(shared, pod)?;
     Ok((opened, in_capture))
 }
 

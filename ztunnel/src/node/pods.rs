@@ -6,16 +6,18 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
 use thiserror::Error;
+use tokio::sync::watch;
 use tropis_net::namespace::{NamespaceError, NetworkNamespace};
 use tropis_telemetry::{chain, readiness::ReadinessTask};
 
 use super::{
-    Pod, PodInfo,
+    Pod, PodInfo, claims,
     listeners::{self, InCapture, OpenError},
 };
 use crate::{
@@ -66,6 +68,7 @@ pub struct Pods {
     pending: HashMap<Arc<str>, (PodInfo, NetworkNamespace)>,
     /// Pods named since the agent connected; `None` once its snapshot is complete.
     snapshot: Option<HashSet<Arc<str>>>,
+    view_changed: watch::Receiver<u64>,
     ready: ReadinessTask,
 }
 
@@ -77,7 +80,8 @@ struct Running {
 impl Pods {
     /// No pods yet.
     pub fn new(shared: Arc<Shared>, workers: Vec<WorkerHandle>, ready: ReadinessTask) -> Self {
-        Self { shared, workers, running: HashMap::new(), pending: HashMap::new(), snapshot: Some(HashSet::new()), ready }
+        let (view_changed, snapshot) = (shared.view.subscribe(), Some(HashSet::new()));
+        Self { shared, workers, running: HashMap::new(), pending: HashMap::new(), snapshot, view_changed, ready }
     }
 
     /// The agent is there; it starts with a snapshot of all pods.
@@ -88,6 +92,8 @@ impl Pods {
         if let Err(error) = self.shared.capture.reopen() {
             tracing::warn!(error = chain(&error), "the capture's maps cannot be opened; tried again with each pod");
         }
+        self.running.values_mut().for_each(|running| running.in_capture.refresh());
+        self.settle();
         self.say();
     }
 
@@ -102,11 +108,12 @@ impl Pods {
         if let Some(snapshot) = &mut self.snapshot {
             snapshot.insert(uid.clone());
         }
-        if let Some(Running { pod, in_capture }) = self.running.get(&uid) {
+        if let Some(Running { pod, in_capture }) = self.running.get_mut(&uid) {
             if pod.namespace.as_ref() == Some(&namespace) && pod.info == info {
-                // A new agent may have made the capture's maps anew.
-                let registered = in_capture.register(&self.shared, pod);
-                return registered.map_err(|cause| StartError::Listen { pod: pod.to_string(), cause });
+                let name = pod.to_string();
+                // The agent may have made the capture's maps anew.
+                in_capture.refresh();
+                return self.settle_with(&uid).map_err(|cause| StartError::Listen { pod: name, cause });
             }
             // The sandbox was made anew: what the old one had open can no longer carry anything.
             if let Some(old) = self.running.remove(&uid) {
@@ -137,6 +144,7 @@ impl Pods {
         }
         if let Some(running) = self.running.remove(uid) {
             self.retire(running);
+            self.settle();
         }
         self.say();
     }
@@ -161,7 +169,76 @@ impl Pods {
                 self.pending.insert(uid, (info, namespace));
             }
         }
+        self.settle();
         self.say();
+    }
+
+    /// Waits for a change of the view and settles again whose each address is. Nothing is lost when it is given up.
+    pub async fn follow_view(&mut self) {
+        if self.view_changed.changed().await.is_err() {
+            // The view is gone, so the process is ending.
+            std::future::pending::<()>().await;
+        }
+        self.settle();
+    }
+
+    /// Gives each pod that runs the addresses that are its own, in the capture too. What fails is tried again with the next change.
+    fn settle(&mut self) {
+        for (pod, error) in self.settle_all() {
+            tracing::warn!(%pod, error = chain(&error), "the capture does not lead to the pod as it should; tried again");
+        }
+    }
+
+    /// As [`Pods::settle`], where failing is an error for the pod `uid`.
+    fn settle_with(&mut self, uid: &str) -> Result<(), OpenError> {
+        let mut own = Ok(());
+        for (pod, error) in self.settle_all() {
+            match &*pod.uid == uid {
+                true => own = Err(error),
+                false => tracing::warn!(%pod, error = chain(&error), "the capture does not lead to the pod as it should; tried again"),
+            }
+        }
+        own
+    }
+
+    fn settle_all(&mut self) -> Vec<(Arc<Pod>, OpenError)> {
+        self.share_out();
+        let mut failed = Vec::new();
+        // What one has lost goes before another gets it.
+        for step in [InCapture::retain, InCapture::add] {
+            for Running { pod, in_capture } in self.running.values_mut() {
+                if let Err(error) = step(in_capture, &self.shared, &pod.addresses()) {
+                    failed.push((pod.clone(), error));
+                }
+            }
+        }
+        failed
+    }
+
+    /// Says of each claimed address whose it is.
+    fn share_out(&self) {
+        let (view, config) = (self.shared.view.load(), &self.shared.config);
+        let mut claimants: HashMap<IpAddr, Vec<&Arc<Pod>>> = HashMap::new();
+        for Running { pod, .. } in self.running.values() {
+            for address in &pod.claimed {
+                claimants.entry(*address).or_default().push(pod);
+            }
+        }
+        for Running { pod, .. } in self.running.values() {
+            let is_own = |address: &IpAddr| {
+                let claimants = claimants.get(address).map_or(&[][..], Vec::as_slice);
+                claims::owner(&view, config, *address, claimants).is_some_and(|owner| Arc::ptr_eq(owner, pod))
+            };
+            let own: Vec<_> = pod.claimed.iter().filter(|address| is_own(address)).copied().collect();
+            if own == *pod.addresses() {
+                continue;
+            }
+            let withheld: Vec<_> = pod.claimed.iter().filter(|address| !own.contains(address)).collect();
+            if !withheld.is_empty() {
+                tracing::warn!(%pod, ?withheld, "the pod is not served at addresses that its interfaces have: they are another's, or contested");
+            }
+            pod.served_at(own);
+        }
     }
 
     async fn start(&mut self, uid: Arc<str>, info: PodInfo, namespace: NetworkNamespace) -> Result<(), StartError> {
@@ -170,15 +247,19 @@ impl Pods {
         let pod = Arc::new(Pod::new(uid.clone(), info, Some(namespace), addresses));
         let opened = listeners::open(&self.shared, &pod, self.workers.len());
         let (opened, in_capture) = opened.map_err(|cause| StartError::Listen { pod: name.clone(), cause })?;
+        self.running.insert(uid.clone(), Running { pod: pod.clone(), in_capture });
+        if let Err(cause) = self.settle_with(&uid) {
+            self.running.remove(&uid);
+            return Err(StartError::Listen { pod: name, cause });
+        }
         for (worker, listeners) in self.workers.iter().zip(opened) {
             let command = Command::Serve { pod: pod.clone(), listeners: Box::new(listeners) };
             worker.send(command).await.map_err(|_| StartError::Stopping { pod: name.clone() })?;
         }
-        tracing::info!(pod = %name, uid = %uid, addresses = ?pod.addresses, "pod served");
+        tracing::info!(pod = %name, uid = %uid, addresses = ?pod.addresses(), "pod served");
         self.shared.metrics.pods.started.inc();
         self.shared.pods.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(uid.clone(), pod.clone());
-        tokio::spawn(prefetch(self.shared.clone(), pod.clone()));
-        self.running.insert(uid, Running { pod, in_capture });
+        tokio::spawn(prefetch(self.shared.clone(), pod));
         Ok(())
     }
 
@@ -186,31 +267,34 @@ impl Pods {
         if matches!(self.shared.config.capture, Capture::Netfilter { .. }) {
             return self.end_now(running);
         }
-        let Running { pod, in_capture } = running;
-        drop(in_capture);
-        self.forget(&pod);
+        let pod = self.withdraw(running);
         tracing::info!(pod = %pod, open = pod.open_connections(), "pod no longer served; open connections live on");
         pod.drain().start();
+        pod.release_certificate();
         tokio::spawn(outlive(self.shared.clone(), pod));
     }
 
     fn end_now(&self, running: Running) {
-        let Running { pod, in_capture } = running;
-        drop(in_capture);
-        self.forget(&pod);
+        let pod = self.withdraw(running);
         tracing::info!(pod = %pod, open = pod.open_connections(), "pod no longer served; open connections end");
+        pod.drain().start();
+        pod.release_certificate();
         tokio::spawn(async move { pod.drain().finish(Duration::ZERO).await });
+    }
+
+    /// Nothing new is led to the pod.
+    fn withdraw(&self, Running { pod, mut in_capture }: Running) -> Arc<Pod> {
+        if let Err(error) = in_capture.retain(&self.shared, &[]) {
+            // They leave it when the sockets close.
+            tracing::warn!(%pod, error = chain(&error), "listeners cannot be taken out of the capture");
+        }
+        self.forget(&pod);
+        pod
     }
 
     fn forget(&self, pod: &Pod) {
         self.shared.metrics.pods.stopped.inc();
-        let mut served = self.shared.pods.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        served.remove(&pod.uid);
-        // Certificates are by account: the last pod of one takes it along.
-        let Some((_, identity)) = pod.known_as.get() else { return };
-        if !served.values().any(|other| other.known_as.get().is_some_and(|(_, other)| other == identity)) {
-            self.shared.certificates.forget(identity);
-        }
+        self.shared.pods.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&pod.uid);
     }
 
     /// Ready is: the snapshot is complete, and every pod in it is served.
@@ -231,8 +315,7 @@ async fn prefetch(shared: Arc<Shared>, pod: Arc<Pod>) {
     let fetched = async {
         let current = view::covering(&shared.view, &shared.config.node, &pod).await.view;
         if let Some(workload) = view::local_workload(&current, &shared.config.node, &pod) {
-            pod.known_as.get_or_init(|| (workload.uid.clone(), workload.identity.clone()));
-            shared.certificates.prefetch(&workload.identity);
+            pod.is_known_as(workload, &shared.certificates);
         }
     };
     tokio::select! {

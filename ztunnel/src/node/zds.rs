@@ -77,7 +77,14 @@ pub async fn run(path: &Path, mut pods: Pods) {
             ZdsError::Connect { .. } => tracing::debug!(error = chain(&ended), retry = ?backoff, "waiting for the node agent"),
             _ => tracing::warn!(error = chain(&ended), "node agent lost; pods are served on"),
         }
-        tokio::time::sleep(backoff).await;
+        let pause = tokio::time::sleep(backoff);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = &mut pause => break,
+                () = pods.follow_view() => {}
+            }
+        }
         backoff = (backoff * 2).min(BACKOFF_LAST);
     }
 }
@@ -101,6 +108,7 @@ async fn session(path: &Path, pods: &mut Pods, productive: &mut bool) -> ZdsErro
                 pods.retry_pending().await;
                 continue;
             }
+            () = pods.follow_view() => continue,
         };
         let packet = match packet {
             Ok(packet) => packet,

@@ -103,7 +103,8 @@ fn application_address(pod: &Pod, from: SocketAddr, to: OriginalDestination) -> 
     if !from.ip().is_loopback() {
         return from;
     }
-    let own = pod.addresses.iter().find(|own| own.is_ipv4() == to.0.is_ipv4());
+    let addresses = pod.addresses();
+    let own = addresses.iter().find(|own| own.is_ipv4() == to.0.is_ipv4());
     own.map_or(from, |own| SocketAddr::new(*own, from.port()))
 }
 

@@ -58,7 +58,7 @@ impl IdentifyError {
 /// The local pod, in the control plane's words.
 pub fn local(shared: &Shared, view: &View, pod: &Pod) -> Result<Arc<Workload>, IdentifyError> {
     let found = local_workload(view, &shared.config.node, pod).ok_or_else(|| IdentifyError::WorkloadUnknown { pod: pod.to_string() })?;
-    pod.known_as.get_or_init(|| (found.uid.clone(), found.identity.clone()));
+    pod.is_known_as(found, &shared.certificates);
     Ok(found.clone())
 }
 

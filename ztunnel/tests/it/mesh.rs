@@ -121,6 +121,14 @@ impl Mesh {
 
     /// A pod on a node, in the mesh and in the view.
     pub(crate) fn pod(&mut self, node: usize, name: &str, number: u8) -> MeshPod {
+        let pod = self.unserved_pod(node, name, number);
+        self.apply([Change::Workload(Arc::new(pod.workload.clone()))]);
+        self.serve(node, &pod);
+        pod
+    }
+
+    /// A pod that neither the control plane nor the node agent has told of yet.
+    pub(crate) fn unserved_pod(&mut self, node: usize, name: &str, number: u8) -> MeshPod {
         let network = self.network.pod(number);
         self.network.capture(number);
         let name = format!("{}-{name}", self.tag);
@@ -129,11 +137,13 @@ impl Mesh {
         workload.addresses = vec![network.v4, network.v6];
         workload.node = self.nodes[node].name.into();
         workload.tunnel_protocol = TunnelProtocol::Hbone;
-        self.apply([Change::Workload(Arc::new(workload.clone()))]);
-        let uid = format!("uid-{name}");
-        let netns = descriptor(&network);
-        assert_eq!(self.nodes[node].agent.add(&uid, "shop", &name, &name, &netns), "");
-        MeshPod { name, uid, network, workload }
+        MeshPod { uid: format!("uid-{name}"), name, network, workload }
+    }
+
+    /// The node agent hands a pod over.
+    pub(crate) fn serve(&self, node: usize, pod: &MeshPod) {
+        let netns = descriptor(&pod.network);
+        assert_eq!(self.nodes[node].agent.add(&pod.uid, "shop", &pod.name, &pod.name, &netns), "");
     }
 
     /// Puts changes in force on both nodes.

@@ -144,7 +144,7 @@ fn a_named_waypoint_that_cannot_be_used_never_falls_back() {
     assert_eq!(mesh.findings(), ["IST0101 Service shop/web"]);
     mesh.gateway("shop", "own", json!({}), "Same", false);
     assert_eq!(mesh.waypoints().0, None, "it has no address yet");
-    assert_eq!(mesh.findings(), ["TRP0016 Service shop/web"]);
+    assert_eq!(mesh.findings(), ["TRP0020 Service shop/web"]);
     mesh.gateway("shop", "own", json!({}), "Same", true);
     assert_eq!(mesh.waypoints().0, at("shop", "own"));
     assert!(mesh.findings().is_empty(), "{:?}", mesh.findings());
@@ -157,7 +157,7 @@ fn another_namespaces_waypoint_must_let_this_one_in() {
     mesh.namespace("infra", json!({}));
     mesh.gateway("infra", "gw", json!({}), "Same", true);
     assert_eq!(mesh.waypoints().0, None);
-    assert_eq!(mesh.findings(), ["TRP0016 Namespace shop"]);
+    assert_eq!(mesh.findings(), ["TRP0020 Namespace shop"]);
     mesh.gateway("infra", "gw", json!({}), "All", true);
     assert_eq!(mesh.waypoints().0, at("infra", "gw"));
     assert!(mesh.findings().is_empty(), "{:?}", mesh.findings());

@@ -15,21 +15,21 @@ use crate::{
 
 /// How far each field is obeyed.
 pub const FIELDS: &[Field] = &[
-    Field { path: "gatewayClassName", support: FieldSupport::NeedsWaypoint, note: "`istio-waypoint`" },
-    Field { path: "listeners.name", support: FieldSupport::NeedsWaypoint, note: "" },
-    Field { path: "listeners.port", support: FieldSupport::NeedsWaypoint, note: "15008" },
-    Field { path: "listeners.protocol", support: FieldSupport::NeedsWaypoint, note: "`HBONE`" },
-    Field { path: "listeners.allowedRoutes.namespaces", support: FieldSupport::NeedsWaypoint, note: "who may use the waypoint" },
-    Field { path: "listeners.allowedRoutes.kinds", support: FieldSupport::NotHonoured, note: "" },
-    Field { path: "listeners.hostname", support: FieldSupport::NotHonoured, note: "a waypoint has no host names" },
-    Field { path: "listeners.tls", support: FieldSupport::NotHonoured, note: "a waypoint's certificate is the mesh's" },
-    Field { path: "addresses", support: FieldSupport::NeedsWaypoint, note: "a Hostname means a deployment made by hand" },
-    Field { path: "infrastructure.labels", support: FieldSupport::NeedsWaypoint, note: "" },
-    Field { path: "infrastructure.annotations", support: FieldSupport::NeedsWaypoint, note: "" },
-    Field { path: "infrastructure.parametersRef", support: FieldSupport::NotHonoured, note: "" },
-    Field { path: "allowedListeners", support: FieldSupport::NotHonoured, note: "" },
-    Field { path: "tls", support: FieldSupport::NotHonoured, note: "" },
-    Field { path: "defaultScope", support: FieldSupport::NotHonoured, note: "" },
+    Field { path: "gatewayClassName", support: FieldSupport::NeedsWaypoint, does: "`istio-waypoint`" },
+    Field { path: "listeners.name", support: FieldSupport::NeedsWaypoint, does: "" },
+    Field { path: "listeners.port", support: FieldSupport::NeedsWaypoint, does: "15008" },
+    Field { path: "listeners.protocol", support: FieldSupport::NeedsWaypoint, does: "`HBONE`" },
+    Field { path: "listeners.allowedRoutes.namespaces", support: FieldSupport::NeedsWaypoint, does: "who may use the waypoint" },
+    Field { path: "listeners.allowedRoutes.kinds", support: FieldSupport::NotHonoured, does: "" },
+    Field { path: "listeners.hostname", support: FieldSupport::NotHonoured, does: "a waypoint has no host names" },
+    Field { path: "listeners.tls", support: FieldSupport::NotHonoured, does: "a waypoint's certificate is the mesh's" },
+    Field { path: "addresses", support: FieldSupport::NeedsWaypoint, does: "a Hostname means a deployment made by hand" },
+    Field { path: "infrastructure.labels", support: FieldSupport::NeedsWaypoint, does: "" },
+    Field { path: "infrastructure.annotations", support: FieldSupport::NeedsWaypoint, does: "" },
+    Field { path: "infrastructure.parametersRef", support: FieldSupport::NotHonoured, does: "" },
+    Field { path: "allowedListeners", support: FieldSupport::NotHonoured, does: "" },
+    Field { path: "tls", support: FieldSupport::NotHonoured, does: "" },
+    Field { path: "defaultScope", support: FieldSupport::NotHonoured, does: "" },
 ];
 
 /// The whole object.

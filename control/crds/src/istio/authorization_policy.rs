@@ -3,33 +3,49 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Field, FieldSupport, TargetReference, WorkloadSelector, validate_selector, validate_targets};
+use super::{Field, TargetReference, WorkloadSelector, validate_selector, validate_targets};
 use crate::{decode::About, names};
 
 /// How far each field is obeyed.
 pub const FIELDS: &[Field] = &[
-    Field { path: "selector.matchLabels", support: FieldSupport::Honoured, note: "" },
-    Field { path: "targetRef", support: FieldSupport::NeedsWaypoint, note: "deprecated by Istio in favour of targetRefs" },
-    Field { path: "targetRefs", support: FieldSupport::NeedsWaypoint, note: "" },
-    Field { path: "action", support: FieldSupport::Honoured, note: "ALLOW and DENY; AUDIT and CUSTOM are not enforced at L4" },
-    Field { path: "provider.name", support: FieldSupport::NotHonoured, note: "with action CUSTOM only" },
-    Field { path: "rules.from.source.principals", support: FieldSupport::Honoured, note: "also notPrincipals" },
-    Field { path: "rules.from.source.namespaces", support: FieldSupport::Honoured, note: "also notNamespaces" },
-    Field { path: "rules.from.source.serviceAccounts", support: FieldSupport::Honoured, note: "also notServiceAccounts" },
-    Field { path: "rules.from.source.ipBlocks", support: FieldSupport::Honoured, note: "also notIpBlocks" },
-    Field { path: "rules.from.source.requestPrincipals", support: FieldSupport::NeedsWaypoint, note: "also notRequestPrincipals" },
-    Field { path: "rules.from.source.remoteIpBlocks", support: FieldSupport::NeedsWaypoint, note: "also notRemoteIpBlocks" },
-    Field { path: "rules.from.source.trustDomains", support: FieldSupport::NeedsWaypoint, note: "also notTrustDomains" },
-    Field { path: "rules.to.operation.ports", support: FieldSupport::Honoured, note: "the workload's own port; also notPorts" },
-    Field { path: "rules.to.operation.hosts", support: FieldSupport::NeedsWaypoint, note: "also notHosts" },
-    Field { path: "rules.to.operation.methods", support: FieldSupport::NeedsWaypoint, note: "also notMethods" },
-    Field { path: "rules.to.operation.paths", support: FieldSupport::NeedsWaypoint, note: "also notPaths" },
-    Field {
-        path: "rules.when",
-        support: FieldSupport::Honoured,
-        note: "keys source.ip, source.namespace, source.principal, source.serviceAccount, destination.ip and destination.port; \
-               others need a waypoint",
-    },
+    Field::honoured(
+        "selector.matchLabels",
+        "Picks the workloads by their labels; without it the policy is the namespace's, or the mesh's in the root namespace.",
+    ),
+    Field::needs_waypoint("targetRef", "Deprecated by Istio: one entry of targetRefs."),
+    Field::needs_waypoint("targetRefs", "Attaches the policy to a Gateway, GatewayClass, Service or ServiceEntry; a waypoint enforces it."),
+    Field::honoured("action", "ALLOW and DENY are enforced; AUDIT and CUSTOM are not at L4."),
+    Field::not_honoured("provider.name", "Names the external authorizer of the action CUSTOM."),
+    Field::honoured(
+        "rules.from.source.principals",
+        "Callers by identity (TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT), as certificates prove it.",
+    ),
+    Field::honoured("rules.from.source.notPrincipals", "Identities that do not match."),
+    Field::honoured("rules.from.source.namespaces", "Callers by the namespace of their identity."),
+    Field::honoured("rules.from.source.notNamespaces", "Namespaces that do not match."),
+    Field::honoured("rules.from.source.serviceAccounts", "Callers by NAMESPACE/ACCOUNT, or ACCOUNT of the policy's own namespace."),
+    Field::honoured("rules.from.source.notServiceAccounts", "Accounts that do not match."),
+    Field::honoured("rules.from.source.ipBlocks", "Callers by the address that the connection comes from."),
+    Field::honoured("rules.from.source.notIpBlocks", "Addresses that do not match."),
+    Field::needs_waypoint("rules.from.source.requestPrincipals", "Callers by the issuer and subject of a request's JWT."),
+    Field::needs_waypoint("rules.from.source.notRequestPrincipals", "Issuers and subjects that do not match."),
+    Field::needs_waypoint("rules.from.source.remoteIpBlocks", "Callers by the address that trusted headers give."),
+    Field::needs_waypoint("rules.from.source.notRemoteIpBlocks", "Addresses that do not match."),
+    Field::needs_waypoint("rules.from.source.trustDomains", "Callers by the trust domain of their identity."),
+    Field::needs_waypoint("rules.from.source.notTrustDomains", "Trust domains that do not match."),
+    Field::honoured("rules.to.operation.ports", "The workload's own ports."),
+    Field::honoured("rules.to.operation.notPorts", "Ports that do not match."),
+    Field::needs_waypoint("rules.to.operation.hosts", "Requests by their host."),
+    Field::needs_waypoint("rules.to.operation.notHosts", "Hosts that do not match."),
+    Field::needs_waypoint("rules.to.operation.methods", "Requests by their method."),
+    Field::needs_waypoint("rules.to.operation.notMethods", "Methods that do not match."),
+    Field::needs_waypoint("rules.to.operation.paths", "Requests by their path."),
+    Field::needs_waypoint("rules.to.operation.notPaths", "Paths that do not match."),
+    Field::honoured(
+        "rules.when",
+        "Conditions: source.ip, source.namespace, source.principal, source.serviceAccount, destination.ip and destination.port; other \
+         keys need a waypoint.",
+    ),
 ];
 
 /// The whole object.

@@ -79,12 +79,12 @@ pub const FIELDS: &[Field] = &[
     not("trafficPolicy.proxyProtocol", ""),
 ];
 
-const fn waypoint(path: &'static str, note: &'static str) -> Field {
-    Field { path, support: FieldSupport::NeedsWaypoint, note }
+const fn waypoint(path: &'static str, does: &'static str) -> Field {
+    Field { path, support: FieldSupport::NeedsWaypoint, does }
 }
 
-const fn not(path: &'static str, note: &'static str) -> Field {
-    Field { path, support: FieldSupport::NotHonoured, note }
+const fn not(path: &'static str, does: &'static str) -> Field {
+    Field { path, support: FieldSupport::NotHonoured, does }
 }
 
 /// The whole object.

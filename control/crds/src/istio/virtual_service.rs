@@ -40,7 +40,7 @@ pub const FIELDS: &[Field] = &[
     waypoint("http.match.sourceLabels", "matched on the original caller; Istio drops the block at a waypoint"),
     waypoint("http.match.sourceNamespace", "matched on the original caller; Istio takes the waypoint's"),
     waypoint("http.match.gateways", "blocks without `mesh` mean nothing to a waypoint"),
-    Field { path: "http.match.statPrefix", support: FieldSupport::NotHonoured, note: "" },
+    Field { path: "http.match.statPrefix", support: FieldSupport::NotHonoured, does: "" },
     waypoint("http.route.destination", "also of tls and tcp"),
     waypoint("http.route.weight", "also of tls and tcp"),
     waypoint("http.route.headers", ""),
@@ -62,8 +62,8 @@ pub const FIELDS: &[Field] = &[
     waypoint("tcp.route", ""),
 ];
 
-const fn waypoint(path: &'static str, note: &'static str) -> Field {
-    Field { path, support: FieldSupport::NeedsWaypoint, note }
+const fn waypoint(path: &'static str, does: &'static str) -> Field {
+    Field { path, support: FieldSupport::NeedsWaypoint, does }
 }
 
 /// The whole object.

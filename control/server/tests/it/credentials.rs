@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tonic::Code;
 use tropis_proto::xds::{DeltaDiscoveryRequest, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient};
 
-use crate::harness::{Ask, Tropisd, bearer, claims, sign};
+use crate::harness::{Ask, Tropisd, bearer, claims, pod, sign};
 
 /// What a stream of configuration is answered with.
 async fn stream(tropisd: &Tropisd, token: Option<&str>, holder: Option<tonic::transport::Identity>) -> Result<(), tonic::Status> {
@@ -102,4 +102,24 @@ async fn identities_go_to_the_node_where_their_pods_run() {
         .await;
     let status = tropisd.certify(Some(&cart), Ask::default()).await.unwrap_err();
     assert!(status.message().contains("not known"), "a token dies with its pod: {status}");
+}
+
+#[tokio::test]
+async fn the_alias_of_the_account_names_the_identity_of_a_pod_as_well() {
+    let tropisd = Tropisd::start(&[]);
+    tropisd.ready().await;
+    let mut old = pod("shop", "old-style", "a", "ledger", "10.244.1.9");
+    let account = old["spec"].as_object_mut().unwrap().remove("serviceAccountName").unwrap();
+    old["spec"]["serviceAccount"] = account;
+    tropisd.apply("cluster/shop-old-style.yaml", &old.to_string());
+    let own = tropisd.token("shop", "old-style", "ledger", "a");
+    let issued = tropisd.until("the pod", async || tropisd.certify(Some(&own), Ask::default()).await.ok()).await;
+    assert_eq!(issued.name(), "spiffe://cluster.local/ns/shop/sa/ledger");
+
+    // Its node proxy gets the same identity for it, and not that of the account which it does not run as.
+    let ztunnel = tropisd.token("istio-system", "ztunnel-a", "ztunnel", "a");
+    let ask = async |identity| tropisd.certify(Some(&ztunnel), Ask { identity: Some(identity), ..Ask::default() }).await;
+    assert!(ask("spiffe://cluster.local/ns/shop/sa/ledger").await.is_ok());
+    let status = ask("spiffe://cluster.local/ns/shop/sa/default").await.unwrap_err();
+    assert!(status.message().contains("no pod runs as account shop/default on node a"), "{status}");
 }

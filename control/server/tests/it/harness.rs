@@ -165,7 +165,12 @@ impl Tropisd {
 
     /// Asks for a certificate.
     pub(crate) async fn certify(&self, token: Option<&str>, ask: Ask<'_>) -> Result<Issued, Status> {
-        let channel = self.channel(self.addresses[0], ask.holder).await.map_err(|error| Status::unknown(error.to_string()))?;
+        let channel = self.channel(self.addresses[0], ask.holder.clone()).await.map_err(|error| Status::unknown(error.to_string()))?;
+        self.certify_over(channel, token, ask).await
+    }
+
+    /// Asks for a certificate over a connection that is there.
+    pub(crate) async fn certify_over(&self, channel: Channel, token: Option<&str>, ask: Ask<'_>) -> Result<Issued, Status> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let csr = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
         let metadata = ask.identity.map(|identity| prost_types::Struct {

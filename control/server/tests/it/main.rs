@@ -3,6 +3,7 @@
 
 mod certificates;
 mod configuration;
+mod connections;
 mod credentials;
 mod endpoints;
 mod harness;

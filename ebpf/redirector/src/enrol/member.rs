@@ -18,6 +18,10 @@ pub enum Phase {
     Enrolled,
     /// What it opens passes; peers are hearing of it.
     Leaving,
+    /// What arrives passes, too; the node proxy finishes what it has accepted.
+    Closing,
+    /// Its object is gone; captured until its processes are.
+    Ending,
 }
 
 /// A pod that is, or is to be, enrolled.
@@ -31,13 +35,15 @@ pub(super) struct Member {
     /// When something is to be done about it.
     pub(super) due: Option<Instant>,
     pub(super) attempts: u32,
+    /// Captured by the programs of an older version, for a node proxy of that version.
+    pub(super) held_by_older: bool,
     /// What its annotation says, as far as this process wrote it.
     pub(super) said: Option<&'static str>,
 }
 
 impl Member {
     pub(super) fn new(facts: Arc<PodFacts>) -> Self {
-        Self { facts, phase: Phase::Waiting, place: None, cookie: None, due: None, attempts: 0, said: None }
+        Self { facts, phase: Phase::Waiting, place: None, cookie: None, due: None, attempts: 0, held_by_older: false, said: None }
     }
 
     /// Tries again: soon at first, then less and less often.
@@ -45,6 +51,11 @@ impl Member {
         let wait = RETRY_FIRST.saturating_mul(1 << self.attempts.min(10)).min(RETRY_LAST);
         self.attempts += 1;
         self.due = Some(Instant::now() + wait);
+    }
+
+    /// It has, or may have, connections that must not pass.
+    pub(super) fn is_captured(&self) -> bool {
+        self.cookie.is_some() && matches!(self.phase, Phase::Waiting | Phase::Enrolled)
     }
 
     pub(super) fn status(&self) -> PodStatus {

@@ -109,6 +109,25 @@ fn more_resolvers_than_slots_are_refused_and_counted() {
 }
 
 #[test]
+fn resolvers_of_a_family_that_the_pods_status_lacks_are_unreachable() {
+    let Some(lab) = Lab::start("dns-family", Families::Both) else { return };
+    let capture = lab.capture();
+    let resolver = lab.in_world(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 53)).unwrap());
+    let [ipv4, ipv6, mapped] = destinations(53);
+    for (families, lacked) in [(Families::Ipv4, vec![ipv6]), (Families::Ipv6, vec![ipv4, mapped])] {
+        lab.enrol(&capture, families, DNS);
+        for destination in lacked {
+            let socket = ask(&lab, destination);
+            assert_eq!(socket.send_to(b"question", destination).unwrap_err().raw_os_error(), Some(libc::ENETUNREACH), "{destination}");
+            assert_eq!(socket.connect(destination).unwrap_err().raw_os_error(), Some(libc::ENETUNREACH), "{destination}");
+        }
+    }
+    resolver.set_nonblocking(true).unwrap();
+    assert!(resolver.recv_from(&mut [0; 64]).is_err(), "nothing passed");
+    assert_eq!(capture.maps().outbound(lab.pod.cookie()).unwrap().refused_family, 6);
+}
+
+#[test]
 fn dns_over_tcp_reaches_the_dns_listener_with_its_resolver() {
     let Some(lab) = Lab::start("dns-tcp", Families::Both) else { return };
     let capture = lab.capture();

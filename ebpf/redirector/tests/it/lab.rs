@@ -44,6 +44,7 @@ pub(crate) struct Lab {
 pub(crate) enum Families {
     Both,
     Ipv4,
+    Ipv6,
 }
 
 impl Lab {
@@ -73,7 +74,7 @@ impl Lab {
         ip(&["-n", &pod, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &world]);
         for (namespace, v4, v6) in [(&pod, "10.251.1.2/24", "fd51:1::2/64"), (&world, "10.251.1.1/24", "fd51:1::1/64")] {
             ip(&["-n", namespace, "addr", "add", v4, "dev", "eth0"]);
-            if families == Families::Both {
+            if families != Families::Ipv4 {
                 ip(&["-n", namespace, "addr", "add", v6, "dev", "eth0", "nodad"]);
             }
             ip(&["-n", namespace, "link", "set", "eth0", "up"]);
@@ -107,8 +108,8 @@ impl Lab {
     pub(crate) fn entry(&self, families: Families, dns_port: u16) -> PodEntry {
         PodEntry {
             uid: "uid-of-the-pod".to_owned(),
-            ipv4: Some(Ipv4Addr::new(10, 251, 1, 2)),
-            ipv6: (families == Families::Both).then(|| "fd51:1::2".parse().unwrap()),
+            ipv4: (families != Families::Ipv6).then(|| Ipv4Addr::new(10, 251, 1, 2)),
+            ipv6: (families != Families::Ipv4).then(|| "fd51:1::2".parse().unwrap()),
             outbound_port: OUTBOUND,
             dns_port,
             captures: true,

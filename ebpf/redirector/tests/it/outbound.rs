@@ -92,14 +92,35 @@ fn a_pod_reaches_itself_directly() {
 }
 
 #[test]
-fn a_family_that_the_pod_lacks_fails_as_without_us() {
-    let Some(lab) = Lab::start("family", Families::Ipv4) else { return };
+fn a_family_that_the_pods_status_lacks_is_unreachable_even_where_it_is_routed() {
+    let Some(lab) = Lab::start("family", Families::Both) else { return };
+    let capture = lab.capture();
+    let proxy = lab.listen(OUTBOUND);
+    let server = lab.in_world(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80)).unwrap());
+    let [ipv4, ipv6, mapped] = destinations(80);
+    for (families, lacked) in [(Families::Ipv4, vec![ipv6]), (Families::Ipv6, vec![ipv4, mapped])] {
+        lab.enrol(&capture, families, 0);
+        for destination in lacked {
+            let error = lab.in_pod(|| TcpStream::connect_timeout(&destination, WAIT).unwrap_err());
+            assert_eq!(error.raw_os_error(), Some(libc::ENETUNREACH), "{destination}");
+        }
+        let _client = lab.in_pod(|| TcpStream::connect_timeout(if families == Families::Ipv4 { &ipv4 } else { &ipv6 }, WAIT).unwrap());
+        accept(&proxy);
+    }
+    assert!(is_idle(&server), "nothing passed");
+    let counted = capture.maps().outbound(lab.pod.cookie()).unwrap();
+    assert_eq!((counted.refused_family, counted.captured), (3, 2));
+}
+
+#[test]
+fn a_family_that_the_pod_has_no_route_for_fails_as_without_us() {
+    let Some(lab) = Lab::start("route", Families::Ipv4) else { return };
+    let dial = || lab.in_pod(|| TcpStream::connect_timeout(&SocketAddr::new(world_ip(true), 80), WAIT).unwrap_err().raw_os_error());
     let capture = lab.capture();
     let _proxy = lab.listen(OUTBOUND);
+    let before = dial();
     lab.enrol(&capture, Families::Ipv4, 0);
-    let error = lab.in_pod(|| TcpStream::connect_timeout(&SocketAddr::new(world_ip(true), 80), WAIT).unwrap_err());
-    assert_eq!(error.raw_os_error(), Some(libc::ENETUNREACH));
-    assert_eq!(capture.maps().outbound(lab.pod.cookie()).unwrap().passed_family, 1);
+    assert_eq!((before, dial()), (Some(libc::ENETUNREACH), Some(libc::ENETUNREACH)));
 }
 
 #[test]

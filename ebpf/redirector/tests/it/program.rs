@@ -5,7 +5,7 @@ use std::{
     io::{IoSliceMut, Read as _, Write as _},
     net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::{net::UnixStream, process::CommandExt as _},
     },
     path::{Path, PathBuf},
@@ -19,10 +19,11 @@ use nix::sys::socket::{
 };
 use prost::Message as _;
 use serde_json::{Value, json};
+use tropis_maps::ListenerKind;
 use tropis_net::namespace::NetworkNamespace;
 use tropis_proto::zds::{Ack, Version, WorkloadRequest, WorkloadResponse, ZdsHello, workload_request::Payload, workload_response};
 
-use crate::lab::{Families, Lab, OUTBOUND, PROXY, WAIT, ip, original, world_ip};
+use crate::lab::{Families, Lab, OUTBOUND, PROXY, WAIT, ip, original, pod_ip, world_ip};
 
 const UID: &str = "6d1f2a50-9a2b-4a8e-8f57-1d0c6f7b9e11";
 
@@ -85,6 +86,18 @@ impl Node {
         let mut child = self.redirector.take().expect("it runs");
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// The last process of the pod ends.
+    fn end_application(&mut self) {
+        self.application.kill().unwrap();
+        self.application.wait().unwrap();
+    }
+
+    /// The namespaces that are captured.
+    fn captured_namespaces(&self) -> Vec<u64> {
+        let maps = tropis_maps::NodeMaps::open(&tropis_maps::Pins::new(self.lab.pins())).unwrap();
+        maps.pods().unwrap().into_iter().map(|(cookie, _)| cookie).collect()
     }
 
     fn label(&self, ambient: bool) {
@@ -281,7 +294,12 @@ fn a_label_enrols_a_live_pod_and_its_removal_lets_it_go() {
     node.label(false);
     node.until("withdrawn", || node.annotation().is_none());
     assert!(!node.is_captured(), "what it opens passes first");
+    let link = tropis_maps::Pins::new(node.lab.pins()).inbound_link(node.lab.pod.cookie());
+    assert!(link.exists(), "peers have not heard yet");
+    node.until("what arrives passes", || !link.exists());
+    let detached = Instant::now();
     proxy.expect_del();
+    assert!(detached.elapsed() > Duration::from_millis(400), "the proxy had time to accept what was queued: {:?}", detached.elapsed());
     assert!(start.elapsed() > Duration::from_millis(1500), "peers had time to hear");
     node.until("removed", || node.get("/enrolled").is_some_and(|text| text.ends_with("[]")));
     assert!(!node.is_captured());
@@ -329,12 +347,14 @@ fn killed_and_started_again_it_goes_on_where_it_was() {
     serving.join().unwrap();
     node.delete_pod();
     node.run();
-    assert!(!node.is_captured());
+    assert!(node.is_captured(), "a process of it runs");
+    node.end_application();
+    node.until("let go", || !node.is_captured());
 }
 
 #[test]
 fn without_a_proxy_a_pod_waits_and_a_late_answer_costs_the_connection() {
-    let Some(node) = Node::start("waits") else { return };
+    let Some(mut node) = Node::start("waits") else { return };
     node.label(true);
     node.until("pending", || node.annotation().as_deref() == Some("pending"));
     assert!(node.is_captured(), "its connections are refused until a proxy serves it");
@@ -359,6 +379,10 @@ fn without_a_proxy_a_pod_waits_and_a_late_answer_costs_the_connection() {
 
     node.delete_pod();
     proxy.expect_del();
+    node.until("it is ending", || node.get("/enrolled").is_some_and(|text| text.contains("\"phase\":\"ending\"")));
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(node.is_captured(), "deleted, but a process of it runs");
+    node.end_application();
     node.until("removed", || node.get("/enrolled").is_some_and(|text| text.ends_with("[]")));
 }
 
@@ -379,18 +403,19 @@ fn a_pod_that_starts_again_elsewhere_is_enrolled_there_and_sigterm_leaves_it_so(
     ip(&["-n", &name, "link", "set", "lo", "up"]);
     ip(&["-n", &name, "addr", "add", "10.251.1.2/32", "dev", "lo"]);
     let again = NetworkNamespace::open(Path::new(&format!("/run/netns/{name}"))).unwrap();
-    node.application.kill().unwrap();
-    node.application.wait().unwrap();
     let group = node.lab.cgroup.join("pods").join(format!("pod{UID}"));
-    node.application = again.run(|| application(&group)).unwrap();
+    let start = Instant::now();
+    let application = again.run(|| application(&group)).unwrap();
     ip(&["netns", "del", &name]);
+    node.until("captured there before the proxy serves it", || node.captured_namespaces().contains(&again.cookie()));
+    println!("a new sandbox is captured after {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     proxy.expect_add_of(again.cookie());
     proxy.acknowledge("");
-    let pods = || {
-        let maps = tropis_maps::NodeMaps::open(&tropis_maps::Pins::new(node.lab.pins())).unwrap();
-        maps.pods().unwrap().into_iter().map(|(cookie, _)| cookie).collect::<Vec<_>>()
-    };
-    node.until("enrolled there, and no longer where it was", || pods() == [again.cookie()]);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(node.is_captured() && node.captured_namespaces().len() == 2, "a process still runs where it was");
+    std::mem::replace(&mut node.application, application).kill().unwrap();
+    node.until("no longer captured where it was", || node.captured_namespaces() == [again.cookie()]);
     assert_ne!(again.cookie(), before);
 
     let mut child = node.redirector.take().expect("it runs");
@@ -398,4 +423,45 @@ fn a_pod_that_starts_again_elsewhere_is_enrolled_there_and_sigterm_leaves_it_so(
     assert!(child.wait().unwrap().success());
     let maps = tropis_maps::NodeMaps::open(&tropis_maps::Pins::new(node.lab.pins())).unwrap();
     assert_eq!(maps.pods().unwrap().len(), 1, "SIGTERM ends the process, not the capture");
+}
+
+#[test]
+fn programs_of_another_version_capture_until_ours_do() {
+    let Some(mut node) = Node::start("schema") else { return };
+    let serve = |proxy: Proxy| {
+        std::thread::spawn(move || {
+            while proxy.receive().is_some() {
+                proxy.acknowledge("");
+            }
+        })
+    };
+    let serving = serve(node.proxy());
+    node.label(true);
+    node.until("enabled", || node.annotation().as_deref() == Some("enabled"));
+    node.kill();
+    serving.join().unwrap();
+    let older = node.lab.pins().join("schema-0");
+    fs::rename(tropis_maps::Pins::new(node.lab.pins()).schema(), &older).unwrap();
+
+    node.run();
+    let serving = serve(node.proxy());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                assert!(node.is_captured(), "at every moment");
+            }
+        });
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(node.captured_namespaces().is_empty(), "the proxy has its listeners in the other version's maps");
+        assert!(older.exists() && node.annotation().as_deref() == Some("enabled"));
+        node.lab.proxy_maps().add_listener(pod_ip(false), ListenerKind::Outbound, node.proxy.as_fd()).unwrap();
+        node.until("ours capture, the others are gone", || !older.exists());
+        assert_eq!(node.captured_namespaces(), [node.lab.pod.cookie()]);
+        std::thread::sleep(Duration::from_millis(200));
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        load.join().unwrap();
+    });
+    node.kill();
+    serving.join().unwrap();
 }

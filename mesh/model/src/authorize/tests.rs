@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    policy::{PolicyScope, ServiceAccountMatch},
+    policy::{Action, Clause, Match, PolicyScope, Rule, ServiceAccountMatch, StringMatch},
     view::Change,
 };
 
@@ -205,5 +205,208 @@ proptest! {
         if decide(&policies, &facts).is_err() {
             prop_assert!(decide(&more, &facts).is_err());
         }
+    }
+}
+
+/// The meaning of policies, without any index: each is looked at in turn.
+fn walk(view: &View, workload: &Workload, facts: &ConnectionFacts) -> Result<Option<Denied>, Denied> {
+    let (mut missing, mut denied, mut dry_run_denied) = (None, None, None);
+    let (mut allow, mut dry_run_allow) = ((Vec::new(), false), (Vec::new(), false));
+    for policy in view.policies_for(workload) {
+        let policy = match policy {
+            Ok(policy) => policy,
+            Err(key) => {
+                missing.get_or_insert(key);
+                continue;
+            }
+        };
+        let matched = policy_matches(policy, facts);
+        match (policy.action, policy.dry_run) {
+            (Action::Deny, dry_run) if matched => {
+                let denial = if dry_run { &mut dry_run_denied } else { &mut denied };
+                denial.get_or_insert(Denied::ByPolicy(policy.key.clone()));
+            }
+            (Action::Deny, _) => {}
+            (Action::Allow, dry_run) => {
+                let (keys, allowed) = if dry_run { &mut dry_run_allow } else { &mut allow };
+                keys.push(policy.key.clone());
+                *allowed |= matched;
+            }
+        }
+    }
+    let unmatched = |(keys, allowed): (Vec<PolicyKey>, bool)| (!keys.is_empty() && !allowed).then_some(Denied::ByNone(keys));
+    match denied.or(missing.map(Denied::Missing)).or(unmatched(allow)) {
+        Some(denied) => Err(denied),
+        None => Ok(dry_run_denied.or(unmatched(dry_run_allow))),
+    }
+}
+
+fn texts(words: &'static [&'static str]) -> impl Strategy<Value = Vec<StringMatch>> {
+    let word = || proptest::sample::select(words).prop_map(Arc::<str>::from);
+    let text = prop_oneof![
+        6 => word().prop_map(StringMatch::Exact),
+        1 => word().prop_map(|word| StringMatch::Prefix(word[..word.len() / 2].into())),
+        1 => word().prop_map(|word| StringMatch::Suffix(word[word.len() / 2..].into())),
+        1 => Just(StringMatch::Presence),
+    ];
+    few(text)
+}
+
+/// Mostly none, as in real policies.
+fn few<T: std::fmt::Debug + Clone + 'static>(one: impl Strategy<Value = T> + 'static) -> impl Strategy<Value = Vec<T>> {
+    prop_oneof![3 => Just(Vec::new()), 2 => proptest::collection::vec(one, 1..3)]
+}
+
+fn block() -> impl Strategy<Value = ipnet::IpNet> {
+    const BLOCKS: &[&str] =
+        &["10.0.0.9/32", "10.0.0.9/24", "10.0.0.0/8", "0.0.0.0/0", "192.168.0.0/16", "fd00::9/128", "fd00::/64", "::/0"];
+    proptest::sample::select(BLOCKS).prop_map(|block| block.parse().unwrap())
+}
+
+fn account() -> impl Strategy<Value = ServiceAccountMatch> {
+    (proptest::sample::select(NAMESPACES), proptest::sample::select(["sleep", "cart"].as_slice()))
+        .prop_map(|(namespace, account)| ServiceAccountMatch { namespace: namespace.into(), service_account: account.into() })
+}
+
+const NAMESPACES: &[&str] = &["shop", "bank", ""];
+const PRINCIPALS: &[&str] = &["cluster.local/ns/shop/sa/sleep", "cluster.local/ns/shop/sa/cart", "cluster.local/ns/bank/sa/sleep", "other"];
+
+fn every_match() -> impl Strategy<Value = Match> {
+    let port = || few(proptest::sample::select([80u16, 8080].as_slice()));
+    let positive = (texts(NAMESPACES), texts(PRINCIPALS), few(account()), few(block()), few(block()), port());
+    let negated = (texts(NAMESPACES), texts(PRINCIPALS), few(account()), few(block()), few(block()), port());
+    (positive, negated, any::<bool>()).prop_map(|(positive, negated, both)| {
+        let (namespaces, principals, service_accounts, source_ips, destination_ips, destination_ports) = positive;
+        let one = Match { namespaces, principals, service_accounts, source_ips, destination_ips, destination_ports, ..Match::default() };
+        let (not_namespaces, not_principals, not_service_accounts, not_source_ips, not_destination_ips, not_destination_ports) = negated;
+        match both {
+            true => Match {
+                not_namespaces,
+                not_principals,
+                not_service_accounts,
+                not_source_ips,
+                not_destination_ips,
+                not_destination_ports,
+                ..one
+            },
+            false => one,
+        }
+    })
+}
+
+fn every_policy() -> impl Strategy<Value = Policy> {
+    let matches = proptest::collection::vec(every_match(), 0..3).prop_map(|matches| Clause { matches });
+    let rules = proptest::collection::vec(proptest::collection::vec(matches, 0..3).prop_map(|clauses| Rule { clauses }), 0..3);
+    let scope = proptest::sample::select([PolicyScope::Global, PolicyScope::Namespace, PolicyScope::WorkloadSelector].as_slice());
+    (0..8u8, any::<bool>(), proptest::bool::weighted(0.2), scope, rules).prop_map(|(name, allow, dry_run, scope, rules)| {
+        let action = if allow { Action::Allow } else { Action::Deny };
+        Policy { scope, dry_run, ..policy_of(&format!("p{name}"), action, rules) }
+    })
+}
+
+fn every_caller() -> impl Strategy<Value = ConnectionFacts> {
+    let peer = proptest::sample::select([None, Some(SLEEP), Some("spiffe://cluster.local/ns/bank/sa/sleep")].as_slice());
+    let source = proptest::sample::select(["10.0.0.9", "10.1.0.1", "192.168.3.4", "fd00::9", "fd00:1::1"].as_slice());
+    let destination = proptest::sample::select(["10.0.0.1:80", "10.0.0.1:8080", "[fd00::1]:8080"].as_slice());
+    (peer, source, destination).prop_map(|(peer, source, destination)| ConnectionFacts {
+        peer: peer.map(|peer| peer.parse().unwrap()),
+        source: source.parse().unwrap(),
+        destination: destination.parse().unwrap(),
+    })
+}
+
+/// One thing that happens to a view: a policy comes or changes (or goes), or the workload names others.
+fn every_change() -> impl Strategy<Value = Change> {
+    let named = proptest::collection::vec(0..8u8, 0..4);
+    prop_oneof![
+        4 => every_policy().prop_map(|policy| Change::Policy(Arc::new(policy))),
+        1 => (0..8u8).prop_map(|name| Change::RemovePolicy(PolicyKey(format!("shop/p{name}").into()))),
+        1 => (named, 0..2u8).prop_map(|(named, pod)| {
+            let name = format!("w{pod}");
+            let mut workload = Workload::new(format!("c//Pod/shop/{name}"), name, Identity::new("cluster.local", "shop", "w"));
+            workload.authorization_policies = named.into_iter().map(|name| format!("shop/p{name}").into()).collect();
+            Change::Workload(Arc::new(workload))
+        }),
+        1 => Just(Change::RemoveAddress("c//Pod/shop/w1".into())),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// What is compiled is always that of the present policies, and means what they mean.
+    #[test]
+    fn compiled_policies_decide_as_a_walk_does(
+        changes in proptest::collection::vec(every_change(), 1..16),
+        callers in proptest::collection::vec(every_caller(), 1..4),
+    ) {
+        let mut view = View::default();
+        for change in changes {
+            view = view.apply([change]);
+            for workload in view.workloads() {
+                let foreign = (**workload).clone();
+                for facts in &callers {
+                    let expected = walk(&view, workload, facts);
+                    for asked in [workload, &foreign] {
+                        let decided = inbound(&view, asked, facts).map(|permit| permit.dry_run_denial().cloned());
+                        prop_assert_eq!(&decided, &expected);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// ALLOW policies of one principal each, by scope, and a caller whom the last of them allows.
+fn many(count: usize, scope: PolicyScope) -> (View, Arc<Workload>, ConnectionFacts) {
+    let name = |number: usize| format!("cluster.local/ns/shop/sa/account-{number}");
+    let policies = (0..count).map(|number| {
+        let one = Match { destination_ports: vec![8080], ..principal(StringMatch::Exact(name(number).into())) };
+        let policy = policy(&format!("p{number:06}"), Action::Allow, vec![one]);
+        Change::Policy(Arc::new(Policy { scope, ..policy }))
+    });
+    let mut workload = Workload::new("c//Pod/shop/w", "w", Identity::new("cluster.local", "shop", "w"));
+    if scope == PolicyScope::WorkloadSelector {
+        workload.authorization_policies = (0..count).map(|number| format!("shop/p{number:06}").into()).collect();
+    }
+    let workload = Arc::new(workload);
+    let view = View::default().apply(policies.chain([Change::Workload(workload.clone())]));
+    (view, workload, facts(Some(&format!("spiffe://{}", name(count - 1)))))
+}
+
+/// The time of one decision, once compiled.
+fn time(rounds: u32, decide: impl Fn()) -> std::time::Duration {
+    decide();
+    let started = std::time::Instant::now();
+    (0..rounds).for_each(|_| decide());
+    started.elapsed() / rounds
+}
+
+#[test]
+fn deciding_is_flat_in_the_number_of_policies() {
+    for scope in [PolicyScope::Global, PolicyScope::Namespace, PolicyScope::WorkloadSelector] {
+        let decision = |count| {
+            let (view, workload, facts) = many(count, scope);
+            let once = || assert!(inbound(&view, &workload, &facts).is_ok());
+            // The best of some, since other work disturbs.
+            (0..5).map(|_| time(200, once)).min().unwrap()
+        };
+        let (few, many) = (decision(10), decision(5000));
+        println!("{scope:?}: 10 policies {few:?}, 5000 policies {many:?}");
+        assert!(many < few * 20, "{scope:?}: 500 times the policies took {few:?} to {many:?}");
+    }
+}
+
+#[test]
+#[ignore = "prints what compiling and deciding cost, beside the plain walk"]
+fn flat_measured() {
+    for count in [1, 10, 100, 1000, 10_000] {
+        let (view, workload, facts) = many(count, PolicyScope::Namespace);
+        let started = std::time::Instant::now();
+        assert!(inbound(&view, &workload, &facts).is_ok());
+        let compiled = started.elapsed();
+        let walked = time(100, || assert!(walk(&view, &workload, &facts).is_ok()));
+        let decided = time(10_000, || assert!(inbound(&view, &workload, &facts).is_ok()));
+        println!("{count:6} policies: decide {decided:?}, walk {walked:?}, compile once {compiled:?}");
     }
 }

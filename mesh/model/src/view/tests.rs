@@ -3,7 +3,11 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{identity::Identity, policy::Action, service::ServiceAddress};
+use crate::{
+    identity::Identity,
+    policy::{Action, PolicyScope},
+    service::ServiceAddress,
+};
 
 fn service(namespace: &str, name: &str, block: &str) -> Service {
     let hostname: Arc<str> = format!("{name}.example").into();

@@ -1,7 +1,8 @@
 //! The thread that hears of changes (inotify), waits until they are whole, reads the files and tells the store.
 //!
 //! Changes that come together are told together: after [`QUIET`] without another, at the latest after [`PATIENCE`]. A file that is
-//! being written is read when its writer closes it. What inotify may miss (a folder that was swapped, a queue that ran over) is found by
+//! being written is read when its writer closes it; where that takes long, what it holds so far is read as an unfinished file, of which
+//! nothing that is missing is taken away. What inotify may miss (a folder that was swapped, a queue that ran over) is found by
 //! looking again.
 
 use std::{
@@ -32,8 +33,11 @@ use crate::{write, yaml};
 const QUIET: Duration = Duration::from_millis(10);
 /// So long a change waits at most for others.
 const PATIENCE: Duration = Duration::from_millis(40);
-/// So long a file may be open for writing before it is read half-written; it is read again when it is closed.
+/// So long a file may be open for writing before what it holds so far is read; it is read again when it is closed.
 const WRITING_MAX: Duration = Duration::from_secs(2);
+/// So long an unfinished file may stay as it is before it counts as whole after all: that it was closed may have been missed, as
+/// inotify's queue is bounded.
+const UNFINISHED_MAX: Duration = Duration::from_secs(600);
 /// So long a file that was created is awaited to be closed (a hard link never is).
 const CREATING_MAX: Duration = Duration::from_millis(300);
 /// A new folder is read again after this, for files that came before it was watched.
@@ -79,6 +83,7 @@ impl Follower {
             folders: BTreeSet::new(),
             since: None,
             held: HashMap::new(),
+            unfinished: HashMap::new(),
             again: BTreeMap::new(),
             roots_looked: Instant::now(),
             everything_looked: Instant::now(),
@@ -119,6 +124,14 @@ pub(super) struct Stamp {
     changed: (i64, i64),
 }
 
+/// A file that is awaited to be closed.
+#[derive(Debug, Clone, Copy)]
+struct Hold {
+    until: Instant,
+    /// Something was written into it: it is not whole when the wait is over.
+    written: bool,
+}
+
 struct Following {
     roots: [Root; 3],
     kept: PathBuf,
@@ -133,7 +146,9 @@ struct Following {
     /// When the first of them became so.
     since: Option<Instant>,
     /// Files that are being written, and until when to wait.
-    held: HashMap<PathBuf, Instant>,
+    held: HashMap<PathBuf, Hold>,
+    /// Files that were read while they were being written, and when they were last found to have changed.
+    unfinished: HashMap<PathBuf, Instant>,
     /// Folders to look through once more, and when.
     again: BTreeMap<Instant, PathBuf>,
     roots_looked: Instant,
@@ -157,6 +172,7 @@ impl Following {
                 }
             }
             if self.since.is_some_and(|since| since.elapsed() >= PATIENCE) {
+                self.look_again();
                 self.settle();
             }
         }
@@ -167,7 +183,8 @@ impl Following {
             return QUIET;
         }
         let now = Instant::now();
-        let due = self.held.values().chain(self.again.keys()).min().map_or(ROOTS_PERIOD, |due| due.saturating_duration_since(now));
+        let held = self.held.values().map(|hold| &hold.until);
+        let due = held.chain(self.again.keys()).min().map_or(ROOTS_PERIOD, |due| due.saturating_duration_since(now));
         due.min(ROOTS_PERIOD).max(Duration::from_millis(1))
     }
 
@@ -182,9 +199,23 @@ impl Following {
         self.since.get_or_insert_with(Instant::now);
     }
 
-    fn hold(&mut self, path: PathBuf, at_most: Duration) {
-        // Not pushed back by every write: one that never ends is read after all.
-        self.held.entry(path).or_insert_with(|| Instant::now() + at_most);
+    /// Marks a file that is whole now: closed, renamed into its place or gone.
+    fn mark_whole(&mut self, path: PathBuf) {
+        self.unfinished.remove(&path);
+        self.mark(path);
+    }
+
+    fn created(&mut self, path: PathBuf) {
+        self.held.entry(path).or_insert_with(|| Hold { until: Instant::now() + CREATING_MAX, written: false });
+    }
+
+    fn written(&mut self, path: PathBuf) {
+        let fresh = Hold { until: Instant::now() + WRITING_MAX, written: true };
+        let hold = self.held.entry(path).or_insert(fresh);
+        // Not pushed back by every write: what one that never ends wrote so far is read after all.
+        if !hold.written {
+            *hold = fresh;
+        }
     }
 
     fn hear(&mut self, event: &notify::Event) {
@@ -202,9 +233,9 @@ impl Following {
                 continue;
             }
             match event.kind {
-                EventKind::Access(AccessKind::Close(AccessMode::Write)) if is_manifest(&path) => self.mark(path),
-                EventKind::Modify(ModifyKind::Data(_)) if is_manifest(&path) => self.hold(path, WRITING_MAX),
-                EventKind::Create(CreateKind::File) if is_manifest(&path) => self.hold(path, CREATING_MAX),
+                EventKind::Access(AccessKind::Close(AccessMode::Write)) if is_manifest(&path) => self.mark_whole(path),
+                EventKind::Modify(ModifyKind::Data(_)) if is_manifest(&path) => self.written(path),
+                EventKind::Create(CreateKind::File) if is_manifest(&path) => self.created(path),
                 EventKind::Create(CreateKind::Folder) => {
                     self.again.insert(Instant::now() + FOLDER_AGAIN, path.clone());
                     self.mark_folder(path);
@@ -214,12 +245,12 @@ impl Following {
                     self.again.insert(Instant::now() + FOLDER_AGAIN, path.clone());
                     self.mark_folder(path);
                 }
-                EventKind::Create(_) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_) | ModifyKind::Metadata(_))
+                EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) if is_manifest(&path) => self.mark_whole(path),
+                EventKind::Create(_) | EventKind::Modify(ModifyKind::Metadata(_))
                     if is_manifest(&path) && !self.held.contains_key(&path) =>
                 {
                     self.mark(path);
                 }
-                EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) if is_manifest(&path) => self.mark(path),
                 _ => {}
             }
         }
@@ -228,9 +259,19 @@ impl Following {
     /// What is due without anything having been heard.
     fn look_again(&mut self) {
         let now = Instant::now();
-        let due: Vec<PathBuf> = self.held.iter().filter(|(_, until)| **until <= now).map(|(path, _)| path.clone()).collect();
-        for path in due {
+        let due: Vec<(PathBuf, Hold)> =
+            self.held.iter().filter(|(_, hold)| hold.until <= now).map(|(path, hold)| (path.clone(), *hold)).collect();
+        for (path, hold) in due {
+            if hold.written && self.unfinished.insert(path.clone(), now).is_none() {
+                tracing::warn!(path = %path.display(), "the file is being written for long; nothing that is missing in it is taken away");
+            }
             self.mark(path);
+        }
+        let stale = |changed: &Instant| now.duration_since(*changed) >= UNFINISHED_MAX;
+        let stale: Vec<PathBuf> = self.unfinished.iter().filter(|(_, changed)| stale(changed)).map(|(path, _)| path.clone()).collect();
+        for path in stale {
+            tracing::warn!(path = %path.display(), "the file was never closed and stays as it is; it counts as whole now");
+            self.mark_whole(path);
         }
         while let Some(entry) = self.again.first_entry().filter(|entry| *entry.key() <= now) {
             let path = entry.remove();
@@ -328,10 +369,12 @@ impl Following {
         match read_file(path) {
             Ok((text, stamp)) => {
                 self.stamps.insert(path.to_path_buf(), stamp);
-                Some(FileChange::Text(key, text))
+                let unfinished = self.unfinished.contains_key(path);
+                Some(if unfinished { FileChange::Unfinished(key, text) } else { FileChange::Text(key, text) })
             }
             Err(ReadError::Gone) => {
                 self.held.remove(path);
+                self.unfinished.remove(path);
                 self.stamps.remove(path).map(|_| FileChange::Gone(key))
             }
             Err(ReadError::Unreadable(problem)) => {

@@ -15,6 +15,7 @@ use crate::{SourceEvent, merge, yaml};
 
 const EFFECT_KEPT: &str = "the last good version stays in force";
 const EFFECT_NEVER: &str = "it was never good, so it does not exist for the mesh";
+const EFFECT_UNFINISHED: &str = "until it is closed, what is missing in it stays in force and its last document does not count";
 
 /// Who a definition comes from; a later one lays its fields over an earlier one's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +51,8 @@ pub(super) struct FileKey {
 pub(super) enum FileChange {
     /// The file holds this text.
     Text(FileKey, String),
+    /// The file holds this text so far: somebody has it open for writing.
+    Unfinished(FileKey, String),
     /// The file is there and cannot be read.
     Unreadable(FileKey, String),
     /// The file is gone.
@@ -59,7 +62,7 @@ pub(super) enum FileChange {
 impl FileChange {
     pub(super) fn key(&self) -> &FileKey {
         match self {
-            Self::Text(key, _) | Self::Unreadable(key, _) | Self::Gone(key) => key,
+            Self::Text(key, _) | Self::Unfinished(key, _) | Self::Unreadable(key, _) | Self::Gone(key) => key,
         }
     }
 }
@@ -156,8 +159,15 @@ impl Store {
             }
         }
         for change in arrived {
+            let unfinished = matches!(change, FileChange::Unfinished(..));
             let (key, content) = match change {
                 FileChange::Text(key, text) => (key, yaml::documents(&text)),
+                FileChange::Unfinished(key, text) => {
+                    let mut documents = yaml::documents(&text);
+                    // Half a policy can be a valid one that says something else.
+                    documents.pop();
+                    (key, documents)
+                }
                 FileChange::Unreadable(key, problem) => {
                     let content = Err(yaml::Unreadable { line: 1, problem, limit: false });
                     (key, vec![yaml::Document { line: 1, content }])
@@ -167,7 +177,7 @@ impl Store {
             let old = self.files.remove(&key);
             let remembered = self.remembered.remove(&key);
             let known = old.as_ref().map(|file| &file.documents).or(remembered.as_ref()).or_else(|| orphans.get(&key.layer));
-            let file = read(&key, content, known.unwrap_or(&BTreeMap::new()));
+            let file = read(&key, content, known.unwrap_or(&BTreeMap::new()), unfinished);
             if let Some(old) = old {
                 touched.extend(old.documents.keys().cloned());
                 self.forget(&key, old.documents.keys());
@@ -351,13 +361,16 @@ fn uid(value: &Value) -> Option<&str> {
 fn duplicate(object: &ObjectRef, line: u64, file: &str, other: &str, other_line: u64) -> Finding {
     Finding::warning(codes::DUPLICATE_OBJECT, object.clone())
         .origin(file, line)
+        .field("metadata.name")
+        .found(format!("{:?}", object.name))
         .problem(format!("is defined again in {other}:{other_line}"))
         .accepted("one definition an object; the last one counts, as when kubectl applies them in order")
         .effect("this definition is ignored")
 }
 
-/// Reads the documents of a file. `known` is what the file (or the ones that it replaces) held before.
-fn read(key: &FileKey, content: Vec<yaml::Document>, known: &BTreeMap<ObjectRef, Document>) -> File {
+/// Reads the documents of a file. `known` is what the file (or the ones that it replaces) held before; `unfinished`: what is missing may
+/// still come.
+fn read(key: &FileKey, content: Vec<yaml::Document>, known: &BTreeMap<ObjectRef, Document>, unfinished: bool) -> File {
     let mut file = File::default();
     let mut unreadable = Vec::new();
     // Documents of which nobody can tell what object they were meant to be.
@@ -411,8 +424,8 @@ fn read(key: &FileKey, content: Vec<yaml::Document>, known: &BTreeMap<ObjectRef,
     }
     // It may be any of those that are missed.
     let missed: Vec<_> = known.iter().filter(|(object, _)| !file.documents.contains_key(object) && !refused.contains(*object)).collect();
-    file.refused = nameless.is_some() || !refused.is_empty();
-    if let Some(line) = nameless {
+    file.refused = unfinished || nameless.is_some() || !refused.is_empty();
+    if let Some(line) = nameless.or(unfinished.then_some(1)) {
         for (object, document) in &missed {
             file.documents.insert((*object).clone(), Document { line, value: document.value.clone(), kept: true });
         }
@@ -423,17 +436,28 @@ fn read(key: &FileKey, content: Vec<yaml::Document>, known: &BTreeMap<ObjectRef,
         [(object, _), rest @ ..] => format!("the last good versions of {object} and {} more stay in force", rest.len()),
     };
     file.findings.extend(of_nameless.into_iter().map(|finding| finding.effect(&*effect)));
-    for fault in unreadable {
-        let code = if fault.limit { codes::LIMIT_EXCEEDED } else { codes::UNREADABLE_DOCUMENT };
+    if unfinished {
         file.findings.push(
-            Finding::error(code, ObjectRef::cluster(Kind::File, ""))
-                .origin(&*key.name, fault.line)
-                .problem(fault.problem)
-                .accepted("YAML with apiVersion, kind and metadata.name")
-                .effect(&*effect),
+            Finding::warning(codes::FILE_UNFINISHED, ObjectRef::cluster(Kind::File, ""))
+                .origin(&*key.name, 1)
+                .problem("is being written and was not closed for seconds")
+                .accepted("a file that is written at once, or renamed into its place")
+                .effect(EFFECT_UNFINISHED),
         );
     }
+    file.findings.extend(unreadable.into_iter().map(|fault| unreadable_document(fault, &key.name).effect(&*effect)));
     file
+}
+
+/// What cannot be parsed has no fields; its line stands for one. The text of the line may be a secret and is not told.
+fn unreadable_document(fault: yaml::Unreadable, file: &str) -> Finding {
+    let code = if fault.limit { codes::LIMIT_EXCEEDED } else { codes::UNREADABLE_DOCUMENT };
+    Finding::error(code, ObjectRef::cluster(Kind::File, ""))
+        .origin(file, fault.line)
+        .field(format!("line {}", fault.line))
+        .found(fault.problem)
+        .problem(if fault.limit { "is refused" } else { "makes the document unreadable" })
+        .accepted("YAML with apiVersion, kind and metadata.name")
 }
 
 enum Checked {

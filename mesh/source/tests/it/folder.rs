@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::Write,
+    os::unix::fs::PermissionsExt,
     path::Path,
     time::{Duration, Instant},
 };
@@ -51,6 +52,15 @@ async fn applied(watch: &mut Watch, name: &str, data: &str) {
         _ => None,
     })
     .await;
+}
+
+async fn applied_by_now(source: &DirSource, name: &str) {
+    let there = async {
+        while source.get(&reference(name)).is_none() {
+            tokio::time::sleep(SOON / 100).await;
+        }
+    };
+    tokio::time::timeout(10 * SOON, there).await.expect("there in time");
 }
 
 async fn deleted(watch: &mut Watch, name: &str) {
@@ -171,6 +181,51 @@ async fn a_file_being_written_is_read_when_it_is_whole() {
     applied(&mut watch, "a", "2").await;
     quiet(&mut watch).await;
     assert_eq!(source.objects().len(), 2);
+}
+
+#[tokio::test]
+async fn what_is_missing_in_a_file_stays_while_its_writer_has_it_open() {
+    let state = TempDir::new().unwrap();
+    let path = state.path().join("objects/all.yaml");
+    let source = open(&state);
+    let mut watch = source.watch();
+    fs::write(&path, ["a", "b", "c"].map(|name| config(name, "1")).join("---\n")).unwrap();
+    applied(&mut watch, "c", "1").await;
+    while watch.try_recv().is_some() {}
+
+    // Valid YAML so far, for longer than anybody waits: c is not there yet, and of b perhaps not everything.
+    let mut file = OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
+    let mut fresh = File::create(state.path().join("objects/new.yaml")).unwrap();
+    fresh.write_all(config("new", "1").as_bytes()).unwrap();
+    file.write_all(format!("{}---\n{}", config("a", "2"), config("b", "2")).as_bytes()).unwrap();
+    let mut told = std::collections::BTreeMap::new();
+    until(&mut watch, |event| {
+        if let SourceEvent::Findings { file, findings } = event {
+            told.insert(file.clone(), findings.clone());
+        }
+        (told.len() == 2).then_some(())
+    })
+    .await;
+    let told = &told["all.yaml"];
+    assert_eq!(told.len(), 1, "{told:?}");
+    let text = told[0].to_string();
+    assert!(text.starts_with("Warning [TRP0016] (File all.yaml:1) is being written"), "{text}");
+    assert!(text.contains("what is missing in it stays in force"), "{text}");
+    let data = |name: &str| source.get(&reference(name)).map(|object| object.config_map().unwrap().data.as_ref().unwrap()["value"].clone());
+    assert_eq!(["a", "b", "c", "new"].map(data), [Some("2".to_owned()), Some("1".to_owned()), Some("1".to_owned()), None]);
+
+    // Touched, and written on, it is still not whole.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    file.write_all(b"---\n").unwrap();
+    quiet(&mut watch).await;
+    assert_eq!(source.objects().len(), 3);
+
+    // Closed without c: that is what the user means.
+    drop((file, fresh));
+    deleted(&mut watch, "c").await;
+    until(&mut watch, |event| matches!(event, SourceEvent::Findings { findings, .. } if findings.is_empty()).then_some(())).await;
+    assert_eq!([data("b"), data("c")], [Some("2".to_owned()), None]);
+    applied_by_now(&source, "new").await;
 }
 
 #[tokio::test]

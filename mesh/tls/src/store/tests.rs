@@ -1,6 +1,6 @@
 //! One request for many, renewal in time, failure that is waited out: with a clock that the test moves.
 
-use super::*;
+use super::{lease::LINGER, *};
 use crate::testing::{Behaviour, TestAuthority};
 
 fn identity(name: &str) -> Identity {
@@ -40,8 +40,9 @@ async fn the_authority_is_not_stormed() {
     let authority = Arc::new(TestAuthority::new());
     authority.behave(slow());
     let store = store(&authority);
+    let mut leases = Vec::new();
     for number in 0..100 {
-        store.prefetch(&identity(&format!("account-{number}")));
+        leases.push(store.lease(&identity(&format!("account-{number}"))));
     }
     let asked = Instant::now();
     store.get(&identity("in-a-hurry")).await.unwrap();
@@ -55,6 +56,7 @@ async fn rotates_at_half_life_and_the_old_one_lives_on() {
     let authority = Arc::new(TestAuthority::new());
     authority.behave(Behaviour { lifetime: Duration::from_secs(3600), starts_ago: Duration::ZERO, ..Behaviour::default() });
     let store = store(&authority);
+    let _lease = store.lease(&identity("cart"));
     let first = store.get(&identity("cart")).await.unwrap();
     let mut rotation = store.subscribe(&identity("cart"));
     let installed = Instant::now();
@@ -70,6 +72,7 @@ async fn rotates_at_half_life_and_the_old_one_lives_on() {
 async fn who_follows_misses_nothing_that_happens_before_it_looks() {
     let authority = Arc::new(TestAuthority::new());
     let store = store(&authority);
+    let _lease = store.lease(&identity("cart"));
     let mut rotation = store.subscribe(&identity("cart"));
     let first = store.get(&identity("cart")).await.unwrap();
     assert!(Arc::ptr_eq(&rotation.next().await.unwrap(), &first));
@@ -84,6 +87,7 @@ async fn a_failing_renewal_leaves_the_old_one_until_its_last_second() {
     let authority = Arc::new(TestAuthority::new());
     authority.behave(Behaviour { lifetime: Duration::from_secs(3600), starts_ago: Duration::ZERO, ..Behaviour::default() });
     let store = store(&authority);
+    let _lease = store.lease(&identity("cart"));
     let first = store.get(&identity("cart")).await.unwrap();
     authority.behave(refusing());
     tokio::time::sleep(Duration::from_secs(3500)).await;
@@ -133,14 +137,49 @@ async fn an_authority_that_hangs_does_not_hang_the_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_forgotten_are_not_renewed() {
+async fn what_nobody_leases_is_dropped_and_not_renewed() {
     let authority = Arc::new(TestAuthority::new());
     let store = store(&authority);
+    let (one, other) = (store.lease(&identity("cart")), store.lease(&identity("cart")));
     store.get(&identity("cart")).await.unwrap();
     let mut rotation = store.subscribe(&identity("cart"));
-    store.forget(&identity("cart"));
+    drop(one);
+    tokio::time::sleep(LINGER * 2).await;
+    assert!(store.current(&identity("cart")).is_some(), "one lease is enough");
+    drop(other);
+    store.get(&identity("cart")).await.expect("what was accepted before is still served");
     assert!(rotation.next().await.is_none());
     tokio::time::sleep(Duration::from_secs(48 * 3600)).await;
     assert_eq!(authority.signed(), 1);
     assert!(store.snapshot().is_empty() && store.current(&identity("cart")).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_late_does_not_make_it_ask_for_ever() {
+    let authority = Arc::new(TestAuthority::new());
+    let store = store(&authority);
+    for behaviour in [Behaviour::default(), refusing()] {
+        authority.behave(behaviour);
+        drop(store.lease(&identity("gone")));
+        tokio::time::sleep(LINGER * 2).await;
+        // A journey that was under way when its pod left.
+        drop(store.get(&identity("gone")).await);
+        tokio::time::sleep(LINGER * 2).await;
+        let asked = authority.signed();
+        tokio::time::sleep(Duration::from_secs(48 * 3600)).await;
+        assert_eq!(authority.signed(), asked);
+        assert!(store.snapshot().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_lease_keeps_what_was_about_to_go() {
+    let authority = Arc::new(TestAuthority::new());
+    let store = store(&authority);
+    drop(store.lease(&identity("cart")));
+    let first = store.get(&identity("cart")).await.unwrap();
+    tokio::time::sleep(LINGER / 2).await;
+    let _lease = store.lease(&identity("cart"));
+    tokio::time::sleep(LINGER * 2).await;
+    assert!(Arc::ptr_eq(&store.current(&identity("cart")).unwrap(), &first));
 }

@@ -1,7 +1,8 @@
 //! Who is connected, and how far each one is.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -60,7 +61,27 @@ pub struct Clients {
 struct Register {
     next: u64,
     clients: BTreeMap<u64, ClientState>,
+    /// How often each name is registered.
+    by_name: HashMap<String, usize>,
 }
+
+/// How many clients there may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Altogether.
+    pub(super) total: usize,
+    /// Of one name: one that comes again may have ends of its earlier streams still here.
+    pub(super) of_name: usize,
+}
+
+impl fmt::Display for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} clients, or {} of this name,", self.total, self.of_name)
+    }
+}
+
+/// Longer names of xDS nodes are cut; Istio's have an address, a pod's and a namespace's name.
+const MAX_NODE_BYTES: usize = 1024;
 
 impl Default for Clients {
     fn default() -> Self {
@@ -72,6 +93,11 @@ impl Clients {
     /// All clients, in the order in which they came.
     pub fn list(&self) -> Vec<ClientState> {
         self.lock().clients.values().cloned().collect()
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.lock().clients.len()
     }
 
     /// The clients at which `generation` is not in force yet; none of them: the change is live everywhere.
@@ -103,13 +129,15 @@ impl Clients {
         self.changed.subscribe()
     }
 
-    /// `None` when there are `limit` clients already.
-    pub(super) fn register(&self, client: &str, audience: &Audience, limit: usize) -> Option<Registration> {
+    /// `None` when there are too many clients already.
+    pub(super) fn register(&self, client: &str, audience: &Audience, limits: Limits) -> Option<Registration> {
         let id = {
             let mut register = self.lock();
-            if register.clients.len() >= limit {
+            let of_name = register.by_name.get(client).copied().unwrap_or_default();
+            if register.clients.len() >= limits.total || of_name >= limits.of_name {
                 return None;
             }
+            register.by_name.insert(client.to_owned(), of_name + 1);
             let id = register.next;
             register.next += 1;
             let (client, audience) = (client.to_owned(), audience.clone());
@@ -140,7 +168,7 @@ pub(super) struct Registration {
 impl Registration {
     pub(super) fn name(&self, node: &str) {
         if let Some(client) = self.clients.lock().clients.get_mut(&self.id) {
-            node.clone_into(&mut client.node);
+            node[..node.floor_char_boundary(MAX_NODE_BYTES)].clone_into(&mut client.node);
         }
     }
 
@@ -163,7 +191,43 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.clients.lock().clients.remove(&self.id);
+        {
+            let mut register = self.clients.lock();
+            let name = register.clients.remove(&self.id).map(|client| client.client).unwrap_or_default();
+            if let Some(of_name) = register.by_name.get_mut(&name) {
+                *of_name -= 1;
+                if *of_name == 0 {
+                    register.by_name.remove(&name);
+                }
+            }
+        }
         self.clients.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_client_cannot_take_the_places_of_all() {
+        let (clients, limits) = (Clients::default(), Limits { total: 3, of_name: 2 });
+        let first = [clients.register("z-a", limits).unwrap(), clients.register("z-a", limits).unwrap()];
+        assert!(clients.register("z-a", limits).is_none());
+        let other = clients.register("z-b", limits).unwrap();
+        assert!(clients.register("z-c", limits).is_none());
+        drop(first);
+        let again = clients.register("z-a", limits).unwrap();
+        assert_eq!(clients.list().len(), 2);
+        drop((other, again));
+        assert!(clients.lock().by_name.is_empty() && clients.list().is_empty());
+    }
+
+    #[test]
+    fn a_long_name_of_a_node_is_cut() {
+        let clients = Clients::default();
+        let registration = clients.register("z", Limits { total: 1, of_name: 1 }).unwrap();
+        registration.name(&"ü".repeat(100_000));
+        assert_eq!(clients.list()[0].node.len(), MAX_NODE_BYTES);
     }
 }

@@ -19,9 +19,19 @@ use crate::ResourceType;
 
 const WILDCARD: &str = "*";
 
+/// Longer reasons why a client refused something are cut: they are kept, logged and told in statuses.
+const MAX_REFUSAL_BYTES: usize = 16 << 10;
+
+/// As much of a client's reason as is kept.
+pub(super) fn shortened(reason: &str) -> &str {
+    &reason[..reason.floor_char_boundary(MAX_REFUSAL_BYTES)]
+}
+
 /// A request that cannot be served; the stream ends with it.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub(super) enum BadRequest {
+    // Served by need a client would also want the workloads of its node and the endpoints of services that it names: an index of
+    // addresses, nodes and services beside the table, and a table for each such client.
     #[error("only wildcard subscriptions are served, not one to {0:?}; unset XDS_ON_DEMAND")]
     Named(String),
 }
@@ -155,7 +165,7 @@ impl Subscription {
                 self.state.rejected.remove(&**name);
             }
             if !refusal.is_empty() {
-                self.refused(&in_flight.names, &refusal);
+                self.refused(&in_flight.names, shortened(&refusal));
             }
         }
         Ok(())

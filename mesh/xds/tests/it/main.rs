@@ -189,7 +189,7 @@ async fn a_client_syncs_follows_and_acknowledges() {
         assert!(!proxy.status.borrow().synced(), "a table that is not open tells nothing");
         control.resources.publish(&[pod("a"), pod("b"), policy("p")]);
         let status = proxy.until(Status::synced).await;
-        assert_eq!(&*status.version, "i.1");
+        assert_eq!(&*status.versions[&ResourceType::Address], "i.1");
         assert_eq!(proxy.workloads(), ["a", "b"]);
         assert!(proxy.view.lock().unwrap().policy(&PolicyKey("ns/p".into())).is_some());
         control.live().await;
@@ -232,7 +232,7 @@ async fn what_is_held_survives_the_server_and_only_differences_come_after() {
     assert_eq!(proxy.workloads(), ["a", "b"]);
     control.resources.publish(&[pod("a"), pod("c"), policy("p")]);
     control.live().await;
-    proxy.until(|status| &*status.version == "second.1").await;
+    proxy.until(|status| &*status.versions[&ResourceType::Address] == "second.1").await;
     assert_eq!(proxy.workloads(), ["a", "c"]);
     let told = proxy.told.lock().unwrap().clone();
     assert_eq!(told, [pod("c"), Change::RemoveAddress("k//Pod/ns/b".into())], "a and p were not sent again");

@@ -108,3 +108,20 @@ fn a_bare_pod_may_change_its_labels_only() {
     delete_bare(&mut pods, &BTreeMap::new(), SystemTime::UNIX_EPOCH);
     assert!(pods[&key].deleting.is_some());
 }
+
+#[test]
+fn a_pod_runs_as_the_account_that_the_mesh_takes_it_for() {
+    for (spec, account) in [
+        (json!({"serviceAccountName": "cart"}), "cart"),
+        (json!({"serviceAccount": "cart"}), "cart"),
+        (json!({"serviceAccountName": "cart", "serviceAccount": "other"}), "cart"),
+        (json!({"serviceAccountName": "", "serviceAccount": "cart"}), "cart"),
+        (json!({}), DEFAULT_SERVICE_ACCOUNT),
+    ] {
+        assert_eq!(service_account(&spec), account, "{spec}");
+        let mut whole = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "namespace": "shop"}, "spec": spec});
+        whole["spec"]["containers"] = json!([]);
+        let (object, _) = tropis_crds::decode(whole).expect("a pod");
+        assert_eq!(object.pod_service_account(), Some(account), "the mesh reads it otherwise: {spec}");
+    }
+}

@@ -86,7 +86,8 @@ fn a_bad_document_leaves_its_last_good_version_and_its_neighbours_alone() {
     // Not even YAML: whoever is missed stays.
     let broken = told(&mut store, text(key("f"), &format!("{}---\n{}", "a: [1\nb: {\n", config("b", "z"))));
     assert_eq!(broken.len(), 2, "{broken:?}");
-    assert!(broken[1].starts_with("Error [TRP0001] (File f:"), "{broken:?}");
+    assert!(broken[1].starts_with("Error [TRP0001] (File f:") && broken[1].contains(") line "), "{broken:?}");
+    assert!(broken[1].contains("makes the document unreadable (YAML with apiVersion, kind and metadata.name)"), "{broken:?}");
     assert!(broken[1].ends_with("the last good version of ConfigMap shop/a stays in force"), "{broken:?}");
     assert_eq!((value(&store, "a").as_deref(), value(&store, "b").as_deref()), (Some("x"), Some("z")));
     // The whole file, while it is written.
@@ -101,6 +102,33 @@ fn a_bad_document_leaves_its_last_good_version_and_its_neighbours_alone() {
         told(&mut store, text(key("g"), &config("a", "new"))),
         ["-ConfigMap shop/b", "+ConfigMap shop/a"].map(str::to_owned).iter().rev().cloned().collect::<Vec<_>>()
     );
+}
+
+#[test]
+fn nothing_is_taken_away_by_a_file_that_is_not_finished() {
+    let mut store = Store::default();
+    let unfinished = |content: String| vec![FileChange::Unfinished(key("f"), content)];
+    let three = ["a", "b", "c"].map(|name| config(name, "x")).join("---\n");
+    told(&mut store, text(key("f"), &three));
+    let values = |store: &Store| ["a", "b", "c", "d"].map(|name| value(store, name).unwrap_or_default());
+    // Emptied first.
+    let empty = told(&mut store, unfinished(String::new()));
+    assert_eq!(empty.len(), 1, "{empty:?}");
+    assert!(empty[0].starts_with("Warning [TRP0016] (File f:1)"), "{empty:?}");
+    assert_eq!(values(&store), ["x", "x", "x", ""]);
+    // The last document may be half; the ones before it are whole.
+    told(&mut store, unfinished(["a", "d", "b"].map(|name| config(name, "new")).join("---\n")));
+    assert_eq!(values(&store), ["new", "x", "x", "new"]);
+    // A list is cut between its entries.
+    let list = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: ConfigMap, metadata: {name: b, namespace: shop}, data: {value: new}}\n\
+                - {apiVersion: v1, kind: ConfigMap, metadata: {name: c, namespace: shop}}\n";
+    told(&mut store, unfinished(list.to_owned()));
+    assert_eq!(values(&store), ["new", "new", "x", "new"]);
+    assert!(matches!(store.kept(&key("f")), Kept::Versions(kept) if kept.len() == 3), "a restart loses nothing either");
+    // What it says when it is closed holds.
+    told(&mut store, text(key("f"), &config("b", "z")));
+    assert_eq!(values(&store), ["", "z", "", ""]);
+    assert_eq!(store.kept(&key("f")), Kept::Nothing);
 }
 
 #[test]
@@ -119,8 +147,8 @@ fn the_last_definition_of_an_object_counts_and_the_others_are_told() {
     let first = told(&mut store, text(key("a"), &format!("# first\n{}", config("a", "first"))));
     assert_eq!(
         first,
-        ["Warning [TRP0002] (ConfigMap shop/a a:2) is defined again in b:1 (one definition an object; the last one counts, as when \
-          kubectl applies them in order); this definition is ignored"]
+        ["Warning [TRP0002] (ConfigMap shop/a a:2) metadata.name: \"a\" is defined again in b:1 (one definition an object; the last one \
+          counts, as when kubectl applies them in order); this definition is ignored"]
     );
     assert_eq!(value(&store, "a").as_deref(), Some("second"));
     // A bad second one leaves the last good second one, not the first.

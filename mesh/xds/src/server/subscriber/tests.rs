@@ -159,6 +159,17 @@ fn only_what_changed_is_sent() {
 }
 
 #[test]
+fn a_long_reason_is_cut() {
+    let mut talk = Talk::new(&[policy("a")]);
+    talk.subscribe(AUTHORIZATION_TYPE, &[]);
+    let response = talk.next().unwrap();
+    talk.answer(&response, Some(&format!("ns/a: {}", "\u{fc}".repeat(1 << 20))));
+    let [_, policies] = talk.subscriber.state();
+    let kept = policies.rejected["ns/a"].len();
+    assert!((MAX_REFUSAL_BYTES - 16..=MAX_REFUSAL_BYTES).contains(&kept), "{kept}");
+}
+
+#[test]
 fn a_slow_client_gets_several_changes_as_one() {
     let mut talk = Talk::new(&[pod("a", "1")]);
     talk.subscribe(ADDRESS_TYPE, &[]);
