@@ -161,7 +161,7 @@ fn a_pod_that_is_not_served_any_more_lets_go() {
     ping(&mut stream, "hello").unwrap();
     assert_eq!(mesh.nodes[0].agent.remove(&client.uid), "");
     // Under packet rules the agent takes the rules away too, so what is open ends.
-    assert!(stream.read(&mut [0]).is_err());
+    assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     let line = log::wait_for(&[("src.workload", &client.name), ("direction", "outbound")]);
     assert_eq!(line["reason"], "drained");
     thread::sleep(Duration::from_millis(100));
