@@ -108,6 +108,9 @@ fn a_denied_caller_is_reset_and_the_policy_is_named() {
     assert_eq!(inbound["src.identity"], bad.workload.identity.to_string());
     let outbound = log::wait_for(&[("src.workload", &bad.name), ("direction", "outbound")]);
     assert_eq!(outbound["reason"], "tunnel_denied");
+    // Both had proved who they are before one denied the other.
+    assert_eq!(outbound["src.identity"], bad.workload.identity.to_string());
+    assert_eq!(outbound["dst.identity"], server.workload.identity.to_string());
     let (_, text) = mesh.nodes[1].metrics.render("");
     assert!(text.lines().any(|line| line.starts_with("istio_tcp_connections_failed_total") && line.contains("response_flags=\"DENY\"")));
 }
