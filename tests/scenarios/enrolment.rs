@@ -1,9 +1,11 @@
 //! Enrolment is live: the namespace's label turns the mesh on and off for running pods. Connections opened before stay, new ones are
 //! captured, and no netfilter rule changes anywhere.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use tropis_tests::observe::AccessLine;
 use tropis_tests::{Lab, PodProcess};
 
 use crate::support::{Case, Cast, Company, play, port};
@@ -21,9 +23,8 @@ async fn enrol_and_release(lab: &Lab) -> anyhow::Result<()> {
     let rules = rules_of(&cast).await?;
     let mut before = Vec::new();
     for case in Case::all() {
-        before.push((case, hold(&cast, case).await?));
+        before.push((case, direct(&cast, case).await?));
     }
-    ensure!(lines_of(&cast) == 0, "nothing of this namespace goes through the mesh yet");
 
     let begun = std::time::Instant::now();
     cast.enrol(true).await?;
@@ -45,7 +46,7 @@ async fn enrol_and_release(lab: &Lab) -> anyhow::Result<()> {
         ping(held).await.with_context(|| format!("{case}: a connection from before the release"))?;
     }
     for case in Case::all() {
-        direct(&cast, case).await?;
+        direct(&cast, case).await.context("after the release")?;
     }
     ensure!(rules_of(&cast).await? == rules, "the release changed a netfilter ruleset");
     cast.leave()
@@ -70,55 +71,60 @@ async fn ping(held: &mut PodProcess) -> anyhow::Result<()> {
 /// A new connection goes through the proxies of both ends: both say so, both count it, and the application notices nothing.
 async fn captured(cast: &Cast<'_>, case: Case) -> anyhow::Result<()> {
     let server = cast.server(case);
-    let counted = |node: &str, reporter: &'static str| {
-        let (node, server) = (node.to_owned(), server.name().to_owned());
-        async move {
-            let labels = [("reporter", reporter), ("source_workload", "client"), ("destination_workload", server.as_str())];
-            anyhow::Ok(cast.lab.metrics(&node).await?.sum("istio_tcp_connections_opened_total", &labels))
-        }
+    let counted = async |node: &str, reporter: &str| {
+        let labels = [
+            ("reporter", reporter),
+            ("source_workload", cast.client.name()),
+            ("source_workload_namespace", cast.namespace.as_str()),
+            ("destination_workload", server.name()),
+            ("destination_workload_namespace", cast.namespace.as_str()),
+            ("connection_security_policy", "mutual_tls"),
+        ];
+        anyhow::Ok(cast.lab.metrics(node).await?.sum("istio_tcp_connections_opened_total", &labels))
     };
     let (out, inn) = (counted(cast.client.node(), "source").await?, counted(server.node(), "destination").await?);
-    cast.wait_tunnelled(case).await?;
+    let outbound = cast.wait_tunnelled(case).await?;
     ensure!(counted(cast.client.node(), "source").await? > out, "{case}: the client's side did not count the connection");
     ensure!(counted(server.node(), "destination").await? > inn, "{case}: the server's side did not count the connection");
-    for (node, direction) in [(cast.client.node(), "outbound"), (server.node(), "inbound")] {
-        let what = format!("{case}: the {direction} line");
-        let ends = |line: &tropis_tests::observe::AccessLine| {
-            line.has(&[("direction", direction), ("src.workload", cast.client.name()), ("dst.workload", server.name())])
-        };
-        cast.lab.wait_access_line(node, &what, ends).await?;
-    }
+    // The same connection, seen from the other end: one trace, for one address of one server.
+    let shared =
+        ["traceparent", "dst.hbone_addr", "src.workload", "src.namespace", "dst.workload", "dst.namespace", "src.identity", "dst.identity"];
+    let shared = shared.map(|field| (field, outbound.field(field)));
+    let ends = |line: &AccessLine| line.field("direction") == "inbound" && shared.iter().all(|(field, value)| line.field(field) == *value);
+    let what = format!("{case}: the inbound line");
+    cast.lab.wait_access_line(server.node(), &what, ends).await.with_context(|| format!("{case}: {}", outbound.0))?;
     Ok(())
 }
 
-/// A new connection goes past the proxies: it works and nobody logs it.
-async fn direct(cast: &Cast<'_>, case: Case) -> anyhow::Result<()> {
-    let before = lines_of(cast);
-    let said = cast.echo(&cast.client, &cast.server(case).socket(case.family, port::ECHO), "hello again").await?;
-    ensure!(said.ok, "{case}: after the release: {said:?}");
-    ensure!(lines_of(cast) == before, "{case}: a released pod's connection still goes through the mesh");
-    Ok(())
+/// A new connection goes past the proxies: each end has one socket more, with the other end's address, so nobody stands between.
+async fn direct(cast: &Cast<'_>, case: Case) -> anyhow::Result<PodProcess> {
+    let server = cast.server(case);
+    let before = [cast.client.connections(), server.connections()];
+    let held = hold(cast, case).await?;
+    let after = [cast.client.connections(), server.connections()];
+    let [client, served] = [0, 1].map(|end| after[end].difference(&before[end]).copied().collect::<Vec<_>>());
+    let target: SocketAddr = server.socket(case.family, port::ECHO).parse()?;
+    let one = matches!((&client[..], &served[..]), ([(own, to)], [(at, peer)]) if to == at && *to == target && own == peer);
+    ensure!(one, "{case}: not one connection from end to end: the client has {client:?}, the server {served:?}");
+    Ok(held)
 }
 
-fn lines_of(cast: &Cast<'_>) -> usize {
-    let of =
-        |line: &tropis_tests::observe::AccessLine| [line.field("src.namespace"), line.field("dst.namespace")].contains(&cast.namespace);
-    ["a", "b"].iter().map(|node| cast.lab.access_log(node).iter().filter(|line| of(line)).count()).sum()
-}
-
-/// The rulesets of the nodes' and this cast's namespaces, but for the service rules that other scenarios' pods change meanwhile.
+/// The rulesets of the host, the nodes and this cast's namespaces, but for the service rules that other scenarios' pods change meanwhile.
 async fn rules_of(cast: &Cast<'_>) -> anyhow::Result<Vec<(String, String)>> {
     let rules = cast.lab.rulesets().await?;
     let own = |name: &String| cast.pods().iter().any(|pod| name.contains(pod.uid().split('-').next().unwrap_or_default()));
-    let is_infrastructure = |name: &String| name.ends_with("-router") || name.ends_with("-control");
+    let is_infrastructure = |name: &String| name == "host" || name.ends_with("-router") || name.ends_with("-control");
     let tables =
         |rules: &str| rules.lines().filter(|line| line.starts_with("table ") || line.contains(" hook ")).collect::<Vec<_>>().join("\n");
-    Ok(rules
+    let compared: Vec<_> = rules
         .into_iter()
         .filter_map(|(name, rules)| match (own(&name) || is_infrastructure(&name), name.ends_with("-a") || name.ends_with("-b")) {
             (true, _) => Some((name, rules)),
             (false, true) => Some((name, tables(&rules))),
             (false, false) => None,
         })
-        .collect())
+        .collect();
+    // Host, router and control namespace, two nodes, and the pods.
+    ensure!(compared.len() == 5 + cast.pods().len(), "rulesets of {:?}", compared.iter().map(|(name, _)| name).collect::<Vec<_>>());
+    Ok(compared)
 }

@@ -106,14 +106,13 @@ async fn others_killed(lab: &Lab) -> anyhow::Result<()> {
     cast.leave()
 }
 
-/// Open connections answer and new ones are carried.
+/// Open connections answer and new ones are carried, in tunnels.
 async fn works(cast: &Cast<'_>, held: &mut [(Case, PodProcess)]) -> anyhow::Result<()> {
     for (case, process) in held {
         process.tell("ping").await?;
         let answer = process.hear(CHANGE).await.with_context(|| format!("{case}: an open connection"))?;
         ensure!(answer["event"] == "pong", "{case}: an open connection: {answer}");
-        let said = cast.echo(&cast.client, &cast.server(*case).socket(case.family, port::ECHO), "still here").await?;
-        ensure!(said.ok, "{case}: a new connection: {said:?}");
+        cast.tunnelled(&cast.client, cast.server(*case), case.family).await.with_context(|| format!("{case}: a new connection"))?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use tokio::runtime::Runtime;
 use tokio::sync::{OnceCell, RwLock};
+use tropis_tests::observe::AccessLine;
 use tropis_tests::testkit::Exchange;
 use tropis_tests::{Family, Lab, LabOptions, PodHandle, Progress, wait};
 
@@ -178,29 +179,37 @@ impl<'a> Cast<'a> {
         Ok(pod.run(&["echo", target, text]).await?)
     }
 
-    /// Echoes until it goes through tunnels (the control plane tells peers a moment after the pod), then once more for real.
-    pub(crate) async fn wait_tunnelled(&self, case: Case) -> anyhow::Result<()> {
+    /// Echoes until it goes through tunnels: the control plane tells peers a moment after the pod. Gives the line that says so.
+    pub(crate) async fn wait_tunnelled(&self, case: Case) -> anyhow::Result<AccessLine> {
         self.wait_tunnelled_between(&self.client, self.server(case), case.family).await.with_context(|| case.to_string())
     }
 
     /// The same from any pod to any other.
-    pub(crate) async fn wait_tunnelled_between(&self, from: &PodHandle, to: &PodHandle, family: Family) -> anyhow::Result<()> {
-        let target = to.socket(family, port::ECHO);
+    pub(crate) async fn wait_tunnelled_between(&self, from: &PodHandle, to: &PodHandle, family: Family) -> anyhow::Result<AccessLine> {
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         loop {
-            let before = self.lab.access_log(from.node()).len();
-            let said = self.echo(from, &target, "are you there").await?;
-            ensure!(said.ok || std::time::Instant::now() < deadline, "{target} does not echo: {said:?}");
-            let line = self.lab.wait_access_line(from.node(), "the connection's line", |line| {
-                line.has(&[("direction", "outbound"), ("src.workload", from.name())]) && line.field("dst.workload") == to.name()
-            });
-            let line = line.await;
-            if line.is_ok_and(|line| !line.field("dst.identity").is_empty()) && self.lab.access_log(from.node()).len() > before {
-                return Ok(());
-            }
-            ensure!(std::time::Instant::now() < deadline, "connections to {target} are not tunnelled");
+            let error = match self.tunnelled(from, to, family).await {
+                Ok(line) => return Ok(line),
+                Err(error) => error,
+            };
+            ensure!(std::time::Instant::now() < deadline, "{error:#}, and no later connection either");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// One echo, an error unless it went through a tunnel: what it opened is told from every other connection by its own address and port.
+    pub(crate) async fn tunnelled(&self, from: &PodHandle, to: &PodHandle, family: Family) -> anyhow::Result<AccessLine> {
+        let target = to.socket(family, port::ECHO);
+        let said = self.echo(from, &target, "are you there").await?;
+        ensure!(said.ok, "{target} does not echo: {said:?}");
+        let opened_by = said.local.context("the client's own address")?;
+        let of_this =
+            [("direction", "outbound"), ("src.workload", from.name()), ("src.namespace", &self.namespace), ("src.addr", &opened_by)];
+        let what = format!("the line of a connection from {opened_by} to {target}");
+        let line = self.lab.wait_access_line(from.node(), &what, |line| line.has(&of_this)).await?;
+        let tunnelled = line.field("dst.hbone_addr") == target && !line.field("dst.identity").is_empty();
+        ensure!(tunnelled, "the connection from {opened_by} to {target} was not tunnelled: {}", line.0);
+        Ok(line)
     }
 
     /// The address of a service of the cast, as it stands before a port.

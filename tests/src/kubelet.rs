@@ -5,7 +5,6 @@
 
 mod container;
 pub mod images;
-pub mod readiness;
 pub mod volumes;
 
 use std::collections::BTreeMap;
@@ -29,6 +28,7 @@ use crate::network::namespace::NAMESPACES;
 use crate::network::{Network, PodNetwork};
 use crate::process::Sandbox;
 use crate::progress::Progress;
+use crate::sockets;
 use crate::token_files::TokenFile;
 use crate::tokens::TokenIssuer;
 use container::Container;
@@ -148,7 +148,7 @@ async fn run_pod(kubelet: Arc<Kubelet>, key: Key, record: PodRecord, mut snapsho
     let mut reported = None;
     let grace = loop {
         let always = record.template["spec"]["restartPolicy"].as_str().unwrap_or("Always").to_owned();
-        let listening = readiness::listening(&pod.network.namespace);
+        let listening = sockets::listening(&pod.network.namespace);
         for container in &mut containers {
             container.step(&pod, &always, &listening);
         }

@@ -23,6 +23,7 @@ pub mod process;
 pub mod programs;
 pub mod progress;
 pub mod secret_file;
+pub mod sockets;
 pub mod testkit;
 pub mod token_files;
 pub mod tokens;

@@ -396,7 +396,7 @@ impl Programs {
             let (control, on) = (self.network.plan.control(), node.to_owned());
             let answer = tokio::task::spawn_blocking(move || match program {
                 Program::Tropisd => observe::get(&looking, SocketAddr::new(control.v4.into(), 15014), "/ready"),
-                Program::Redirector => observe::get_unix(&layout.socket("redirector", &on), "/healthz"),
+                Program::Redirector => observe::get_unix(&layout.socket("redirector", &on), "/healthz/ready"),
                 Program::Ztunnel => observe::get(&looking, SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), 15021), "/healthz/ready"),
             });
             match answer.await {

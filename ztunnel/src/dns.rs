@@ -154,6 +154,8 @@ async fn serve_tcp(proxy: Rc<Proxy>, listener: TcpListener) {
         let proxy = proxy.clone();
         spawn_local(async move {
             if proxy.leads_into_mesh(&stream).await {
+                // From here on it is a connection of the pod like any other, with a limit of its own.
+                drop(place);
                 return outbound::serve(proxy.node.clone(), proxy.pod.clone(), stream, from).await;
             }
             if let Err(error) = converse(&proxy, stream).await {

@@ -29,14 +29,19 @@ use crate::{
 /// Serves a tunnel connection to `pod`, and every tunnel on it; `transparent` says whether a caller's address can be bound.
 pub async fn serve(node: Rc<Node>, pod: Arc<Pod>, transparent: bool, stream: TcpStream, from: SocketAddr) {
     let mut drain = pod.drain_signal();
+    let mut report = Report::new(&node, &pod, Direction::Inbound, from);
     let session = tokio::select! {
-        session = session(&node, &pod, stream) => session,
-        () = drain.cut() => return,
+        session = session(&node, &pod, stream, &mut report) => session,
+        () = drain.cut() => return report.discard(),
     };
     let (session, _place) = match session {
-        Ok(session) => session,
+        // Each tunnel has a line of its own.
+        Ok(session) => {
+            report.discard();
+            session
+        }
         // No tunnel was asked for, so this is all there is to report.
-        Err(failure) => return Report::new(&node, &pod, Direction::Inbound, from).finish(Err(failure)),
+        Err(failure) => return report.finish(Err(failure)),
     };
     tracing::debug!(pod = %pod, peer = %session.peer(), remote = %session.remote(), "tunnel connection open");
     let remote = session.remote();
@@ -53,10 +58,11 @@ pub async fn serve(node: Rc<Node>, pod: Arc<Pod>, transparent: bool, stream: Tcp
 }
 
 /// Who is called, and who calls: the part of the journey that all tunnels of a connection share.
-async fn session(node: &Node, pod: &Arc<Pod>, stream: TcpStream) -> Result<(Session, ConnectionSlot), Failure> {
+async fn session(node: &Node, pod: &Arc<Pod>, stream: TcpStream, report: &mut Report) -> Result<(Session, ConnectionSlot), Failure> {
+    report.dialled(stream.local_addr().ok().map(canonical));
     let place = accept::place(pod)?;
-    let view = node.view_covering(pod).await.view; // may wait for the control plane, bounded in time
-    let callee = identify::local(&node.shared, &view, pod)?;
+    let view = report.view(node.view_covering(pod).await); // may wait for the control plane, bounded in time
+    let callee = report.callee(identify::local(&node.shared, &view, pod)?, &view);
     Ok((identify::peer(&node.shared, &callee, stream).await?, place))
 }
 

@@ -56,7 +56,7 @@ pub fn from_pod(index: &Index, object: &Object) -> Option<Workload> {
     workload.network = settings.network.clone();
     workload.cluster_id = settings.cluster_id.clone();
     workload.native_tunnel = object.label(TUNNEL) == Some("http");
-    // Only what the redirector reported: peers never dial 15008 before it listens (embedded.md §4).
+    // Only what the redirector reported: peers never dial 15008 before it listens.
     let host_network = spec.host_network == Some(true);
     if workload.native_tunnel || (object.annotation(REDIRECTION) == Some("enabled") && !host_network) {
         workload.tunnel_protocol = TunnelProtocol::Hbone;

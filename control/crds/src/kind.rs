@@ -168,12 +168,6 @@ impl Kind {
         if self.group().is_empty() { version.to_owned() } else { format!("{}/{version}", self.group()) }
     }
 
-    /// Istio's or the Gateway API's own kind, whose schema allows no unknown field.
-    pub fn is_custom(self) -> bool {
-        let group = self.group();
-        group.ends_with(".istio.io") || group == "gateway.networking.k8s.io"
-    }
-
     /// The word that stands for the kind in folder names: unique and lower case (`pod`, `istiogateway`).
     pub fn folder(self) -> String {
         match self {

@@ -122,7 +122,9 @@ pub(crate) fn refusal(refused: &Refused) -> Status {
     match refused {
         Refused::NotSynced => Status::unavailable(reason),
         Refused::BadIdentity(_) => Status::invalid_argument(reason),
-        Refused::PodUnknown { .. } | Refused::PodDiffers { .. } | Refused::Ended { .. } | Refused::NotHere { .. } => Status::unauthenticated(reason),
+        Refused::PodUnknown { .. } | Refused::PodDiffers { .. } | Refused::Ended { .. } | Refused::NotHere { .. } => {
+            Status::unauthenticated(reason)
+        }
         Refused::NoConfiguration { .. } | Refused::OnlyOwn { .. } => Status::permission_denied(reason),
     }
 }

@@ -18,10 +18,6 @@ pub struct OriginalDestination(pub SocketAddr);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DownstreamAddress(pub SocketAddr);
 
-/// Where we connect to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct UpstreamAddress(pub SocketAddr);
-
 /// An IP on one network; the same IP may exist on several.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetworkAddress {

@@ -127,7 +127,7 @@ reasons! {
     BadRequest "bad_request" "CONNECT" "The tunnel request is malformed or names a destination that is not here."
     NoEndpoint "no_endpoint" "CONNECT" "The service has no endpoint that may be used."
     NoWaypoint "no_waypoint" "CONNECT" "A waypoint is required and cannot be reached; traffic never goes around it."
-    NoGateway "no_gateway" "CONNECT" "The destination is on another network and no gateway to it is known."
+    NoGateway "no_gateway" "CONNECT" "The destination is on another network, and no gateway to it is known or it takes a tunnel in a tunnel, which the node proxy does not open."
     PolicyDenied "policy_denied" "DENY" "An authorization policy denied it, or none of the ALLOW policies allowed it."
     PolicyMissing "policy_missing" "DENY" "A policy that applies has not arrived yet; doubt denies."
     ConnectRefused "connect_refused" "CONNECT" "The upstream refused the connection."

@@ -9,6 +9,7 @@
 use std::{
     collections::BTreeMap,
     error::Error as StdError,
+    fmt,
     future::Future,
     net::IpAddr,
     sync::{
@@ -158,11 +159,27 @@ enum StreamEnded {
     #[error("the control plane did not open the stream in time")]
     OpenTimeout,
     #[error("the control plane refused the stream")]
-    Refused(#[source] GrpcStatus),
+    Refused(#[source] Told),
     #[error("the stream broke")]
-    Broken(#[source] GrpcStatus),
+    Broken(#[source] Told),
     #[error("the control plane ended the stream")]
     Completed,
+}
+
+/// A gRPC status in words for people: tonic's own are those of `Debug`, cause and all.
+#[derive(Debug)]
+struct Told(GrpcStatus);
+
+impl fmt::Display for Told {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:?}: {}", self.0.code(), self.0.message())
+    }
+}
+
+impl StdError for Told {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source()
+    }
 }
 
 /// Keeps a stream up until `stop`. `connect` makes a fresh transport (channel, TLS, token) for each attempt; `apply` puts changes in
@@ -247,7 +264,7 @@ where
     let mut client = AggregatedDiscoveryServiceClient::new(transport).max_decoding_message_size(MAX_RESPONSE_BYTES);
     let mut responses = match tokio::time::timeout(OPEN_TIMEOUT, client.delta_aggregated_resources(request)).await {
         Ok(Ok(response)) => response.into_inner(),
-        Ok(Err(refusal)) => return StreamEnded::Refused(refusal),
+        Ok(Err(refusal)) => return StreamEnded::Refused(Told(refusal)),
         Err(_) => return StreamEnded::OpenTimeout,
     };
     info!("control plane stream open");
@@ -259,7 +276,7 @@ where
         let response = match responses.message().await {
             Ok(Some(response)) => response,
             Ok(None) => return StreamEnded::Completed,
-            Err(error) => return StreamEnded::Broken(error),
+            Err(error) => return StreamEnded::Broken(Told(error)),
         };
         *productive = true;
         let answer = absorb(config, held, apply, status, response);
@@ -347,7 +364,7 @@ fn add_headers<B>(config: &ClientConfig, request: &mut Request<B>) -> Result<(),
 fn ending(ended: &StreamEnded) -> Ending {
     match ended {
         StreamEnded::Completed => Ending::Routine,
-        StreamEnded::Broken(status) => match status.code() {
+        StreamEnded::Broken(Told(status)) => match status.code() {
             Code::Unknown | Code::Cancelled | Code::DeadlineExceeded => Ending::Routine,
             Code::Unavailable if ["transport is closing", "received prior goaway"].iter().any(|text| status.message().contains(text)) => {
                 Ending::Routine
@@ -395,5 +412,15 @@ mod tests {
         let text = told(&hostile);
         assert!(!text.contains(';') && !text.contains('\n'));
         assert!(text.len() <= MAX_REASON_BYTES + '…'.len_utf8() && text.ends_with('…'));
+    }
+
+    #[test]
+    fn a_reason_is_told_in_words_for_people() {
+        let refused = StreamEnded::Refused(Told(GrpcStatus::unauthenticated("the token is expired")));
+        assert_eq!(chain(&refused), "the control plane refused the stream: Unauthenticated: the token is expired");
+        let broken = GrpcStatus::from_error(Box::new(std::io::Error::other("no route to it")));
+        let broken = chain(&StreamEnded::Broken(Told(broken)));
+        assert!(broken.starts_with("the stream broke: Unknown: no route to it"), "{broken}");
+        assert!(!broken.contains("Custom") && !broken.contains("source"), "{broken}");
     }
 }

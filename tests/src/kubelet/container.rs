@@ -6,11 +6,12 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::Value;
 use tropis_crds::{Kind, ObjectRef};
 
-use super::{Kubelet, RunningPod, chain, images, readiness};
+use super::{Kubelet, RunningPod, chain, images};
 use crate::cluster::Snapshot;
 use crate::cluster::pods::{self, ContainerState, ContainerStatus};
 use crate::network::addresses::AddressPair;
 use crate::process::{self, Launch, Output, Process, User};
+use crate::sockets::Listening;
 
 /// The first wait before a container is started again; doubles up to the last.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(30)];
@@ -57,7 +58,7 @@ impl Container {
     }
 
     /// Starts it if it is time, notices its end, and says whether it is ready.
-    pub(super) fn step(&mut self, pod: &RunningPod, policy: &str, listening: &readiness::Listening) {
+    pub(super) fn step(&mut self, pod: &RunningPod, policy: &str, listening: &Listening) {
         if let Some(status) = self.process.as_ref().and_then(Process::status) {
             self.process = None;
             self.status.ready = false;

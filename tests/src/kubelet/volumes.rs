@@ -52,8 +52,11 @@ impl WantedToken {
     }
 }
 
+/// A path of the host, and where a pod sees it.
+type Bind = (PathBuf, PathBuf);
+
 /// Makes the files of a pod; gives what is shown where, and the tokens that need renewing.
-pub fn create(kubelet: &Kubelet, key: &Key, record: &PodRecord) -> Result<(Vec<(PathBuf, PathBuf)>, Vec<TokenFile>), VolumeError> {
+pub fn create(kubelet: &Kubelet, key: &Key, record: &PodRecord) -> Result<(Vec<Bind>, Vec<TokenFile>), VolumeError> {
     if let Some(finding) = refusal(key, &record.template) {
         return Err(VolumeError::Refused(Box::new(finding)));
     }

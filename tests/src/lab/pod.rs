@@ -12,12 +12,14 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 
 use crate::capture::Capture;
+use crate::cgroup;
 use crate::cluster::object::Key;
 use crate::kubelet::{Kubelet, RunningPod};
 use crate::network::UPLINK;
 use crate::network::addresses::Family;
 use crate::port_forward::PortForward;
 use crate::process::{self, Launch, LaunchError, Output, Process, User};
+use crate::sockets;
 
 /// A command in a pod may take this long unless told otherwise.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
@@ -158,7 +160,17 @@ impl PodHandle {
 
     /// Ports that the pod has in LISTEN, the mesh's among them.
     pub fn listening(&self) -> std::collections::BTreeSet<u16> {
-        crate::kubelet::readiness::listening(&self.pod.network.namespace)
+        sockets::listening(&self.pod.network.namespace)
+    }
+
+    /// TCP connections of the pod, whoever's they are: the application's, and those that the mesh has inside the pod.
+    pub fn connections(&self) -> sockets::Established {
+        sockets::established(&self.pod.network.namespace)
+    }
+
+    /// Processes of the pod, those of commands included.
+    pub fn processes(&self) -> std::collections::BTreeSet<u32> {
+        cgroup::processes(&self.pod.group).into_iter().collect()
     }
 
     fn launch(&self, arguments: &[&str]) -> Launch {

@@ -1,7 +1,7 @@
 //! The story that the demo tells: enrolment, encryption, identity, and the bookstore. Each claim is observed from outside: on the wire, in
 //! the kernel's rules, in the access log, and by the applications themselves.
 
-use std::{fs, time::Duration};
+use std::{collections::BTreeSet, fs, time::Duration};
 
 use anyhow::Context;
 use tropis_tests::{
@@ -18,6 +18,7 @@ use crate::front;
 /// In the payload of every message: if it is ever seen on a wire, something was not encrypted.
 const CANARY: &str = "canary-in-the-coal-mine";
 const PORT: u16 = 7000;
+const PAGE_PORT: u16 = 9080;
 const BOOKSTORE: [&str; 6] = ["productpage-v1", "details-v1", "reviews-v1", "reviews-v2", "reviews-v3", "ratings-v1"];
 /// Ten times what one change needs to be in force.
 const IN_FORCE: Duration = Duration::from_secs(10);
@@ -102,6 +103,11 @@ async fn label(lab: &Lab, cast: &Cast, mode: Option<&str>) -> anyhow::Result<Dur
     Ok(longest)
 }
 
+/// Process ids of the members.
+fn processes(cast: &Cast) -> BTreeSet<u32> {
+    cast.members().iter().flat_map(|pod| pod.processes()).collect()
+}
+
 async fn enrolment(lab: &Lab, claims: &mut Claims, cast: &Cast) -> anyhow::Result<()> {
     claims.chapter("Enrolment is live");
     let rules_before = lab.rulesets().await?;
@@ -114,11 +120,13 @@ async fn enrolment(lab: &Lab, claims: &mut Claims, cast: &Cast) -> anyhow::Resul
         format!("{} of {CANARY:?} by its bytes on the wire", if seen.contains(CANARY.as_bytes()) { "a capture" } else { "no capture" }),
     );
     let mut before = hold(&cast.friend, &cast.far, Family::V4).await?;
+    let running = processes(cast);
     let took = label(lab, cast, Some("ambient")).await?;
+    let (run, still) = (running.len(), running.intersection(&processes(cast)).count());
     claims.observe(
-        true,
+        run >= cast.members().len() && still == run,
         "a namespace label turns the mesh on for running pods",
-        format!("4 pods enrolled after {} ms, none restarted", took.as_millis()),
+        format!("{} pods enrolled after {} ms; {still} of their {run} processes run on", cast.members().len(), took.as_millis()),
     );
     let survived = alive(&mut before).await;
     claims.observe(survived, "a connection that was open before stays open", if survived { "it still echoes" } else { "it broke" });
@@ -164,14 +172,17 @@ async fn wait_plain(wire: &tropis_tests::capture::Capture, cast: &Cast) -> anyho
     Ok(plain.await.is_ok())
 }
 
+fn identity_of(namespace: &str, account: &str) -> String {
+    format!("spiffe://cluster.local/ns/{namespace}/sa/{account}")
+}
+
 /// Echoes until the access log of the destination's node shows the connection as tunnelled.
 async fn wait_tunnelled(lab: &Lab, from: &PodHandle, to: &PodHandle, family: Family) -> anyhow::Result<Option<AccessLine>> {
     let found = wait::until(IN_FORCE, "a tunnelled connection", async || {
         echo(from, to, family).await.ok().filter(|exchange| exchange.ok)?;
-        let wanted = format!("sa/{}", from.name());
-        lab.access_log(to.node()).into_iter().rev().find(|line| {
-            line.field("direction") == "inbound" && line.field("src.identity").ends_with(&wanted) && line.field("dst.workload") == to.name()
-        })
+        let (caller, target) = (identity_of("demo", from.name()), to.socket(family, PORT));
+        let wanted = [("direction", "inbound"), ("src.identity", &*caller), ("dst.hbone_addr", &*target)];
+        lab.access_log(to.node()).into_iter().rev().find(|line| line.has(&wanted))
     });
     Ok(found.await.ok())
 }
@@ -209,23 +220,19 @@ async fn encryption(lab: &Lab, claims: &mut Claims, cast: &Cast) -> anyhow::Resu
                 problems.join("; ")
             },
         );
-        let inbound = lab
-            .wait_access_line(to.node(), "the inbound line", |line| {
-                line.field("direction") == "inbound" && line.field("dst.workload") == to.name()
-            })
-            .await?;
-        let outbound = lab
-            .wait_access_line(cast.friend.node(), "the outbound line", |line| {
-                line.field("direction") == "outbound" && line.field("dst.workload") == to.name()
-            })
-            .await?;
-        let identities = [&inbound, &outbound].map(|line| (line.field("src.identity"), line.field("dst.identity")));
+        // The line of this very connection, told by the caller's address and port; and the one of the other end that is of the same trace.
+        let opened_by = exchange.local.unwrap_or_default();
+        let target = to.socket(family, PORT);
+        let of_this = [("direction", "outbound"), ("src.addr", &*opened_by), ("dst.hbone_addr", &*target)];
+        let outbound = lab.wait_access_line(cast.friend.node(), "the outbound line", |line| line.has(&of_this)).await?;
+        let trace = outbound.field("traceparent");
+        let of_this = [("direction", "inbound"), ("traceparent", &*trace), ("dst.hbone_addr", &*target)];
+        let inbound = lab.wait_access_line(to.node(), "the inbound line", |line| line.has(&of_this)).await?;
+        let [out, inn] = [&outbound, &inbound].map(|line| (line.field("src.identity"), line.field("dst.identity")));
         claims.observe(
-            identities[0] == identities[1]
-                && identities[0].0 == "spiffe://cluster.local/ns/demo/sa/friend"
-                && identities[0].1 == "spiffe://cluster.local/ns/demo/sa/server",
+            !trace.is_empty() && out == inn && out == (identity_of("demo", "friend"), identity_of("demo", "server")),
             format!("{way}: both ends log both identities"),
-            format!("{} → {}", identities[0].0, identities[0].1),
+            format!("{} → {}", inn.0, inn.1),
         );
     }
     let (checked, roots) = certificates(lab)?;
@@ -342,14 +349,21 @@ async fn books(lab: &Lab, claims: &mut Claims) -> anyhow::Result<()> {
     // Peers hear a moment after the pods that these are in the mesh; until then a call is plain.
     let tunnelled = wait::until(IN_FORCE, "a tunnelled call", async || {
         let _: Exchange = ratings.run(&["get", "http://productpage:9080/productpage"]).await.ok()?;
-        let lines = lab.access_log(page.node()).into_iter().rev();
-        lines.filter(|line| line.field("dst.service").starts_with("productpage.")).find(|line| !line.field("src.identity").is_empty())
+        let [caller, called] = ["ratings", "productpage"].map(|name| identity_of("bookstore", &format!("bookinfo-{name}")));
+        let wanted = [("direction", "inbound"), ("src.identity", &*caller), ("dst.identity", &*called)];
+        let targets = Family::BOTH.map(|family| page.socket(family, PAGE_PORT));
+        let named = |line: &AccessLine| line.field("dst.service").starts_with("productpage.");
+        let mut lines = lab.access_log(page.node()).into_iter().rev();
+        lines.find(|line| line.has(&wanted) && targets.contains(&line.field("dst.hbone_addr")) && named(line))
     });
     let tunnelled = tunnelled.await;
     claims.observe(
         tunnelled.is_ok(),
         "its calls are tunnelled, by name",
-        tunnelled.map_or_else(|error| error.to_string(), |line| format!("{} → {}", line.field("src.identity"), line.field("dst.service"))),
+        tunnelled.map_or_else(
+            |error| error.to_string(),
+            |line| format!("{} → {}, {}", line.field("src.identity"), line.field("dst.service"), line.field("dst.identity")),
+        ),
     );
     Ok(())
 }

@@ -22,22 +22,15 @@ use crate::{
 /// A permit that is revoked when policy changes. Keep it as long as the connection.
 #[derive(Debug)]
 pub struct LivePermit {
-    permit: Permit,
+    _permit: Permit,
     _registered: Registered,
-}
-
-impl LivePermit {
-    /// What a dry-run policy would have denied.
-    pub fn dry_run_denial(&self) -> Option<&Denied> {
-        self.permit.dry_run_denial()
-    }
 }
 
 /// The leave for a connection that a local pod opened: policy is the destination's business, so this holds whatever comes.
 pub fn outbound(node: &Node, plan: &Plan, report: &Report) -> LivePermit {
     let permit = authorize::outbound(plan);
     let registered = node.connections.register(Entry::new(report, permit.clone(), None, node.shared.view.policy_version()));
-    LivePermit { permit, _registered: registered }
+    LivePermit { _permit: permit, _registered: registered }
 }
 
 /// Decides about a connection to `callee`; `peer` is the identity that its caller proved, `None` for plain traffic.
@@ -58,5 +51,5 @@ pub fn inbound(
     let registered = node.connections.register(Entry::new(report, permit.clone(), Some(callee.clone()), node.shared.view.policy_version()));
     // The view may have changed since `view` was read; from here on the table hears of every change.
     permit.check(&node.shared.view.load())?;
-    Ok(LivePermit { permit, _registered: registered })
+    Ok(LivePermit { _permit: permit, _registered: registered })
 }

@@ -189,9 +189,18 @@ async fn tunnel(call: &Call<'_>, via: &Hop, target: &Target, report: &mut Report
     let request = TunnelRequest { authority: target.authority.clone(), headers };
     let (shared, pod, address) = (node.shared.clone(), call.accepted.pod.clone(), via.address);
     let opened = node.pool.open(&key, &request, async move || dial_tunnel(&shared, &pod, address).await).await;
-    let opened = opened.map_err(ConnectError::Tunnel)?;
-    report.proved(opened.peer);
-    Ok(opened.stream)
+    match opened {
+        Ok(opened) => {
+            report.proved(opened.peer);
+            Ok(opened.stream)
+        }
+        Err(error) => {
+            if let Some(peer) = error.peer() {
+                report.proved(peer.clone());
+            }
+            Err(ConnectError::Tunnel(error))
+        }
+    }
 }
 
 /// The connection that tunnels share: from the pod, with its address. HTTP/2 PING keeps it alive.

@@ -53,6 +53,7 @@ pub struct Report {
     config_version: Option<Arc<String>>,
     traceparent: Option<String>,
     ended: Option<Failure>,
+    discarded: bool,
 }
 
 /// The part that others look at while the connection lives.
@@ -138,7 +139,13 @@ impl Report {
             config_version: None,
             traceparent: None,
             ended: None,
+            discarded: false,
         }
+    }
+
+    /// Nothing is to be written: whatever happens on this connection has reports of its own.
+    pub fn discard(mut self) {
+        self.discarded = true;
     }
 
     /// Where the connection came from.
@@ -196,6 +203,12 @@ impl Report {
         callee
     }
 
+    /// It is to carry tunnels, and was opened to this address.
+    pub fn dialled(&mut self, address: Option<SocketAddr>) {
+        self.stage = Stage::Identify;
+        self.destination_address = address;
+    }
+
     /// A tunnel carries it: its caller proved who it is, and says that it came from `client`.
     pub fn tunnelled(&mut self, tunnel: &IncomingTunnel, client: SocketAddr) {
         self.stage = Stage::Identify;
@@ -219,6 +232,8 @@ impl Report {
         self.stage = Stage::Authorize;
         self.service = plan.target().service.clone();
         self.destination = plan.next().cloned();
+        // What an endpoint proved that was tried before is not what this one proves.
+        (self.mutual_tls, self.source_identity, self.destination_identity) = (false, None, None);
         match &plan {
             Plan::Direct { to } => {
                 if let Authority::Address(address) = to.authority {
@@ -329,6 +344,9 @@ impl Report {
 
 impl Drop for Report {
     fn drop(&mut self) {
+        if self.discarded {
+            return;
+        }
         // Nobody said how it ended: its task was cancelled.
         let ended = self.ended.take().unwrap_or_else(|| Failure {
             outcome: Outcome { stage: self.stage, reason: Reason::Drained, side: Side::Mesh },

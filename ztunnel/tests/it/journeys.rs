@@ -108,6 +108,9 @@ fn a_denied_caller_is_reset_and_the_policy_is_named() {
     assert_eq!(inbound["src.identity"], bad.workload.identity.to_string());
     let outbound = log::wait_for(&[("src.workload", &bad.name), ("direction", "outbound")]);
     assert_eq!(outbound["reason"], "tunnel_denied");
+    // Both had proved who they are before one denied the other.
+    assert_eq!(outbound["src.identity"], bad.workload.identity.to_string());
+    assert_eq!(outbound["dst.identity"], server.workload.identity.to_string());
     let (_, text) = mesh.nodes[1].metrics.render("");
     assert!(text.lines().any(|line| line.starts_with("istio_tcp_connections_failed_total") && line.contains("response_flags=\"DENY\"")));
 }
@@ -161,7 +164,7 @@ fn a_pod_that_is_not_served_any_more_lets_go() {
     ping(&mut stream, "hello").unwrap();
     assert_eq!(mesh.nodes[0].agent.remove(&client.uid), "");
     // Under packet rules the agent takes the rules away too, so what is open ends.
-    assert!(stream.read(&mut [0]).is_err());
+    assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     let line = log::wait_for(&[("src.workload", &client.name), ("direction", "outbound")]);
     assert_eq!(line["reason"], "drained");
     thread::sleep(Duration::from_millis(100));

@@ -84,6 +84,7 @@ fn who_proves_nothing_gets_no_tunnel() {
     let from = std::net::SocketAddr::from(([10, 77, 0, 9], port));
     let line = log::wait_for(&[("reason", "peer_untrusted"), ("src.addr", &from.to_string())]);
     assert_eq!(line["stage"], "identify");
+    assert_eq!((&line["dst.workload"], &line["dst.addr"]), (&server.name, &format!("{}:15008", server.network.v4)));
     // A certificate of another trust domain, signed by the same root, is no better.
     let foreign = Identity::new("elsewhere.example", "shop", "caller");
     let refused = ask(&mesh, &stranger, &foreign, &server, &format!("{}:{PORT}", server.network.v4));

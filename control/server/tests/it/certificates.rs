@@ -50,7 +50,8 @@ async fn a_certificate_renews_itself_and_nothing_else() {
     let stranger = Tropisd::start(&[]);
     stranger.ready().await;
     let status = stranger.certify(None, Ask { holder: Some(first.identity()), ..Ask::default() }).await.unwrap_err();
-    assert_ne!(status.code(), Code::Ok);
+    // The connection broke (the words are the HTTP client's); an answer, were it a refusal, would have one of tropisd's own codes.
+    assert!(matches!(status.code(), Code::Cancelled | Code::Unknown | Code::Unavailable), "{status:?}");
 }
 
 #[tokio::test]

@@ -154,7 +154,7 @@ async fn a_killed_control_plane_comes_back_with_its_root_and_disturbs_nobody() {
     let name = NamespacedHostname { namespace: "shop".into(), hostname: "cart.shop.svc.cluster.local".into() };
     tropisd.until("the service", async || proxy.view().service(&name).cloned()).await;
     tropisd.until("every proxy's word", async || tropisd.debug("/debug/live").await["live"].as_bool().filter(|live| *live)).await;
-    let (root, version) = (tropisd.root_pem(), proxy.status.borrow().version.clone());
+    let (root, versions) = (tropisd.root_pem(), proxy.status.borrow().versions.clone());
     proxy.told.lock().unwrap().clear();
 
     let stopped = tropisd.kill();
@@ -163,7 +163,7 @@ async fn a_killed_control_plane_comes_back_with_its_root_and_disturbs_nobody() {
     // While it was away, a pod appeared.
     stopped.apply("cluster/shop-new.yaml", &pod("shop", "new", "b", "web", "10.244.2.9").to_string());
     let tropisd = stopped.start();
-    proxy.until(|status| status.connected && status.version != version).await;
+    proxy.until(|status| status.connected && status.versions != versions).await;
     tropisd.until("the new pod", async || proxy.view().workload(&uid("new")).cloned()).await;
     assert_eq!(tropisd.root_pem(), root);
     let told = proxy.told.lock().unwrap().clone();

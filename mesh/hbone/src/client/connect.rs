@@ -111,9 +111,9 @@ impl Connection {
                 is_reused,
             }),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-                Err(StreamFailure::Final(TunnelError::Denied { address, status }))
+                Err(StreamFailure::Final(TunnelError::Denied { address, peer: self.peer.clone(), status }))
             }
-            status => Err(StreamFailure::Final(TunnelError::Refused { address, status })),
+            status => Err(StreamFailure::Final(TunnelError::Refused { address, peer: self.peer.clone(), status })),
         }
     }
 }

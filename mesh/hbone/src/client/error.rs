@@ -4,7 +4,10 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::StatusCode;
 use thiserror::Error;
-use tropis_model::outcome::{Reason, Side};
+use tropis_model::{
+    identity::Identity,
+    outcome::{Reason, Side},
+};
 use tropis_net::dial::DialError;
 use tropis_tls::store::CertificateUnavailable;
 
@@ -56,6 +59,8 @@ pub enum TunnelError {
     Denied {
         /// The HBONE listener.
         address: SocketAddr,
+        /// Who it proved to be.
+        peer: Identity,
         /// The answer.
         status: StatusCode,
     },
@@ -64,6 +69,8 @@ pub enum TunnelError {
     Refused {
         /// The HBONE listener.
         address: SocketAddr,
+        /// Who it proved to be.
+        peer: Identity,
         /// The answer.
         status: StatusCode,
     },
@@ -127,6 +134,14 @@ impl TunnelError {
             Self::Refused { .. } => Reason::TunnelRefused,
             Self::LimitReached { .. } => Reason::LimitReached,
             Self::Authority { .. } => Reason::BadRequest,
+        }
+    }
+
+    /// Who answered, if somebody did that had proved who it is.
+    pub fn peer(&self) -> Option<&Identity> {
+        match self {
+            Self::Denied { peer, .. } | Self::Refused { peer, .. } => Some(peer),
+            _ => None,
         }
     }
 
