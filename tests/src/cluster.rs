@@ -7,6 +7,7 @@
 pub mod ids;
 pub mod memory;
 pub mod object;
+pub mod owned;
 pub mod pods;
 pub mod render;
 pub mod seed;
@@ -38,6 +39,14 @@ pub enum Event {
     Applied(Key, Value),
     /// The user took it away.
     Deleted(Key),
+    /// A program of the mesh made an object of its own (a waypoint's Deployment), or changed it.
+    Owned(Key, Value),
+    /// The program took it away.
+    Disowned(Key),
+    /// The pods of a Deployment are to be replaced one after the other, as by `kubectl rollout restart`.
+    Restart(Key),
+    /// A Deployment whose maker leaves it open is to have so many replicas, as by `kubectl scale`.
+    Scale(Key, u64),
     /// A pod of the harness's own programs.
     Agent(Key, PodRecord),
     /// A kubelet says how a pod is; the text is the pod's uid.
@@ -72,6 +81,7 @@ pub struct State {
     ranges: BTreeMap<String, Vec<String>>,
     system: BTreeMap<Key, Value>,
     user: BTreeMap<Key, Value>,
+    owned: owned::Owned,
     assigned: BTreeMap<Key, Assigned>,
     places: ServiceAddresses,
     memory: Memory,
@@ -160,6 +170,7 @@ impl State {
             ranges,
             system: seed::objects(),
             user: BTreeMap::new(),
+            owned: owned::Owned::default(),
             assigned: BTreeMap::new(),
             places: ServiceAddresses::default(),
             memory: Memory::default(),
@@ -188,6 +199,10 @@ impl State {
     /// Takes an event in.
     pub fn take_in(&mut self, event: Event) {
         match event {
+            Event::Owned(key, object) => self.owned.add(key, object),
+            Event::Disowned(key) => self.owned.remove(&key),
+            Event::Scale(key, replicas) => self.owned.scale(key, replicas),
+            Event::Restart(key) => self.owned.restart(key, SystemTime::now()),
             Event::Applied(key, object) => drop(self.user.insert(key, object)),
             Event::Deleted(key) => drop(self.user.remove(&key)),
             Event::Agent(key, record) => drop(self.pods.insert(key, record)),
@@ -207,7 +222,10 @@ impl State {
     /// One step towards what the user asked for: what `cluster/` must hold now, and the state for everybody else.
     pub fn reconcile(&mut self, now: SystemTime) -> (BTreeMap<Key, Content>, Snapshot) {
         let mut objects = self.system.clone();
+        objects.extend(self.owned.objects());
+        // What the user wrote wins over what a program made under the same name.
         objects.extend(self.user.iter().map(|(key, object)| (key.clone(), object.clone())));
+        self.owned.adjust(&mut objects);
         self.add_what_namespaces_need(&mut objects);
         self.assigned.retain(|key, _| objects.contains_key(key));
         for key in objects.keys() {
@@ -291,7 +309,10 @@ impl State {
             if let Some(service) = services.iter().find(|service| service.key == *key) {
                 render::service_fields(&mut fields, service);
             }
-            let content = if self.user.contains_key(key) {
+            if key.kind == "Deployment" {
+                fields["status"] = owned::deployment_status(key, object, &self.pods);
+            }
+            let content = if self.user.contains_key(key) || self.owned.contains(key) {
                 Content::Assigned(fields)
             } else {
                 let mut whole = object.clone();

@@ -3,11 +3,13 @@
 //! A task a pod ([`run_pod`]) gives it a network, files and processes, restarts what ends, looks which ports are in LISTEN, and takes
 //! everything away at the end. Its processes are in `container`, names of images in [`images`], its files in [`volumes`].
 
+pub mod admin;
 mod container;
 pub mod images;
+mod readiness;
 pub mod volumes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,7 +24,7 @@ use crate::cgroup::{self, Groups};
 use crate::cluster::object::Key;
 use crate::cluster::pods::{ContainerState, ContainerStatus, Phase, PodRecord, PodStatus};
 use crate::cluster::render::grace_seconds;
-use crate::cluster::{Cluster, Event, Snapshot};
+use crate::cluster::{Cluster, Event, Snapshot, seed};
 use crate::layout::Layout;
 use crate::network::namespace::NAMESPACES;
 use crate::network::{Network, PodNetwork};
@@ -33,6 +35,7 @@ use crate::token_files::TokenFile;
 use crate::tokens::TokenIssuer;
 use container::Container;
 use images::Images;
+use readiness::Probe;
 
 /// How often a pod is looked at while it is not ready, and while it is.
 const LOOK: [Duration; 2] = [Duration::from_millis(40), Duration::from_millis(500)];
@@ -143,14 +146,17 @@ async fn run_pod(kubelet: Arc<Kubelet>, key: Key, record: PodRecord, mut snapsho
     status.host = kubelet.network.node(&pod.node).ok().map(|node| node.addresses);
     kubelet.running.send_modify(|running| drop(running.insert(key.clone(), pod.clone())));
 
+    // Ends with the pod.
+    let _admin = admin::publish(&kubelet, &pod, &record.template);
     let mut containers: Vec<Container> =
         spec_containers(&record.template).enumerate().map(|(index, spec)| Container::new(&kubelet, &pod, index, spec)).collect();
     let mut reported = None;
     let grace = loop {
         let always = record.template["spec"]["restartPolicy"].as_str().unwrap_or("Always").to_owned();
         let listening = sockets::listening(&pod.network.namespace);
+        let passed = ask(&pod, &containers).await;
         for container in &mut containers {
-            container.step(&pod, &always, &listening);
+            container.step(&pod, &always, &listening, &passed);
         }
         status.containers = containers.iter().map(|container| container.status.clone()).collect();
         status.phase = phase(&status.containers);
@@ -176,6 +182,17 @@ async fn run_pod(kubelet: Arc<Kubelet>, key: Key, record: PodRecord, mut snapsho
     take_down(&kubelet, &pod, &containers, grace).await;
     kubelet.running.send_modify(|running| drop(running.remove(&key)));
     kubelet.cluster.tell(Event::Gone(key, record.uid));
+}
+
+/// Asks the containers that have a probe; gives those probes that pass.
+async fn ask(pod: &Arc<RunningPod>, containers: &[Container]) -> BTreeSet<Probe> {
+    let probes: Vec<Probe> = containers.iter().filter_map(Container::probe).collect();
+    if probes.is_empty() {
+        return BTreeSet::new();
+    }
+    let pod = pod.clone();
+    let asked = tokio::task::spawn_blocking(move || probes.into_iter().filter(|probe| probe.passes(&pod.network.namespace)).collect());
+    asked.await.unwrap_or_default()
 }
 
 /// The grace of a pod on its way out; `None` while it stays.
@@ -205,6 +222,9 @@ fn set_up(kubelet: &Kubelet, key: &Key, record: &PodRecord) -> Result<(RunningPo
         ("PATH".to_owned(), format!("{}:/usr/local/bin:/usr/bin:/bin", kubelet.images.folder().display())),
         ("HOSTNAME".to_owned(), sandbox.hostname.clone()),
         ("HOME".to_owned(), "/tmp".to_owned()),
+        // As the kubelet does; nobody answers there.
+        ("KUBERNETES_SERVICE_HOST".to_owned(), kubelet.network.plan.service(seed::KUBERNETES_SERVICE).v4.to_string()),
+        ("KUBERNETES_SERVICE_PORT".to_owned(), "443".to_owned()),
     ];
     Ok((RunningPod { key: key.clone(), uid: record.uid.clone(), node, network, group, sandbox, environment }, tokens))
 }

@@ -5,6 +5,7 @@ pub mod options;
 pub mod pod;
 mod possible;
 mod records;
+pub mod waypoint;
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use crate::cluster::memory::Memory;
 use crate::cluster::object::Key;
 use crate::cluster::pods::{Origin, PodRecord};
 use crate::cluster::store::Store;
+use crate::cluster::user::{self, OWNED_BY_TROPISD, Whose};
 use crate::cluster::{Cluster, Event, Snapshot, State, seed};
 use crate::down::{self, Files};
 use crate::kubelet::images::Images;
@@ -88,6 +90,8 @@ impl Lab {
         let (address_slot, slot) = lock::address_slot()?;
         let plan = AddressPlan::new(slot);
         let folder = options.programs.clone().map_or_else(programs_folder, Ok)?;
+        // Processes of pods start at the root.
+        let folder = std::path::absolute(&folder).unwrap_or(folder);
         let groups = Groups::of(&options.run).map_err(|error| LabError::Impossible(error.to_string()))?;
 
         if let Some(reason) = possible::kernel_lacks(&folder).filter(|_| options.mesh) {
@@ -112,14 +116,18 @@ impl Lab {
         let state = State::new(plan, records, ranges, SystemTime::now()).remembering(memory);
         let (cluster, task) = Cluster::start(state, Store::new(layout.state().to_path_buf()), progress.clone());
         let mut tasks = vec![task];
-        let user = crate::cluster::user::start(&layout.objects(), &layout.volumes().join("no-layers"), cluster.clone(), progress.clone());
-        tasks.push(user.map_err(|error| LabError::File(chain(&error), io::Error::other("objects cannot be followed")))?);
+        let owned = layout.reported().join(OWNED_BY_TROPISD);
+        for (whose, folder, nothing) in [(Whose::User, layout.objects(), "no-layers"), (Whose::Program, owned, "no-layers-either")] {
+            let nothing = layout.volumes().join(nothing);
+            let following = user::start(whose, &folder, &nothing, cluster.clone(), progress.clone());
+            tasks.push(following.map_err(|error| LabError::File(chain(&error), io::Error::other("objects cannot be followed")))?);
+        }
         let (running, _) = watch::channel(Default::default());
         let kubelet = Arc::new(Kubelet {
             network: network.clone(),
             groups: groups.clone(),
             layout: layout.clone(),
-            images: Images::new(&folder, options.images.clone()),
+            images: Images::new(&folder, options.images.clone()).with_log_level(&options.log_level),
             tokens,
             cluster: cluster.clone(),
             progress: progress.clone(),

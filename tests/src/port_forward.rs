@@ -5,6 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
@@ -44,7 +45,8 @@ impl Drop for PortForward {
     }
 }
 
-async fn pass_on(mut stream: TcpStream, namespace: Arc<Namespace>, port: u16) -> io::Result<()> {
+/// Passes a connection on to a loopback port inside `namespace`, to both ends.
+pub(crate) async fn pass_on(mut stream: impl AsyncRead + AsyncWrite + Unpin, namespace: Arc<Namespace>, port: u16) -> io::Result<()> {
     let mut inside = connect(namespace, port).await?;
     tokio::io::copy_bidirectional(&mut stream, &mut inside).await?;
     Ok(())

@@ -182,6 +182,8 @@ fn fork(launch: &Launch) -> Result<Child, (&'static str, io::Error)> {
     redirect(&mut command, &launch.output).map_err(|error| ("open its log", error))?;
     if let Some(sandbox) = &launch.sandbox {
         enclose(sandbox).map_err(|error| ("prepare its mount namespace", error))?;
+        // As in a container; programs look for their files from there.
+        command.current_dir("/");
     }
     launch.namespace.enter().map_err(|error| ("enter its network namespace", error))?;
     become_in_child(&mut command, group, launch.user);

@@ -1,6 +1,8 @@
 //! What `tropis-testkit` prints, as types: one JSON line a client command, one line an event of `serve` and `hold`.
 //! The program itself is in `src/bin/testkit`; scenarios and benches read its lines with [`read`].
 
+pub mod calls;
+
 use std::collections::BTreeMap;
 use std::io;
 

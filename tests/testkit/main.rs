@@ -1,5 +1,7 @@
 //! The testkit against itself on loopback: what its clients say must be true before any test of the mesh believes them.
 
+mod app;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
@@ -10,7 +12,7 @@ use serde::de::DeserializeOwned;
 use tropis_tests::testkit::{Exchange, FailureKind, Greeting, Held, Load, Resolved, Served, Step, Storm, read};
 
 const TESTKIT: &str = env!("CARGO_BIN_EXE_tropis-testkit");
-const ROLES: [&str; 9] = ["tcp-echo", "server-first", "half-close", "farewell", "sink", "source", "discard", "slow-reader", "http"];
+const ROLES: [&str; 10] = ["tcp-echo", "server-first", "half-close", "farewell", "sink", "source", "discard", "slow-reader", "http", "app"];
 const LOOPBACKS: [&str; 2] = ["127.0.0.1", "[::1]"];
 
 /// A server with all roles on free ports; it ends with the test.

@@ -148,12 +148,12 @@ pub fn service_account(spec: &Value) -> &str {
 }
 
 /// What a Deployment asks for, as far as the harness obeys it.
-struct Wanted<'a> {
-    replicas: usize,
+pub(super) struct Wanted<'a> {
+    pub(super) replicas: usize,
     surge: usize,
     unavailable: usize,
     template: &'a Value,
-    hash: String,
+    pub(super) hash: String,
 }
 
 /// Brings the pods of one Deployment nearer to what it asks for: one step of a rolling change.
@@ -293,7 +293,7 @@ fn mark_deleting(pods: &mut Pods, key: &Key, now: SystemTime) {
     }
 }
 
-fn wanted(deployment: &Value) -> Wanted<'_> {
+pub(super) fn wanted(deployment: &Value) -> Wanted<'_> {
     let spec = &deployment["spec"];
     let replicas = spec["replicas"].as_u64().and_then(|count| usize::try_from(count).ok()).unwrap_or(1);
     let rolling = &spec["strategy"]["rollingUpdate"];

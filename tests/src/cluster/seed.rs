@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 use super::object::{Key, key_of};
 
+/// The place of the API server's own service among the service addresses.
+pub const KUBERNETES_SERVICE: u16 = 1;
 /// Where the control plane and the agents live.
 pub const SYSTEM_NAMESPACE: &str = "istio-system";
 /// The node object that the control plane's pods are bound to; no user pod is put there.
@@ -31,7 +33,7 @@ pub fn objects() -> BTreeMap<Key, Value> {
 /// Services at well-known places of the service range.
 pub fn places() -> [(Key, u16); 3] {
     [
-        (Key::new("Service", "default", "kubernetes"), 1),
+        (Key::new("Service", "default", "kubernetes"), KUBERNETES_SERVICE),
         (Key::new("Service", "kube-system", "kube-dns"), 10),
         (Key::new("Service", SYSTEM_NAMESPACE, "istiod"), 11),
     ]

@@ -1,11 +1,13 @@
 //! A container: a process of a pod that is started again when it ends, by the pod's restart policy.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 use tropis_crds::{Kind, ObjectRef};
 
+use super::readiness::Probe;
 use super::{Kubelet, RunningPod, chain, images};
 use crate::cluster::Snapshot;
 use crate::cluster::pods::{self, ContainerState, ContainerStatus};
@@ -23,6 +25,7 @@ pub(super) struct Container {
     pub(super) status: ContainerStatus,
     launch: Option<Launch>,
     ports: Vec<u16>,
+    probe: Option<Probe>,
     pub(super) process: Option<Process>,
     started: Instant,
     /// Not before.
@@ -50,6 +53,7 @@ impl Container {
             status: ContainerStatus { name, image, ready: false, restarts: 0, state },
             launch,
             ports: tcp.filter_map(|port| u16::try_from(port["containerPort"].as_u64()?).ok()).collect(),
+            probe: Probe::of(spec),
             process: None,
             started: Instant::now(),
             again: Instant::now(),
@@ -58,7 +62,7 @@ impl Container {
     }
 
     /// Starts it if it is time, notices its end, and says whether it is ready.
-    pub(super) fn step(&mut self, pod: &RunningPod, policy: &str, listening: &Listening) {
+    pub(super) fn step(&mut self, pod: &RunningPod, policy: &str, listening: &Listening, passed: &BTreeSet<Probe>) {
         if let Some(status) = self.process.as_ref().and_then(Process::status) {
             self.process = None;
             self.status.ready = false;
@@ -79,8 +83,9 @@ impl Container {
         if self.process.is_none() && Instant::now() >= self.again {
             self.launch_now(pod);
         }
-        // A container without ports has nothing to wait for.
-        self.status.ready = self.process.is_some() && self.ports.iter().all(|port| listening.contains(port));
+        // A container without ports and probe has nothing to wait for.
+        let listens = self.process.is_some() && self.ports.iter().all(|port| listening.contains(port));
+        self.status.ready = listens && self.probe.as_ref().is_none_or(|probe| passed.contains(probe));
     }
 
     fn launch_now(&mut self, pod: &RunningPod) {
@@ -100,6 +105,11 @@ impl Container {
         }
     }
 
+    /// The question that tells whether it is ready, if it runs and has one.
+    pub(super) fn probe(&self) -> Option<Probe> {
+        self.probe.clone().filter(|_| self.process.is_some())
+    }
+
     /// Resolves when its process ends; never while there is none.
     pub(super) fn ended(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
         match self.process.clone() {
@@ -113,6 +123,8 @@ impl Container {
 
 fn launch(kubelet: &Kubelet, pod: &RunningPod, spec: &Value, name: &str, entry: images::Entry) -> Launch {
     let mut environment = pod.environment.clone();
+    let image = spec["image"].as_str().unwrap_or_default();
+    environment.extend(kubelet.images.environment(image));
     environment.extend(environment_of(spec, pod, &kubelet.cluster.snapshot()));
     Launch {
         program: entry.program,

@@ -13,6 +13,7 @@ use crate::process::find;
 pub struct Images {
     folder: PathBuf,
     extra: Vec<(String, PathBuf)>,
+    log_level: String,
 }
 
 /// What a container runs.
@@ -73,13 +74,33 @@ impl UnknownImage {
 pub const TESTKIT: &str = "tropis/testkit";
 /// The bookstore's name.
 pub const BOOKINFO: &str = "tropis/bookinfo";
+/// The waypoint's names: ours, and Istio's, for Deployments made by hand for it.
+const WAYPOINTS: [&str; 2] = ["tropis/waypoint", "istio/proxyv2"];
 /// How the guides call the bookstore's images: this, and then a role.
 const GUIDES: &str = "istio/examples-bookinfo-";
 
 impl Images {
     /// Images of the programs in `folder`, and the user's own.
     pub fn new(folder: &Path, extra: Vec<(String, PathBuf)>) -> Self {
-        Self { folder: folder.to_path_buf(), extra }
+        Self { folder: folder.to_path_buf(), extra, log_level: "info".to_owned() }
+    }
+
+    /// The same, with another `RUST_LOG` for programs of the mesh.
+    pub fn with_log_level(self, level: &str) -> Self {
+        Self { log_level: level.to_owned(), ..self }
+    }
+
+    /// Whether an image is that of a waypoint.
+    pub fn is_waypoint(image: &str) -> bool {
+        WAYPOINTS.contains(&repository(image))
+    }
+
+    /// What a container of this image finds in its environment unless its own `env` says otherwise: programs of the mesh log as JSON.
+    pub fn environment(&self, image: &str) -> Vec<(String, String)> {
+        match Self::is_waypoint(image) {
+            true => vec![("RUST_LOG".to_owned(), self.log_level.clone()), ("LOG_FORMAT".to_owned(), "json".to_owned())],
+            false => Vec::new(),
+        }
     }
 
     /// Where the programs are.
@@ -125,6 +146,9 @@ impl Images {
         if name == BOOKINFO {
             return Ok(program("bookinfo", &[]));
         }
+        if WAYPOINTS.contains(&name) {
+            return Ok(program("waypoint", &[]));
+        }
         match name.strip_prefix(GUIDES) {
             Some("productpage-v1") => Ok(program("bookinfo", &["productpage"])),
             Some("details-v1" | "details-v2") => Ok(program("bookinfo", &["details"])),
@@ -134,7 +158,7 @@ impl Images {
             Some("reviews-v3") => Ok(program("bookinfo", &["reviews", "--service-version", "v3"])),
             _ => {
                 let extra = self.extra.iter().map(|(name, _)| name.as_str());
-                let names: Vec<&str> = [TESTKIT, BOOKINFO, "istio/examples-bookinfo-*"].into_iter().chain(extra).collect();
+                let names: Vec<&str> = [TESTKIT, BOOKINFO, WAYPOINTS[0], "istio/examples-bookinfo-*"].into_iter().chain(extra).collect();
                 Err(UnknownImage::Name { image: image.to_owned(), accepted: names.join(", ") })
             }
         }
@@ -172,6 +196,17 @@ mod tests {
             entry,
             Entry { program: "/bin/bookinfo".into(), arguments: vec!["reviews".into(), "--service-version".into(), "v3".into()] }
         );
+    }
+
+    #[test]
+    fn a_waypoint_runs_as_the_control_plane_asks() {
+        let images = Images::new(Path::new("/bin"), Vec::new()).with_log_level("debug");
+        for image in ["tropis/waypoint:1", "docker.io/istio/proxyv2:1.27.0"] {
+            let entry = images.entry(image).expect("known");
+            assert_eq!(entry.program, Path::new("/bin/waypoint"), "{image}");
+            assert!(images.environment(image).contains(&("RUST_LOG".into(), "debug".into())), "{image}");
+        }
+        assert!(images.environment("tropis/testkit").is_empty());
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
@@ -17,6 +19,7 @@ use crate::cluster::object::Key;
 use crate::kubelet::{Kubelet, RunningPod};
 use crate::network::UPLINK;
 use crate::network::addresses::Family;
+use crate::network::namespace::Namespace;
 use crate::port_forward::PortForward;
 use crate::process::{self, Launch, LaunchError, Output, Process, User};
 use crate::sockets;
@@ -171,6 +174,33 @@ impl PodHandle {
     /// Processes of the pod, those of commands included.
     pub fn processes(&self) -> std::collections::BTreeSet<u32> {
         cgroup::processes(&self.pod.group).into_iter().collect()
+    }
+
+    /// Its network namespace, for looks from inside.
+    pub(super) fn network_namespace(&self) -> Arc<Namespace> {
+        self.pod.network.namespace.clone()
+    }
+
+    /// Sends a signal to all of its processes.
+    pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
+        for id in cgroup::processes(&self.pod.group) {
+            let id = i32::try_from(id).expect("process ids are positive i32");
+            match kill(Pid::from_raw(id), signal) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The memory of its processes that is theirs alone, in bytes (`RssAnon` of proc(5)).
+    pub fn resident_bytes(&self) -> u64 {
+        let own = |id: u32| {
+            let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+            line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+        };
+        cgroup::processes(&self.pod.group).into_iter().map(own).sum()
     }
 
     fn launch(&self, arguments: &[&str]) -> Launch {

@@ -1,15 +1,19 @@
 //! The clients: a subcommand each, one connection (or many) and one JSON line. [`run`] dispatches; what they share is
 //! `connection.rs`.
 
+mod call;
+mod converse;
 mod exchange;
 mod half_close;
 mod histogram;
 mod hold;
 mod http;
 mod load;
+mod raw;
 mod resolve;
 mod storm;
 mod stream;
+mod transfer;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -38,6 +42,14 @@ pub(crate) enum Command {
     Storm(storm::Storm),
     /// Get an http:// URL
     Get(http::Get),
+    /// Send many requests by HTTP/1.1, HTTP/2 or gRPC, and count who answers what
+    Call(call::Call),
+    /// Move a large body up or down by HTTP, and compare digests
+    Transfer(transfer::Transfer),
+    /// Send messages one after the other on one WebSocket or gRPC stream, and expect each back
+    Converse(converse::Converse),
+    /// Send bytes as they are and show what comes back
+    Raw(raw::Raw),
     /// Ask for a name, with a DNS message of our own or through the system's resolver
     Resolve(resolve::Resolve),
     /// Measure requests, connections or bulk bytes per second
@@ -56,6 +68,10 @@ pub(crate) async fn run(command: Command) -> ExitCode {
         Command::HalfClose(options) => options.run().await,
         Command::Storm(options) => options.run().await,
         Command::Get(options) => options.run().await,
+        Command::Call(options) => options.run().await,
+        Command::Transfer(options) => options.run().await,
+        Command::Converse(options) => options.run().await,
+        Command::Raw(options) => options.run().await,
         Command::Resolve(options) => options.run().await,
         Command::Load(options) => options.run().await,
         Command::Hold(options) => options.run().await,

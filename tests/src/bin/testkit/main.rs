@@ -7,6 +7,7 @@ mod bytes;
 mod client;
 mod connection;
 mod serve;
+mod websocket;
 
 use std::process::ExitCode;
 

@@ -1,9 +1,11 @@
 //! `serve`: listens on a port a role, tells on standard output what came in. Start reading at [`run`]; the protocols are in
-//! `serve/roles.rs` and `serve/http.rs`.
+//! `serve/roles.rs`, `serve/http.rs` and `serve/app.rs`.
 
+mod app;
 mod http;
 mod roles;
 
+pub(crate) use app::BODY_SEED;
 pub(crate) use roles::FarewellGreeting;
 
 use std::io;
@@ -57,6 +59,12 @@ pub(crate) struct Options {
     /// HTTP/1.1 with keep-alive: `/` tells pod, peer and header fields as JSON, `/ping` answers `pong`, `/health` 200
     #[arg(long, value_name = "PORT")]
     http: Vec<u16>,
+    /// An application: HTTP/1.1, HTTP/2 without TLS, gRPC and WebSocket on one port; tells as JSON what came, or does what `x-ask` says
+    #[arg(long, value_name = "PORT")]
+    app: Vec<u16>,
+    /// What the application calls its version
+    #[arg(long, value_name = "TEXT", default_value = "", help_heading = "Options")]
+    service_version: String,
     /// Address to listen on; by default all, IPv4 and IPv6
     #[arg(long, value_name = "ADDRESS", help_heading = "Options")]
     listen: Option<IpAddr>,
@@ -83,6 +91,7 @@ enum Role {
     Discard,
     SlowReader,
     Http,
+    App,
 }
 
 impl Role {
@@ -97,6 +106,7 @@ impl Role {
             Self::Discard => "discard",
             Self::SlowReader => "slow-reader",
             Self::Http => "http",
+            Self::App => "app",
         }
     }
 }
@@ -113,6 +123,7 @@ impl Options {
             (Role::Discard, &self.discard),
             (Role::SlowReader, &self.slow_reader),
             (Role::Http, &self.http),
+            (Role::App, &self.app),
         ];
         roles.into_iter().flat_map(|(role, ports)| ports.iter().map(move |port| (role, *port))).collect()
     }
@@ -128,6 +139,7 @@ struct Server {
     quiet: bool,
     connections: AtomicU64,
     farewells: roles::Farewells,
+    app: app::App,
 }
 
 /// An accepted connection and whom it is from.
@@ -153,6 +165,7 @@ pub(crate) async fn run(options: Options) -> ExitCode {
         quiet: options.quiet,
         connections: AtomicU64::new(0),
         farewells: roles::Farewells::default(),
+        app: app::App::new(options.service_version),
     });
     for (role, port) in ports {
         let listener = match listen(options.listen, port, role) {
@@ -231,7 +244,7 @@ async fn accept(server: Arc<Server>, listener: TcpListener, role: Role) {
     }
 }
 
-async fn serve(server: &Server, role: Role, stream: TcpStream, accepted: SocketAddr) {
+async fn serve(server: &Arc<Server>, role: Role, stream: TcpStream, accepted: SocketAddr) {
     let number = server.connections.fetch_add(1, Ordering::Relaxed) + 1;
     // Both fail only when the peer reset already; then there is nobody to serve.
     let (Ok(peer), Ok(local)) = (stream.peer_addr().map(plain), stream.local_addr().map(plain)) else { return };
@@ -253,6 +266,7 @@ async fn serve(server: &Server, role: Role, stream: TcpStream, accepted: SocketA
         Role::Discard => roles::discard(&mut connection, &mut transfer).await,
         Role::SlowReader => roles::slow_reader(server, &mut connection, &mut transfer).await,
         Role::Http => http::serve(server, connection).await,
+        Role::App => app::serve(server, connection).await,
     };
     if !server.quiet {
         let error = result.err().map(|error| FailureKind::of(&error));
