@@ -6,7 +6,7 @@
 pub mod admin;
 mod container;
 pub mod images;
-mod readiness;
+pub mod readiness;
 pub mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};

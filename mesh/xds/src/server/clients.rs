@@ -211,13 +211,14 @@ mod tests {
 
     #[test]
     fn one_client_cannot_take_the_places_of_all() {
-        let (clients, limits) = (Clients::default(), Limits { total: 3, of_name: 2 });
-        let first = [clients.register("z-a", limits).unwrap(), clients.register("z-a", limits).unwrap()];
-        assert!(clients.register("z-a", limits).is_none());
-        let other = clients.register("z-b", limits).unwrap();
-        assert!(clients.register("z-c", limits).is_none());
+        let clients = Clients::default();
+        let register = |client: &str| clients.register(client, &Audience::NodeProxies, Limits { total: 3, of_name: 2 });
+        let first = [register("z-a").unwrap(), register("z-a").unwrap()];
+        assert!(register("z-a").is_none());
+        let other = register("z-b").unwrap();
+        assert!(register("z-c").is_none());
         drop(first);
-        let again = clients.register("z-a", limits).unwrap();
+        let again = register("z-a").unwrap();
         assert_eq!(clients.list().len(), 2);
         drop((other, again));
         assert!(clients.lock().by_name.is_empty() && clients.list().is_empty());
@@ -226,7 +227,7 @@ mod tests {
     #[test]
     fn a_long_name_of_a_node_is_cut() {
         let clients = Clients::default();
-        let registration = clients.register("z", Limits { total: 1, of_name: 1 }).unwrap();
+        let registration = clients.register("z", &Audience::NodeProxies, Limits { total: 1, of_name: 1 }).unwrap();
         registration.name(&"ü".repeat(100_000));
         assert_eq!(clients.list()[0].node.len(), MAX_NODE_BYTES);
     }
