@@ -2,6 +2,7 @@
 
 mod architecture;
 mod directions;
+mod fields;
 mod files;
 
 use anyhow::bail;
@@ -13,6 +14,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     front::step("crate directions", || report(directions::violations()?))?;
     front::step("stage words and file headers", || report(files::violations()?))?;
     front::step("paths and symbols in ARCHITECTURE.md", || report(architecture::violations()?))?;
+    front::step("tests of the fields of objects", || report(fields::violations()?))?;
     front::step("generated pages", || report(generate::stale()))?;
     front::step("freshness of the BPF object", ebpf::check)?;
     front::step("lints", || {

@@ -19,7 +19,7 @@ mod reader;
 
 pub use codes::{CODES, Code};
 pub use decode::decode;
-pub use fields::FIELDS;
+pub use fields::{FIELDS, Field, FieldSupport};
 pub use finding::{Finding, Level, ObjectRef, Origin};
 pub use kind::{Kind, Support};
 pub use object::{Metadata, Object, OwnerReference};

@@ -79,3 +79,29 @@ fn tls_match_of_callers_is_left_out_and_told_of() {
     assert!(mesh.host("db").ports[&5433].tls.is_empty());
     assert!(mesh.texts().iter().any(|text| text.contains("spec.tls[0].match[0]: asks who calls")), "{:?}", mesh.texts());
 }
+
+#[test]
+fn tls_match_gateways_leave_out_what_is_not_for_the_mesh() {
+    let entry = |gateways: Value| json!({"sniHosts": [HOST], "gateways": gateways});
+    let rule = |gateways: Value| json!({"match": [entry(gateways)], "route": [to("standby", 1)]});
+    let spec = json!({"hosts": [HOST], "gateways": ["mesh", "edge"], "tls": [rule(json!(["edge"])), rule(json!(["edge", "mesh"]))]});
+    let host = db(spec).host("db");
+    let fields: Vec<_> = host.ports[&5433].tls.iter().map(|route| &*route.origin.field).collect();
+    assert_eq!(fields, ["spec.tls[1]"]);
+}
+
+#[test]
+fn tls_route_shares_by_weight() {
+    let route = json!([to("db", 3), to("standby", 1), to("absent", 0)]);
+    let host = db(json!({"hosts": [HOST], "tls": [{"match": [{"sniHosts": [HOST]}], "route": route}]})).host("db");
+    let shares: Vec<_> = host.ports[&5433].tls[0].destinations.iter().map(|share| (share.pool.clone(), share.weight)).collect();
+    assert_eq!(shares, [(key("db", 5433, None), 3), (key("standby", 5433, None), 1)]);
+}
+
+#[test]
+fn tcp_match_source_subnet_is_told_of() {
+    let spec = json!({"hosts": ["db"], "tcp": [{"match": [{"sourceSubnet": "10.0.0.0/8"}], "route": [to("standby", 1)]}]});
+    let (_, findings) = tropis_crds::decode(routes("shop", "db", spec)).unwrap();
+    let text = findings[0].to_string();
+    assert!(text.contains("spec.tcp[0].match[0].sourceSubnet: is not obeyed here; the block matches callers of any address"), "{text}");
+}

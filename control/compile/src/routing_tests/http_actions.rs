@@ -269,6 +269,14 @@ fn http_fault_abort_answers_a_share() {
 }
 
 #[test]
+fn faults_that_nobody_implements_are_refused() {
+    let delay = refused_rule(json!({"fault": {"delay": {"exponentialDelay": "1s"}}}));
+    assert!(delay.contains("fault.delay.exponentialDelay: is not supported, by Istio neither"), "{delay}");
+    let abort = refused_rule(json!({"fault": {"abort": {"http2Error": "CANCEL"}}}));
+    assert!(abort.contains("fault.abort.http2Error: is not supported, by Istio neither"), "{abort}");
+}
+
+#[test]
 fn http_mirror_and_mirror_percentage_copy_a_share() {
     let mirrors = |more: Value| forwarded(more).1.mirrors;
     let copy = |share_ppm: u32| vec![Mirror { pool: key("ratings", PORT, None), share_ppm }];

@@ -406,14 +406,36 @@ fn tls_that_needs_certificates_of_ours_leaves_the_pool_out() {
     }
 }
 
+/// Decodes a policy, and asserts that exactly these fields of it are told to have no effect.
+fn assert_unobeyed(policy: Value, fields: &[&str]) {
+    let (_, findings) = tropis_crds::decode(rule("shop", "r", json!({"host": "reviews", "trafficPolicy": policy}))).unwrap();
+    let texts: Vec<String> = findings.iter().map(ToString::to_string).collect();
+    assert_eq!(texts.len(), fields.len(), "{texts:?}");
+    for (text, field) in texts.iter().zip(fields) {
+        assert!(text.contains(&format!(" spec.trafficPolicy.{field}: is not obeyed here")), "{texts:?}");
+    }
+}
+
+#[test]
+fn load_balancer_zone_aware_lb_setting_is_told_of() {
+    assert_unobeyed(json!({"loadBalancer": {"zoneAwareLbSetting": {"enabled": true}}}), &["loadBalancer.zoneAwareLbSetting"]);
+}
+
+#[test]
+fn http_http2_keep_alive_refinements_are_told_of() {
+    let keepalive = json!({"interval": "1s", "timeout": "1s", "intervalJitter": {"value": 10}, "connectionIdleInterval": "1s"});
+    let fields = ["intervalJitter", "connectionIdleInterval"].map(|field| format!("connectionPool.http.http2KeepAlive.{field}"));
+    assert_unobeyed(json!({"connectionPool": {"http": {"http2KeepAlive": keepalive}}}), &[&fields[0], &fields[1]]);
+}
+
+#[test]
+fn retry_budget_budget_interval_is_told_of() {
+    assert_unobeyed(json!({"retryBudget": {"budgetInterval": "10s"}}), &["retryBudget.budgetInterval"]);
+}
+
 #[test]
 fn tunnel_and_proxy_protocol_are_told_of() {
-    for (policy, field) in [
-        (json!({"tunnel": {"targetHost": "a.b", "targetPort": 80}}), "trafficPolicy.tunnel"),
-        (json!({"proxyProtocol": {"version": "V2"}}), "trafficPolicy.proxyProtocol"),
-    ] {
-        let (_, findings) = tropis_crds::decode(rule("shop", "r", json!({"host": "reviews", "trafficPolicy": policy}))).unwrap();
-        assert!(findings[0].to_string().contains(&format!("{field}: is not obeyed here")), "{findings:?}");
-    }
+    assert_unobeyed(json!({"tunnel": {"targetHost": "a.b", "targetPort": 80}}), &["tunnel"]);
+    assert_unobeyed(json!({"proxyProtocol": {"version": "V2"}}), &["proxyProtocol"]);
     assert!(refused_policy(json!({})).contains("trafficPolicy: an empty mapping says nothing"));
 }

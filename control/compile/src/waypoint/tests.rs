@@ -164,6 +164,24 @@ fn another_namespaces_waypoint_must_let_this_one_in() {
 }
 
 #[test]
+fn a_listener_that_no_waypoint_has_is_told_of() {
+    let with = |port: u16, protocol: &str| {
+        decode(json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": "gw", "namespace": "shop"},
+            "spec": {"gatewayClassName": "istio-waypoint", "listeners": [{"name": "mesh", "port": port, "protocol": protocol}]},
+        }))
+        .unwrap()
+        .0
+    };
+    assert_eq!(findings(&with(15008, "HBONE")), []);
+    for (port, protocol) in [(15009, "HBONE"), (15008, "HTTP")] {
+        let told = findings(&with(port, protocol));
+        let expected = format!("spec.listeners[0]: {protocol} on {port} is no listener of a waypoint");
+        assert!(told.len() == 1 && told[0].to_string().contains(&expected), "{told:?}");
+    }
+}
+
+#[test]
 fn a_waypoint_for_an_account_takes_its_pods_and_the_services_that_are_all_its() {
     let mut mesh = Mesh::new(json!({"istio.io/use-waypoint": "gw"}));
     mesh.gateway("shop", "gw", json!({}), "Same", true);

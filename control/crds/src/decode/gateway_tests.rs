@@ -32,7 +32,7 @@ fn a_waypoint_is_read_with_its_labels_listener_infrastructure_and_addresses() {
         "conditions": [{"type": "Programmed", "status": "True"}], "listeners": [{"name": "mesh"}],
     });
     let (object, findings) = accepted(value);
-    assert!(findings.is_empty(), "{findings:?}");
+    assert_eq!(findings.len(), 1, "of parametersRef alone: {findings:?}");
     assert_eq!(object.label("istio.io/waypoint-for"), Some("all"));
     let gateway = object.gateway().unwrap();
     assert_eq!(gateway.spec.gateway_class_name, "istio-waypoint");
@@ -89,6 +89,37 @@ fn gateways_that_the_api_server_refuses_are_refused() {
         let findings = refused(value.clone());
         assert!(findings.iter().any(|finding| finding.contains(&format!(" {field}:"))), "{value}: {findings:?}");
     }
+}
+
+#[test]
+fn what_a_waypoint_does_not_obey_is_told() {
+    let mut value = listener(json!({
+        "hostname": "a.b", "tls": {"mode": "Terminate"}, "allowedRoutes": {"kinds": [{"kind": "HTTPRoute"}]},
+    }));
+    let more = json!({
+        "infrastructure": {"parametersRef": {"group": "", "kind": "ConfigMap", "name": "p"}}, "allowedListeners": {}, "tls": {"backend": {}},
+        "defaultScope": "All",
+    });
+    value["spec"].as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let fields = |value: Value| -> Vec<String> {
+        let (_, findings) = accepted(value);
+        assert!(findings.iter().all(|finding| finding.contains("[TRP0012]")), "{findings:?}");
+        findings.iter().filter_map(|finding| Some(finding.split_once("shop/w) spec.")?.1.split_once(':')?.0.to_owned())).collect()
+    };
+    assert_eq!(
+        fields(value.clone()),
+        [
+            "listeners[0].hostname",
+            "listeners[0].tls",
+            "listeners[0].allowedRoutes.kinds",
+            "infrastructure.parametersRef",
+            "allowedListeners",
+            "tls",
+            "defaultScope"
+        ]
+    );
+    value["spec"]["gatewayClassName"] = json!("other");
+    assert!(fields(value).is_empty(), "another class may obey them");
 }
 
 #[test]

@@ -1,36 +1,15 @@
 //! `Gateway` (`gateway.networking.k8s.io` v1, v1beta1): a waypoint, or a gateway at the mesh's edge.
 //!
-//! Each field's doc says how far it is obeyed for a waypoint (class `istio-waypoint`); no other class is served yet.
+//! Each field's doc says how far it is obeyed for a waypoint (class `istio-waypoint`); no other class is served yet. The checks are in `validate`.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod validate;
+
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{
-    decode::About,
-    istio::{Field, FieldSupport},
-    names,
-};
-
-/// How far each field is obeyed.
-pub const FIELDS: &[Field] = &[
-    Field { path: "gatewayClassName", support: FieldSupport::NeedsWaypoint, does: "`istio-waypoint`" },
-    Field { path: "listeners.name", support: FieldSupport::NeedsWaypoint, does: "" },
-    Field { path: "listeners.port", support: FieldSupport::NeedsWaypoint, does: "15008" },
-    Field { path: "listeners.protocol", support: FieldSupport::NeedsWaypoint, does: "`HBONE`" },
-    Field { path: "listeners.allowedRoutes.namespaces", support: FieldSupport::NeedsWaypoint, does: "who may use the waypoint" },
-    Field { path: "listeners.allowedRoutes.kinds", support: FieldSupport::NotHonoured, does: "" },
-    Field { path: "listeners.hostname", support: FieldSupport::NotHonoured, does: "a waypoint has no host names" },
-    Field { path: "listeners.tls", support: FieldSupport::NotHonoured, does: "a waypoint's certificate is the mesh's" },
-    Field { path: "addresses", support: FieldSupport::NeedsWaypoint, does: "a Hostname means a deployment made by hand" },
-    Field { path: "infrastructure.labels", support: FieldSupport::NeedsWaypoint, does: "" },
-    Field { path: "infrastructure.annotations", support: FieldSupport::NeedsWaypoint, does: "" },
-    Field { path: "infrastructure.parametersRef", support: FieldSupport::NotHonoured, does: "" },
-    Field { path: "allowedListeners", support: FieldSupport::NotHonoured, does: "" },
-    Field { path: "tls", support: FieldSupport::NotHonoured, does: "" },
-    Field { path: "defaultScope", support: FieldSupport::NotHonoured, does: "" },
-];
+pub(crate) use validate::validate;
 
 /// The whole object.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -310,122 +289,4 @@ pub struct Status {
     pub listeners: Value,
     /// As written.
     pub attached_listener_sets: Value,
-}
-
-/// How many listeners a gateway may have.
-const LISTENERS_MAX: usize = 64;
-/// How many addresses.
-const ADDRESSES_MAX: usize = 16;
-/// How many labels or annotations its infrastructure may have.
-const INFRASTRUCTURE_MAX: usize = 8;
-
-pub(crate) fn validate(about: &mut About<'_>, gateway: &Gateway) {
-    let spec = &gateway.spec;
-    if spec.gateway_class_name.is_empty() {
-        about.refuse("spec.gatewayClassName", "", "is missing", "for example istio-waypoint");
-    }
-    if spec.listeners.is_empty() && spec.allowed_listeners.is_none() {
-        about.refuse("spec.listeners", "", "is missing or empty", "a waypoint has `{name: mesh, port: 15008, protocol: HBONE}`");
-    }
-    if spec.listeners.len() > LISTENERS_MAX {
-        about.refuse("spec.listeners", spec.listeners.len().to_string(), "entries are too many", "at most 64");
-    }
-    if spec.addresses.len() > ADDRESSES_MAX {
-        about.refuse("spec.addresses", spec.addresses.len().to_string(), "entries are too many", "at most 16");
-    }
-    let (mut named, mut bound) = (BTreeSet::new(), BTreeSet::new());
-    for (index, listener) in spec.listeners.iter().enumerate() {
-        let path = format!("spec.listeners[{index}]");
-        validate_listener(about, listener, &path);
-        if !named.insert(&listener.name) {
-            about.refuse(&format!("{path}.name"), format!("{:?}", listener.name), "is the name of another listener too", "");
-        }
-        if !bound.insert((listener.port, &listener.protocol, listener.hostname.as_deref().unwrap_or_default())) {
-            about.refuse(&path, listener.port.to_string(), "is another listener's port with the same protocol and hostname", "");
-        }
-    }
-    for (index, address) in spec.addresses.iter().enumerate() {
-        validate_address(about, address, &format!("spec.addresses[{index}]"));
-    }
-    if let Some(infrastructure) = &spec.infrastructure {
-        validate_infrastructure(about, infrastructure);
-    }
-}
-
-fn validate_listener(about: &mut About<'_>, listener: &Listener, path: &str) {
-    if !names::is_dns_subdomain(&listener.name) {
-        about.refuse(
-            &format!("{path}.name"),
-            format!("{:?}", listener.name),
-            "is not a listener's name",
-            "at most 253 of a-z, 0-9, - and .",
-        );
-    }
-    if !names::is_port(listener.port) {
-        about.refuse(&format!("{path}.port"), listener.port.to_string(), "is not a port", "1 to 65535");
-    }
-    let protocols = ["HTTP", "HTTPS", "TLS", "TCP", "UDP", super::PROTOCOL_HBONE];
-    if !protocols.contains(&listener.protocol.as_str()) && !listener.protocol.contains('/') {
-        about.refuse(&format!("{path}.protocol"), format!("{:?}", listener.protocol), "is not a protocol", &protocols.join(", "));
-    }
-    let plain = ["HTTP", "TCP", "UDP"].contains(&listener.protocol.as_str());
-    if plain && listener.tls.is_some() {
-        about.refuse(&format!("{path}.tls"), "", "is not allowed with this protocol", "HTTPS or TLS");
-    }
-    let Some(hostname) = listener.hostname.as_deref().filter(|hostname| !hostname.is_empty()) else { return };
-    if ["TCP", "UDP"].contains(&listener.protocol.as_str()) {
-        about.refuse(&format!("{path}.hostname"), format!("{hostname:?}"), "is not allowed with this protocol", "HTTP, HTTPS or TLS");
-    } else if !names::is_dns_subdomain(hostname.strip_prefix("*.").unwrap_or(hostname)) || hostname.parse::<std::net::IpAddr>().is_ok() {
-        about.refuse(&format!("{path}.hostname"), format!("{hostname:?}"), "is not a host name", "a DNS name, or *. before one");
-    }
-}
-
-fn validate_address(about: &mut About<'_>, address: &Address, path: &str) {
-    let (fits, accepted) = match &address.kind {
-        _ if address.value.is_empty() => (true, ""),
-        AddressType::IpAddress => (address.value.parse::<std::net::IpAddr>().is_ok(), "an IPv4 or IPv6 address"),
-        AddressType::Hostname => {
-            (names::is_dns_subdomain(&address.value) && address.value.parse::<std::net::IpAddr>().is_err(), "a DNS name")
-        }
-        AddressType::Other(kind) => {
-            if !kind.contains('/') {
-                about.refuse(
-                    &format!("{path}.type"),
-                    format!("{kind:?}"),
-                    "is not a type of address",
-                    "IPAddress, Hostname or DOMAIN/NAME",
-                );
-            }
-            (true, "")
-        }
-    };
-    if !fits {
-        about.refuse(&format!("{path}.value"), format!("{:?}", address.value), "is not an address of its type", accepted);
-    }
-}
-
-fn validate_infrastructure(about: &mut About<'_>, infrastructure: &Infrastructure) {
-    for (name, map) in [("labels", &infrastructure.labels), ("annotations", &infrastructure.annotations)] {
-        let field = format!("spec.infrastructure.{name}");
-        if map.len() > INFRASTRUCTURE_MAX {
-            about.refuse(&field, map.len().to_string(), "entries are too many", "at most 8");
-        }
-        for (key, value) in map {
-            if !names::is_label_key(key) {
-                about.refuse(
-                    &format!("{field}[{key}]"),
-                    "",
-                    "the key is not a label key",
-                    "letters, digits, -, _ and ., with an optional DNS prefix/",
-                );
-            } else if name == "labels" && !names::is_label_value(value) {
-                about.refuse(
-                    &format!("{field}[{key}]"),
-                    format!("{value:?}"),
-                    "is not a label value",
-                    "at most 63 letters, digits, -, _ and .",
-                );
-            }
-        }
-    }
 }

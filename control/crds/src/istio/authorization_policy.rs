@@ -3,50 +3,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Field, TargetReference, WorkloadSelector, validate_selector, validate_targets};
+use super::{TargetReference, WorkloadSelector, validate_selector, validate_targets};
 use crate::{decode::About, names};
-
-/// How far each field is obeyed.
-pub const FIELDS: &[Field] = &[
-    Field::honoured(
-        "selector.matchLabels",
-        "Picks the workloads by their labels; without it the policy is the namespace's, or the mesh's in the root namespace.",
-    ),
-    Field::needs_waypoint("targetRef", "Deprecated by Istio: one entry of targetRefs."),
-    Field::needs_waypoint("targetRefs", "Attaches the policy to a Gateway, GatewayClass, Service or ServiceEntry; a waypoint enforces it."),
-    Field::honoured("action", "ALLOW and DENY are enforced; AUDIT and CUSTOM are not at L4."),
-    Field::not_honoured("provider.name", "Names the external authorizer of the action CUSTOM."),
-    Field::honoured(
-        "rules.from.source.principals",
-        "Callers by identity (TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT), as certificates prove it.",
-    ),
-    Field::honoured("rules.from.source.notPrincipals", "Identities that do not match."),
-    Field::honoured("rules.from.source.namespaces", "Callers by the namespace of their identity."),
-    Field::honoured("rules.from.source.notNamespaces", "Namespaces that do not match."),
-    Field::honoured("rules.from.source.serviceAccounts", "Callers by NAMESPACE/ACCOUNT, or ACCOUNT of the policy's own namespace."),
-    Field::honoured("rules.from.source.notServiceAccounts", "Accounts that do not match."),
-    Field::honoured("rules.from.source.ipBlocks", "Callers by the address that the connection comes from."),
-    Field::honoured("rules.from.source.notIpBlocks", "Addresses that do not match."),
-    Field::needs_waypoint("rules.from.source.requestPrincipals", "Callers by the issuer and subject of a request's JWT."),
-    Field::needs_waypoint("rules.from.source.notRequestPrincipals", "Issuers and subjects that do not match."),
-    Field::needs_waypoint("rules.from.source.remoteIpBlocks", "Callers by the address that trusted headers give."),
-    Field::needs_waypoint("rules.from.source.notRemoteIpBlocks", "Addresses that do not match."),
-    Field::needs_waypoint("rules.from.source.trustDomains", "Callers by the trust domain of their identity."),
-    Field::needs_waypoint("rules.from.source.notTrustDomains", "Trust domains that do not match."),
-    Field::honoured("rules.to.operation.ports", "The workload's own ports."),
-    Field::honoured("rules.to.operation.notPorts", "Ports that do not match."),
-    Field::needs_waypoint("rules.to.operation.hosts", "Requests by their host."),
-    Field::needs_waypoint("rules.to.operation.notHosts", "Hosts that do not match."),
-    Field::needs_waypoint("rules.to.operation.methods", "Requests by their method."),
-    Field::needs_waypoint("rules.to.operation.notMethods", "Methods that do not match."),
-    Field::needs_waypoint("rules.to.operation.paths", "Requests by their path."),
-    Field::needs_waypoint("rules.to.operation.notPaths", "Paths that do not match."),
-    Field::honoured(
-        "rules.when",
-        "Conditions: source.ip, source.namespace, source.principal, source.serviceAccount, destination.ip and destination.port; other \
-         keys need a waypoint.",
-    ),
-];
 
 /// The whole object.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    Field, FieldSupport, WorkloadSelector,
+    WorkloadSelector,
     value::{Duration, PortSelector},
 };
 
@@ -20,72 +20,6 @@ pub use load_balancer::{
     Warmup,
 };
 pub(crate) use validate::validate;
-
-/// How far each field is obeyed.
-pub const FIELDS: &[Field] = &[
-    waypoint("host", ""),
-    waypoint("exportTo", ""),
-    not("workloadSelector", "selects calling proxies, which are not sidecars here: such a rule is not used at waypoints"),
-    waypoint("subsets.name", ""),
-    waypoint("subsets.labels", ""),
-    waypoint("subsets.trafficPolicy", ""),
-    waypoint("trafficPolicy.portLevelSettings", "replaces the whole policy for its port"),
-    waypoint("trafficPolicy.loadBalancer.simple", ""),
-    waypoint("trafficPolicy.loadBalancer.consistentHash.httpHeaderName", ""),
-    waypoint("trafficPolicy.loadBalancer.consistentHash.httpCookie", ""),
-    waypoint("trafficPolicy.loadBalancer.consistentHash.useSourceIp", ""),
-    waypoint("trafficPolicy.loadBalancer.consistentHash.httpQueryParameterName", ""),
-    waypoint("trafficPolicy.loadBalancer.consistentHash.ringHash", ""),
-    waypoint("trafficPolicy.loadBalancer.consistentHash.maglev", ""),
-    waypoint("trafficPolicy.loadBalancer.consistentHash.minimumRingSize", "deprecated by Istio in favour of ringHash"),
-    waypoint("trafficPolicy.loadBalancer.localityLbSetting.enabled", ""),
-    waypoint("trafficPolicy.loadBalancer.localityLbSetting.distribute", ""),
-    waypoint("trafficPolicy.loadBalancer.localityLbSetting.failover", "only with outlierDetection"),
-    waypoint("trafficPolicy.loadBalancer.localityLbSetting.failoverPriority", "only with outlierDetection"),
-    not("trafficPolicy.loadBalancer.zoneAwareLbSetting", "by Istio's waypoints neither"),
-    waypoint("trafficPolicy.loadBalancer.warmup", ""),
-    waypoint("trafficPolicy.loadBalancer.warmupDurationSecs", "deprecated by Istio in favour of warmup"),
-    waypoint("trafficPolicy.connectionPool.tcp.maxConnections", ""),
-    waypoint("trafficPolicy.connectionPool.tcp.connectTimeout", ""),
-    waypoint("trafficPolicy.connectionPool.tcp.tcpKeepalive", ""),
-    waypoint("trafficPolicy.connectionPool.tcp.maxConnectionDuration", ""),
-    waypoint("trafficPolicy.connectionPool.tcp.idleTimeout", ""),
-    waypoint("trafficPolicy.connectionPool.http.http1MaxPendingRequests", "of every version"),
-    waypoint("trafficPolicy.connectionPool.http.http2MaxRequests", "of every version"),
-    waypoint("trafficPolicy.connectionPool.http.maxRequestsPerConnection", ""),
-    waypoint("trafficPolicy.connectionPool.http.maxRetries", ""),
-    waypoint("trafficPolicy.connectionPool.http.idleTimeout", ""),
-    waypoint("trafficPolicy.connectionPool.http.h2UpgradePolicy", ""),
-    waypoint("trafficPolicy.connectionPool.http.useClientProtocol", ""),
-    waypoint("trafficPolicy.connectionPool.http.maxConcurrentStreams", ""),
-    waypoint("trafficPolicy.connectionPool.http.http2KeepAlive", "interval and timeout"),
-    waypoint("trafficPolicy.outlierDetection.consecutive5xxErrors", ""),
-    waypoint("trafficPolicy.outlierDetection.consecutiveGatewayErrors", ""),
-    not("trafficPolicy.outlierDetection.consecutiveErrors", "deprecated; Istio ignores it too, and its default of 5 applies"),
-    waypoint("trafficPolicy.outlierDetection.splitExternalLocalOriginErrors", ""),
-    waypoint("trafficPolicy.outlierDetection.consecutiveLocalOriginFailures", ""),
-    waypoint("trafficPolicy.outlierDetection.interval", ""),
-    waypoint("trafficPolicy.outlierDetection.baseEjectionTime", ""),
-    waypoint("trafficPolicy.outlierDetection.maxEjectionPercent", ""),
-    waypoint("trafficPolicy.outlierDetection.minHealthPercent", ""),
-    waypoint("trafficPolicy.outlierDetection.outlierDetectionHttpErrorCodes", ""),
-    waypoint("trafficPolicy.tls.mode", "DISABLE, ISTIO_MUTUAL and SIMPLE; MUTUAL leaves the pool out"),
-    waypoint("trafficPolicy.tls.sni", ""),
-    waypoint("trafficPolicy.tls.subjectAltNames", ""),
-    waypoint("trafficPolicy.tls.insecureSkipVerify", ""),
-    not("trafficPolicy.tls.caCertificates", "as credentialName, clientCertificate, privateKey and caCrl; the pool is left out"),
-    waypoint("trafficPolicy.retryBudget", "percent and minRetryConcurrency"),
-    not("trafficPolicy.tunnel", ""),
-    not("trafficPolicy.proxyProtocol", ""),
-];
-
-const fn waypoint(path: &'static str, does: &'static str) -> Field {
-    Field { path, support: FieldSupport::NeedsWaypoint, does }
-}
-
-const fn not(path: &'static str, does: &'static str) -> Field {
-    Field { path, support: FieldSupport::NotHonoured, does }
-}
 
 /// The whole object.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

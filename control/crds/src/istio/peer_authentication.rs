@@ -5,22 +5,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Field, WorkloadSelector, validate_selector};
+use super::{WorkloadSelector, validate_selector};
 use crate::{decode::About, names};
-
-/// How far each field is obeyed.
-pub const FIELDS: &[Field] = &[
-    Field::honoured(
-        "selector.matchLabels",
-        "Picks the workloads by their labels; without it the policy is the namespace's, or the mesh's in the root namespace, where one with a \
-         selector is ignored.",
-    ),
-    Field::honoured(
-        "mtls.mode",
-        "STRICT admits tunnels only; PERMISSIVE plain traffic too; DISABLE is read as PERMISSIVE; UNSET is as the next wider policy says.",
-    ),
-    Field::honoured("portLevelMtls", "The mode of single ports, by the workload's own numbers; it needs a selector."),
-];
 
 /// The whole object.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

@@ -10,61 +10,13 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{
-    Field, FieldSupport,
-    value::{Duration, Percent, PortSelector, StringMatch, StringMatches},
-};
+use super::value::{Duration, Percent, PortSelector, StringMatch, StringMatches};
 
 pub use action::{
     Abort, CorsPolicy, Delay, Delegate, DerivedPort, DirectResponse, Fault, HeaderOperations, Headers, Redirect, ResponseBody, Retry,
     Rewrite, RewriteRegex, UnmatchedPreflights, grpc_status,
 };
 pub(crate) use validate::validate;
-
-/// How far each field is obeyed.
-pub const FIELDS: &[Field] = &[
-    waypoint("hosts", ""),
-    waypoint("gateways", "`mesh`; a gateway is looked for, and none is served yet"),
-    waypoint("exportTo", ""),
-    waypoint("http.name", ""),
-    waypoint("http.match.name", ""),
-    waypoint("http.match.uri", ""),
-    waypoint("http.match.scheme", ""),
-    waypoint("http.match.method", ""),
-    waypoint("http.match.authority", ""),
-    waypoint("http.match.headers", "not `@request.auth.claims`"),
-    waypoint("http.match.withoutHeaders", ""),
-    waypoint("http.match.queryParams", ""),
-    waypoint("http.match.ignoreUriCase", ""),
-    waypoint("http.match.port", ""),
-    waypoint("http.match.sourceLabels", "matched on the original caller; Istio drops the block at a waypoint"),
-    waypoint("http.match.sourceNamespace", "matched on the original caller; Istio takes the waypoint's"),
-    waypoint("http.match.gateways", "blocks without `mesh` mean nothing to a waypoint"),
-    Field { path: "http.match.statPrefix", support: FieldSupport::NotHonoured, does: "" },
-    waypoint("http.route.destination", "also of tls and tcp"),
-    waypoint("http.route.weight", "also of tls and tcp"),
-    waypoint("http.route.headers", ""),
-    waypoint("http.redirect", ""),
-    waypoint("http.directResponse", ""),
-    waypoint("http.delegate", ""),
-    waypoint("http.rewrite", ""),
-    waypoint("http.timeout", ""),
-    waypoint("http.retries", "not the conditions retriable-headers, envoy-ratelimited, http3-post-connect-failure"),
-    waypoint("http.fault.delay", "not exponentialDelay"),
-    waypoint("http.fault.abort", "not http2Error"),
-    waypoint("http.mirror", "also mirrorPercentage and mirrorPercent"),
-    waypoint("http.mirrors", ""),
-    waypoint("http.corsPolicy", ""),
-    waypoint("http.headers", ""),
-    waypoint("tls.match", ""),
-    waypoint("tls.route", ""),
-    waypoint("tcp.match", "not sourceSubnet"),
-    waypoint("tcp.route", ""),
-];
-
-const fn waypoint(path: &'static str, does: &'static str) -> Field {
-    Field { path, support: FieldSupport::NeedsWaypoint, does }
-}
 
 /// The whole object.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
