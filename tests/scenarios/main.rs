@@ -9,6 +9,7 @@ mod bad_input;
 mod encryption;
 mod enrolment;
 mod failure;
+mod foreign_proxy;
 mod identity;
 mod runs;
 mod support;

@@ -35,7 +35,7 @@ pub struct Peer {
 /// Proxies that the bench knows how to start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerKind {
-    /// Istio's ztunnel: the same environment, ZDS, xDS and certificates as ours.
+    /// Istio's ztunnel, with the environment that Istio documents: ZDS, xDS and certificates as ours, and nothing of our maps.
     IstioZtunnel,
 }
 

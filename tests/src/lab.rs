@@ -144,7 +144,8 @@ impl Lab {
 
         let source = DirSource::open(layout.state(), None);
         let source = source.map_err(|error| LabError::File(chain(&error), io::Error::other("objects cannot be followed")))?;
-        let programs = Programs::new(folder, &kubelet, options.log_level.clone());
+        let mut programs = Programs::new(folder, &kubelet, options.log_level.clone());
+        programs.foreign_proxy = options.foreign_proxy;
         let lab = Self {
             layout,
             network,

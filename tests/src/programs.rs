@@ -140,6 +140,8 @@ pub struct Programs {
     pub tokens: Arc<TokenIssuer>,
     /// Their own log level, as `RUST_LOG`.
     pub log_level: String,
+    /// The node proxy is another mesh's: it gets the environment that Istio documents, and nothing of ours.
+    pub foreign_proxy: bool,
     running: Mutex<BTreeMap<(Program, String), Running>>,
 }
 
@@ -161,6 +163,7 @@ impl Programs {
             cluster: kubelet.cluster.clone(),
             tokens: kubelet.tokens.clone(),
             log_level,
+            foreign_proxy: false,
             running: Mutex::default(),
         }
     }
@@ -356,6 +359,8 @@ impl Programs {
             self.layout.socket("redirector", node).into(),
             "--proxy-uid".into(),
             PROXY_UID.to_string().into(),
+            "--foreign-proxy".into(),
+            self.foreign_proxy.to_string().into(),
         ]
     }
 
@@ -378,10 +383,15 @@ impl Programs {
             ("CA_ROOT_CA", root.display().to_string()),
             ("AUTH_TOKEN", token.display().to_string()),
             ("INPOD_UDS", text(self.layout.socket("zds", node))),
-            ("TROPIS_PINS", text(self.layout.pins().join(node))),
-            ("TROPIS_ADMIN_SOCKET", text(self.layout.socket("ztunnel", node))),
         ];
-        entries.map(|(key, value)| (key.to_owned(), value)).into()
+        let capture = if self.foreign_proxy {
+            // Sending from the caller's own address needs rules that there are not.
+            vec![("ENABLE_ORIG_SRC", "false".to_owned())]
+        } else {
+            let (pins, admin) = (self.layout.pins().join(node), self.layout.socket("ztunnel", node));
+            vec![("TROPIS_PINS", text(pins)), ("TROPIS_ADMIN_SOCKET", text(admin))]
+        };
+        entries.into_iter().chain(capture).map(|(key, value)| (key.to_owned(), value)).collect()
     }
 
     async fn wait_ready(&self, program: Program, node: &str, namespace: &Arc<Namespace>, process: &Process) -> Result<(), ProgramError> {

@@ -53,7 +53,7 @@ pub struct Pod {
     /// Its network namespace; `None` is our own.
     pub namespace: Option<NetworkNamespace>,
     /// The addresses that its interfaces have; loopback and link-local ones left out. A claim, see [`claims`].
-    pub claimed: Vec<IpAddr>,
+    claimed: ArcSwap<Vec<IpAddr>>,
     known: OnceLock<Known>,
     addresses: ArcSwap<Vec<IpAddr>>,
     drain: Drain,
@@ -63,7 +63,7 @@ pub struct Pod {
 impl Pod {
     /// A pod that is served from now on, at no address yet.
     pub fn new(uid: Arc<str>, info: PodInfo, namespace: Option<NetworkNamespace>, claimed: Vec<IpAddr>) -> Self {
-        let (known, addresses) = (OnceLock::new(), ArcSwap::default());
+        let (claimed, known, addresses) = (ArcSwap::from_pointee(claimed), OnceLock::new(), ArcSwap::default());
         Self { uid, info, namespace, claimed, known, addresses, drain: Drain::new(), open: AtomicUsize::new(0) }
     }
 
@@ -88,6 +88,16 @@ impl Pod {
         if let Some(known) = self.known.get() {
             drop(known.lease.lock().unwrap_or_else(PoisonError::into_inner).take());
         }
+    }
+
+    /// The addresses that its interfaces had when they were last looked at.
+    pub fn claimed(&self) -> Arc<Vec<IpAddr>> {
+        self.claimed.load_full()
+    }
+
+    /// Its interfaces have these now.
+    fn claims(&self, addresses: Vec<IpAddr>) {
+        self.claimed.store(Arc::new(addresses));
     }
 
     /// The addresses at which it is served: those that it claims and that are its own.

@@ -60,9 +60,9 @@ pub(crate) struct Arguments {
     /// Account of the node proxies, NAMESPACE/NAME: it may have the configuration, and identities of pods on its node.
     #[arg(long, env = "CA_TRUSTED_NODE_ACCOUNTS", default_value = "istio-system/ztunnel")]
     trusted_node_account: String,
-    /// The sidecar labels (istio-injection, sidecar.istio.io/inject, istio.io/rev) do not enrol.
-    #[arg(long, env = "TROPIS_IGNORE_SIDECAR_LABELS")]
-    ignore_sidecar_labels: bool,
+    /// The sidecar labels (istio-injection, sidecar.istio.io/inject, istio.io/rev) enrol, too; as the redirectors have it.
+    #[arg(long, env = "TROPIS_SIDECAR_LABELS", default_value_t = true, action = clap::ArgAction::Set)]
+    sidecar_labels: bool,
     /// Lifetime of a certificate whose request names none, and of tropisd's own, in seconds.
     #[arg(long, env = "DEFAULT_WORKLOAD_CERT_TTL_SECONDS", default_value_t = 86_400)]
     default_certificate_lifetime: u64,
@@ -175,7 +175,7 @@ impl Config {
             cluster_domain: arguments.cluster_domain,
             cluster_id: arguments.cluster_id,
             network: arguments.network,
-            sidecar_labels: !arguments.ignore_sidecar_labels,
+            sidecar_labels: arguments.sidecar_labels,
             default_certificate_lifetime: Duration::from_secs(default),
             longest_certificate_lifetime: Duration::from_secs(longest),
             longest_connection: (arguments.max_connection_age > 0).then(|| Duration::from_secs(arguments.max_connection_age)),
@@ -222,6 +222,12 @@ mod tests {
         assert!(refused(&["--default-certificate-lifetime", "0"]).contains("between 1 s"));
         assert!(refused(&["--max-connections", "0"]).contains("nobody"));
         assert!(refused(&["--max-certificate-lifetime", "60"]).contains("86400"));
+    }
+
+    #[test]
+    fn sidecar_labels_enrol_unless_told_otherwise() {
+        assert!(config(&[]).unwrap().sidecar_labels);
+        assert!(!config(&["--sidecar-labels", "false"]).unwrap().sidecar_labels);
     }
 
     #[test]

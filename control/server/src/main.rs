@@ -16,6 +16,7 @@ mod certify;
 mod config;
 mod connections;
 mod debug;
+mod handshakes;
 mod metrics;
 mod report;
 mod scope;

@@ -1,8 +1,8 @@
 //! The port that proxies connect to (15012): TLS, and over it delta xDS and the certificate endpoint.
 //!
-//! Handshakes run beside each other, bounded in number and time, so that one that stalls holds up nobody; what connections may take
-//! altogether is decided in `connections.rs`. The server certificate is
-//! asked for at each handshake, hence it can be replaced while connections go on. A client certificate is asked for and not required.
+//! Handshakes run beside each other, bounded in time and in number (`handshakes.rs`), so that one that stalls holds up nobody; what
+//! connections may take altogether is decided in `connections.rs`. The server certificate is asked for at each handshake, hence it can
+//! be replaced while connections go on. A client certificate is asked for and not required.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::mpsc,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -34,13 +34,14 @@ use crate::{
     caller::{Authenticator, Caller},
     certify::{self, Certify},
     connections::{Place, Placed, Places},
+    handshakes::{Handshakes, Room},
     scope::Scope,
 };
 
 /// Connections that may wait in the kernel: all proxies of a mesh come back at once after a restart.
 const BACKLOG: i32 = 4096;
-/// Handshakes at a time; one takes a millisecond or two of a core.
-const MAX_HANDSHAKES: usize = 512;
+/// Wait for a handshake to end where no room can be made for another.
+const ROOM_PAUSE: Duration = Duration::from_millis(10);
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Accepted connections that may wait for the HTTP/2 server.
@@ -161,8 +162,7 @@ impl Services {
 /// Serves on all listeners until `stop`.
 pub(crate) async fn run(listeners: Vec<TcpListener>, tls: ServerConfig, places: Places, services: Services, stop: CancellationToken) {
     let (ready, accepted) = mpsc::channel(ACCEPTED_QUEUE);
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-    let door = Door { acceptor: TlsAcceptor::from(Arc::new(tls)), places, handshakes, ready };
+    let door = Door { acceptor: TlsAcceptor::from(Arc::new(tls)), places, handshakes: Handshakes::default(), ready };
     for listener in listeners {
         tokio::spawn(door.clone().accept(listener, stop.clone()));
     }
@@ -178,19 +178,13 @@ pub(crate) async fn run(listeners: Vec<TcpListener>, tls: ServerConfig, places: 
 struct Door {
     acceptor: TlsAcceptor,
     places: Places,
-    handshakes: Arc<Semaphore>,
+    handshakes: Handshakes,
     ready: mpsc::Sender<io::Result<Accepted>>,
 }
 
 impl Door {
     async fn accept(self, listener: TcpListener, stop: CancellationToken) {
         loop {
-            // Waiting for a place leaves further connections in the kernel's queue.
-            let permit = tokio::select! {
-                permit = self.handshakes.clone().acquire_owned() => permit,
-                () = stop.cancelled() => return,
-            };
-            let Ok(permit) = permit else { return };
             let (stream, peer) = tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok(accepted) => accepted,
@@ -203,17 +197,30 @@ impl Door {
                 () = stop.cancelled() => return,
             };
             let Some(place) = self.places.take(peer) else { continue };
-            tokio::spawn(self.clone().shake_hands(stream, place, permit));
+            tokio::select! {
+                () = self.room() => self.handshakes.start(peer, self.clone().shake_hands(stream, place)),
+                () = stop.cancelled() => return,
+            }
         }
     }
 
-    async fn shake_hands(self, stream: TcpStream, place: Arc<Place>, permit: OwnedSemaphorePermit) {
+    /// Waits for room for a handshake. Meanwhile further connections stay in the kernel's queue.
+    async fn room(&self) {
+        loop {
+            match self.handshakes.room() {
+                Room::Made(None) => return,
+                Room::Made(Some(ended)) => return self.places.handshake_failed(ended),
+                Room::None => tokio::time::sleep(ROOM_PAUSE).await,
+            }
+        }
+    }
+
+    async fn shake_hands(self, stream: TcpStream, place: Arc<Place>) {
         let peer = place.peer();
         // Small messages should not wait for each other; without it they only do.
         let _ = stream.set_nodelay(true);
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream)).await {
             Ok(Ok(stream)) => {
-                drop(permit);
                 // The server has stopped if nobody takes it.
                 let _ = self.ready.send(Ok(Placed::new(stream, place))).await;
             }

@@ -9,7 +9,7 @@
 #![no_std]
 
 /// The version of everything in this crate. Pins are kept under `schema-<SCHEMA>`.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// Names of the maps, which are their pins' file names too (the kernel cuts names at 15 bytes).
 pub mod map {
@@ -27,6 +27,8 @@ pub mod map {
     pub const OUTBOUND: &str = "OUTBOUND";
     /// What happened to the connections that pods were sent: pod address to [`super::InboundCounters`], per CPU.
     pub const INBOUND: &str = "INBOUND";
+    /// Cgroups of node proxies that cannot mark their own sockets: cgroup id ([`u64`]) to a [`u32`] that says nothing.
+    pub const PROXIES: &str = "PROXIES";
 }
 
 /// How many DNS listener ports a pod has, hence how many resolvers it may ask at a time.
@@ -39,6 +41,8 @@ pub const MAX_HANDOVERS: usize = 65536;
 pub const MAX_LISTENERS: usize = MAX_PODS * 8;
 /// Most resolver slots in use.
 pub const MAX_RESOLVERS: usize = MAX_PODS * DNS_SLOTS as usize;
+/// Most cgroups of node proxies: one, two during an upgrade, and what earlier ones left.
+pub const MAX_PROXIES: usize = 16;
 
 /// 16 bytes in network order; IPv4 as IPv4-mapped.
 pub type Address = [u8; 16];
@@ -54,6 +58,8 @@ pub const POD_CAPTURES_OUTBOUND: u32 = 1;
 pub const POD_HAS_IPV4: u32 = 2;
 /// [`Pod::flags`]: the pod has an IPv6 address.
 pub const POD_HAS_IPV6: u32 = 4;
+/// [`Pod::flags`]: what processes of a cgroup in [`map::PROXIES`] dial from inside the pod passes. Without it that map means nothing.
+pub const POD_FOREIGN_PROXY: u32 = 8;
 
 /// An enrolled pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

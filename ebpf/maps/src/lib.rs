@@ -17,7 +17,7 @@ mod value;
 pub use node::{InboundCount, NodeMaps, OutboundCount, PodEntry};
 pub use pins::{Pins, ProxyAccount};
 pub use proxy::{ListenerKind, ProxyMaps};
-pub use tropis_abi::{DNS_SLOTS, HBONE_PORT, SCHEMA, map};
+pub use tropis_abi::{DNS_SLOTS, HBONE_PORT, MAX_PROXIES, SCHEMA, map};
 
 use std::{io, path::PathBuf};
 

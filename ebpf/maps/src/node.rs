@@ -7,8 +7,8 @@ use std::{
 };
 
 use tropis_abi::{
-    Address, DNS_SLOTS, InboundCounters, ListenerKey, MAX_LISTENERS, OutboundCounters, POD_CAPTURES_OUTBOUND, POD_HAS_IPV4, POD_HAS_IPV6,
-    Pod, ResolverKey, listener, map,
+    Address, DNS_SLOTS, InboundCounters, ListenerKey, MAX_LISTENERS, OutboundCounters, POD_CAPTURES_OUTBOUND, POD_FOREIGN_PROXY,
+    POD_HAS_IPV4, POD_HAS_IPV6, Pod, ResolverKey, listener, map,
 };
 pub use tropis_abi::{InboundCounters as InboundCount, OutboundCounters as OutboundCount};
 
@@ -33,6 +33,8 @@ pub struct PodEntry {
     pub dns_port: u16,
     /// Connections that the pod opens are captured.
     pub captures: bool,
+    /// The node proxy does not mark its sockets: what it dials from inside the pod is known by its cgroup ([`NodeMaps::admit_proxy`]).
+    pub foreign_proxy: bool,
 }
 
 impl PodEntry {
@@ -45,6 +47,9 @@ impl PodEntry {
         let mut flags = 0;
         if self.captures {
             flags |= POD_CAPTURES_OUTBOUND;
+        }
+        if self.foreign_proxy {
+            flags |= POD_FOREIGN_PROXY;
         }
         if self.ipv4.is_some() {
             flags |= POD_HAS_IPV4;
@@ -80,6 +85,7 @@ impl PodEntry {
             outbound_port: raw.outbound_port,
             dns_port: raw.dns_port,
             captures: raw.flags & POD_CAPTURES_OUTBOUND != 0,
+            foreign_proxy: raw.flags & POD_FOREIGN_PROXY != 0,
         }
     }
 }
@@ -92,6 +98,7 @@ pub struct NodeMaps {
     resolvers: OwnedFd,
     outbound: OwnedFd,
     inbound: OwnedFd,
+    proxies: OwnedFd,
     cpus: usize,
 }
 
@@ -110,6 +117,7 @@ impl NodeMaps {
             resolvers: open(map::RESOLVERS)?,
             outbound: open(map::OUTBOUND)?,
             inbound: open(map::INBOUND)?,
+            proxies: open(map::PROXIES)?,
             cpus: highest_cpu(&cpus) + 1,
         })
     }
@@ -134,17 +142,27 @@ impl NodeMaps {
     /// All enrolled pods, with the cookies of their namespaces.
     pub fn pods(&self) -> Result<Vec<(u64, PodEntry)>, MapsError> {
         let mut pods = Vec::new();
-        let mut key = None::<u64>;
-        let mut next = 0_u64;
-        while bpf::next_key(self.pods.as_fd(), key.as_ref().map(Raw::bytes), next.bytes_mut())
-            .map_err(element("BPF_MAP_GET_NEXT_KEY", map::PODS))?
-        {
-            if let Some(pod) = self.pod(next)? {
-                pods.push((next, pod));
+        for cookie in numbers(&self.pods, map::PODS)? {
+            if let Some(pod) = self.pod(cookie)? {
+                pods.push((cookie, pod));
             }
-            key = Some(next);
         }
         Ok(pods)
+    }
+
+    /// Lets pass what processes of a cgroup (not of those below it) dial from inside pods whose entry says [`PodEntry::foreign_proxy`].
+    pub fn admit_proxy(&self, cgroup: u64) -> Result<(), MapsError> {
+        bpf::update(self.proxies.as_fd(), cgroup.bytes(), 1_u32.bytes()).map_err(element("BPF_MAP_UPDATE_ELEM", map::PROXIES))
+    }
+
+    /// The opposite. No error when it was not admitted.
+    pub fn dismiss_proxy(&self, cgroup: u64) -> Result<(), MapsError> {
+        bpf::delete(self.proxies.as_fd(), cgroup.bytes()).map(drop).map_err(element("BPF_MAP_DELETE_ELEM", map::PROXIES))
+    }
+
+    /// The cgroups that are admitted.
+    pub fn proxies(&self) -> Result<Vec<u64>, MapsError> {
+        numbers(&self.proxies, map::PROXIES)
     }
 
     /// Removes a pod with all that belongs to it: its entry, its counters, its resolver slots and its listeners. `addresses` are those
@@ -236,6 +254,15 @@ impl NodeMaps {
 const _: () = assert!(size_of::<OutboundCounters>().is_multiple_of(8) && size_of::<InboundCounters>().is_multiple_of(8));
 const _: () = assert!(size_of::<Address>() == 16);
 
+/// The keys of a map that are numbers.
+fn numbers(map: &OwnedFd, name: &'static str) -> Result<Vec<u64>, MapsError> {
+    let (mut keys, mut next) = (Vec::<u64>::new(), 0_u64);
+    while bpf::next_key(map.as_fd(), keys.last().map(Raw::bytes), next.bytes_mut()).map_err(element("BPF_MAP_GET_NEXT_KEY", name))? {
+        keys.push(next);
+    }
+    Ok(keys)
+}
+
 fn element(call: &'static str, map: &'static str) -> impl Fn(io::Error) -> MapsError {
     move |source| MapsError::Element { call, map, source }
 }
@@ -259,6 +286,7 @@ mod tests {
                 outbound_port: 15001,
                 dns_port: 15053,
                 captures: true,
+                foreign_proxy: ipv4.is_some(),
             };
             assert_eq!(PodEntry::from_raw(&pod.to_raw()), pod);
         }

@@ -31,8 +31,8 @@ pub struct Pins {
 
 impl Pins {
     /// All maps, in no particular order.
-    pub const MAPS: [&'static str; 7] =
-        [map::PODS, map::SOCKETS, map::HANDOVER, map::LISTENERS, map::RESOLVERS, map::OUTBOUND, map::INBOUND];
+    pub const MAPS: [&'static str; 8] =
+        [map::PODS, map::SOCKETS, map::HANDOVER, map::LISTENERS, map::RESOLVERS, map::OUTBOUND, map::INBOUND, map::PROXIES];
 
     /// The pins below `root`, a folder of a bpf filesystem.
     pub fn new(root: impl Into<PathBuf>) -> Self {

@@ -15,7 +15,7 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use tropis_abi::{Address, POD_CAPTURES_OUTBOUND, POD_HAS_IPV4, POD_HAS_IPV6, Pod, Socket, kind};
+use tropis_abi::{Address, POD_CAPTURES_OUTBOUND, POD_FOREIGN_PROXY, POD_HAS_IPV4, POD_HAS_IPV6, Pod, Socket, kind};
 
 use crate::{
     context::{self, Family},
@@ -60,6 +60,10 @@ fn connect(context: &SockAddrContext, family: Family) -> i32 {
     }
     // SAFETY: the value is copied before anything changes the map.
     let Some(pod) = (unsafe { maps::PODS.get(cookie) }).copied() else { return PROCEED };
+    if pod.flags & POD_FOREIGN_PROXY != 0 && maps::called_by_proxy() {
+        counters::outbound(cookie, |count| &mut count.passed_proxy);
+        return PROCEED;
+    }
     let (destination, port) = (context::address(context, family), context::port(context));
     // SAFETY: a field of the context.
     let protocol = unsafe { read_volatile(addr_of!((*context.sock_addr).protocol)) };

@@ -5,13 +5,13 @@ use core::ptr;
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::{HashMap, LruHashMap, PerCpuHashMap, SkStorage},
-    helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
+    helpers::generated::{bpf_get_current_cgroup_id, bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::{btf_map, map},
     maps::SockHash,
 };
 use tropis_abi::{
-    Address, Connection, InboundCounters, ListenerKey, MAX_HANDOVERS, MAX_LISTENERS, MAX_PODS, MAX_RESOLVERS, OutboundCounters, Pod,
-    Resolver, ResolverKey, Socket,
+    Address, Connection, InboundCounters, ListenerKey, MAX_HANDOVERS, MAX_LISTENERS, MAX_PODS, MAX_PROXIES, MAX_RESOLVERS,
+    OutboundCounters, Pod, Resolver, ResolverKey, Socket,
 };
 
 #[btf_map]
@@ -28,6 +28,15 @@ pub(crate) static RESOLVERS: HashMap<ResolverKey, Resolver, MAX_RESOLVERS, { BPF
 pub(crate) static OUTBOUND: PerCpuHashMap<u64, OutboundCounters, MAX_PODS, { BPF_F_NO_PREALLOC as usize }> = PerCpuHashMap::new();
 #[btf_map]
 pub(crate) static INBOUND: PerCpuHashMap<Address, InboundCounters, { MAX_PODS * 2 }, { BPF_F_NO_PREALLOC as usize }> = PerCpuHashMap::new();
+#[btf_map]
+static PROXIES: HashMap<u64, u32, MAX_PROXIES, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Whether the calling process is in a cgroup of a node proxy that cannot mark its sockets.
+#[inline(always)]
+pub(crate) fn called_by_proxy() -> bool {
+    // SAFETY: a helper without arguments; the reference is not kept.
+    unsafe { PROXIES.get(bpf_get_current_cgroup_id()) }.is_some()
+}
 
 /// What the kernel keeps with `socket`, if anything.
 #[inline(always)]

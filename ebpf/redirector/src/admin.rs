@@ -26,6 +26,7 @@ struct Shown {
     #[serde(flatten)]
     pod: PodStatus,
     dns_captured: bool,
+    foreign_proxy: bool,
     connections: serde_json::Value,
 }
 
@@ -49,7 +50,9 @@ async fn enrolled(State(status): State<Status>) -> Response {
                 inbound.insert(ip.to_string(), json_of_inbound(&maps.inbound(*ip)?));
             }
             let connections = json!({"outbound": json_of_outbound(&outbound), "inbound": inbound});
-            Ok::<_, tropis_maps::MapsError>(Shown { uid, pod, dns_captured: entry.is_some_and(|entry| entry.dns_port != 0), connections })
+            let dns_captured = entry.as_ref().is_some_and(|entry| entry.dns_port != 0);
+            let foreign_proxy = entry.is_some_and(|entry| entry.foreign_proxy);
+            Ok::<_, tropis_maps::MapsError>(Shown { uid, pod, dns_captured, foreign_proxy, connections })
         })
         .collect();
     match shown {

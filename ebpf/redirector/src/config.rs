@@ -58,6 +58,11 @@ pub struct RunOptions {
     /// Capture what pods ask resolvers. A pod's annotation `ambient.istio.io/dns-capture` decides otherwise for itself.
     #[arg(long, env = "TROPIS_DNS_CAPTURE", default_value_t = true, action = clap::ArgAction::Set)]
     pub dns_capture: bool,
+    /// The node proxy is another mesh's, which does not know this program's maps, such as Istio's ztunnel: its listeners in pods are found
+    /// and registered for it, and what it dials from inside pods passes, known by its cgroup. Whatever else runs in that cgroup passes, too.
+    /// DNS is not captured then. See docs/guide/foreign-proxy.md.
+    #[arg(long, env = "TROPIS_FOREIGN_PROXY", default_value_t = false, action = clap::ArgAction::Set)]
+    pub foreign_proxy: bool,
     /// Enrol by the labels of sidecar users, too (`istio-injection: enabled`). Off where a sidecar mesh shares the cluster.
     #[arg(long, env = "TROPIS_SIDECAR_LABELS", default_value_t = true, action = clap::ArgAction::Set)]
     pub sidecar_labels: bool,
@@ -82,7 +87,12 @@ impl RunOptions {
 
     /// What enrolling needs to know.
     pub fn enrolment(&self) -> EnrolmentSettings {
-        EnrolmentSettings { node: self.node.clone(), dns_capture: self.dns_capture, sidecar_labels: self.sidecar_labels }
+        EnrolmentSettings {
+            node: self.node.clone(),
+            dns_capture: self.dns_capture,
+            sidecar_labels: self.sidecar_labels,
+            foreign_proxy: self.foreign_proxy,
+        }
     }
 }
 

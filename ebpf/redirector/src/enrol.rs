@@ -71,6 +71,8 @@ pub struct EnrolmentSettings {
     pub dns_capture: bool,
     /// Labels of sidecar users enrol, too.
     pub sidecar_labels: bool,
+    /// The node proxy does not know our maps.
+    pub foreign_proxy: bool,
 }
 
 /// What others may see of the pods that are enrolled.
@@ -388,9 +390,15 @@ impl Enroller {
                 IpAddr::V4(_) => None,
             }),
             outbound_port: OUTBOUND_PORT,
-            dns_port: if facts.dns_capture.unwrap_or(self.settings.dns_capture) { DNS_PORT } else { 0 },
+            dns_port: if self.captures_dns(facts) { DNS_PORT } else { 0 },
             captures,
+            foreign_proxy: self.settings.foreign_proxy,
         }
+    }
+
+    /// A proxy of another mesh has one DNS listener, which does not know that each resolver has a port of its own.
+    fn captures_dns(&self, facts: &PodFacts) -> bool {
+        facts.dns_capture.unwrap_or(self.settings.dns_capture) && !self.settings.foreign_proxy
     }
 
     /// Looks whether pods are still where they are captured.
@@ -458,6 +466,7 @@ fn handed(facts: &PodFacts, place: Option<&Place>) -> Handed {
         name: facts.reference.name.clone(),
         namespace: facts.reference.namespace.clone(),
         service_account: facts.service_account.clone(),
+        addresses: facts.addresses.clone(),
         netns: place.map(Place::descriptor),
     }
 }

@@ -1,6 +1,6 @@
 //! `redirector`: arguments, logging, what runs, and the exit code.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -9,6 +9,7 @@ use tropis_redirector::{
     admin,
     config::{Arguments, Command, RunOptions},
     enrol::Enroller,
+    foreign::ForeignProxies,
     kernel::{self, Capture},
     zds,
 };
@@ -59,7 +60,8 @@ async fn run(options: RunOptions) -> anyhow::Result<()> {
     let listener = tropis_telemetry::admin::AdminListener::bind(&AdminAddress::Unix(options.admin.clone())).await?;
     tokio::spawn(listener.serve(router, stop.clone().cancelled_owned()));
 
-    let listen = zds::Listen { path: options.zds.clone(), proxy: options.proxy() };
+    let foreign = options.foreign_proxy.then(|| ForeignProxies::open(&options.capture())).transpose()?;
+    let listen = zds::Listen { path: options.zds.clone(), proxy: options.proxy(), foreign: foreign.map(Arc::new) };
     enroller.run(listen, pods_ready, stop).await?;
     tracing::info!("ended; capture stays in place");
     Ok(())

@@ -103,38 +103,38 @@ pub enum LocateError {
 /// The processes of pods, as one look at `/proc` found them.
 #[derive(Debug, Default)]
 pub struct Processes {
-    /// Cgroup paths by process, oldest process first.
-    cgroups: BTreeMap<(u64, u32), String>,
+    /// The UID of the pod that each is of, oldest process first.
+    pods: BTreeMap<(u64, u32), String>,
 }
 
 impl Processes {
     /// Looks. Processes that end meanwhile are left out.
     pub fn look() -> Self {
-        let mut cgroups = BTreeMap::new();
+        let mut pods = BTreeMap::new();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
             let Ok(text) = fs::read_to_string(entry.path().join("cgroup")) else { continue };
-            if text.contains("pod") {
-                cgroups.insert((start_time(pid), pid), text);
+            if let Some(uid) = pod_of(&text) {
+                pods.insert((start_time(pid), pid), uid);
             }
         }
-        Self { cgroups }
+        Self { pods }
     }
 
     /// Looks at the processes of pods' cgroup folders alone.
-    pub fn of_folders(pods: &[(String, PathBuf)]) -> Self {
-        let mut cgroups = BTreeMap::new();
-        for (uid, folder) in pods {
+    pub fn of_folders(folders: &[(String, PathBuf)]) -> Self {
+        let mut pods = BTreeMap::new();
+        for (uid, folder) in folders {
             let mut found = Vec::new();
             processes_below(folder, CONTAINERS_DEPTH, &mut found);
-            cgroups.extend(found.into_iter().map(|pid| ((start_time(pid), pid), format!("/pod{uid}"))));
+            pods.extend(found.into_iter().map(|pid| ((start_time(pid), pid), uid.clone())));
         }
-        Self { cgroups }
+        Self { pods }
     }
 
     /// Whether any process of the pod is left.
     pub fn any_of(&self, uid: &str) -> bool {
-        self.cgroups.values().any(|text| belongs(text, uid))
+        self.pods.values().any(|pod| pod == uid)
     }
 
     /// The network namespace of the pod: not the node's, with one of the pod's addresses. Of several the newest, going by the oldest process
@@ -143,7 +143,7 @@ impl Processes {
         let node = NetworkNamespace::current()?;
         let mut problem = LocateError::NoProcess;
         let (mut seen, mut newest) = (BTreeSet::new(), None);
-        for ((_, pid), _) in self.cgroups.iter().filter(|(_, text)| belongs(text, uid)) {
+        for ((_, pid), _) in self.pods.iter().filter(|(_, pod)| *pod == uid) {
             // A process that ends while we look says nothing.
             let Ok(place) = Place::open(Path::new(&format!("/proc/{pid}/ns/net"))) else { continue };
             if !seen.insert(place.cookie()) {
@@ -215,16 +215,22 @@ fn is_of_a_pod(process: &Path) -> bool {
     fs::read_to_string(process.join("cgroup")).is_ok_and(|cgroups| cgroups.contains("pod"))
 }
 
-/// Whether a process's cgroups (`/proc/PID/cgroup`) are a pod's: a folder `pod<uid>`, or systemd's `…-pod<uid with _>.slice`.
-fn belongs(cgroups: &str, uid: &str) -> bool {
-    let folders = cgroups.lines().filter_map(|line| line.rsplit(':').next()).flat_map(|path| path.split('/'));
-    !uid.is_empty() && folders.flat_map(pod_names).any(|name| name == uid)
+/// The UID of the pod whose cgroups these are (`/proc/PID/cgroup`). In each hierarchy the outermost pod's folder says it: those below
+/// belong to what runs in the pod, which may give them any name. Hierarchies that tell of different pods tell of none.
+fn pod_of(cgroups: &str) -> Option<String> {
+    let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    let pods: BTreeSet<String> = paths.filter_map(|path| path.split('/').find_map(pod_uid)).collect();
+    if pods.len() == 1 { pods.into_iter().next() } else { None }
 }
 
-/// The UIDs that the name of a cgroup folder may stand for: as written, and as systemd's names are to be read.
-pub fn pod_names(folder: &str) -> Vec<String> {
+/// The pod whose cgroup folder this is: `pod<uid>`, or systemd's `…-pod<uid with _>.slice`. A UID is one as Kubernetes makes them: a UUID, or
+/// the 32 digits of a static pod.
+pub fn pod_uid(folder: &str) -> Option<String> {
     let folder = folder.strip_suffix(".slice").unwrap_or(folder);
-    folder.rsplit_once("pod").map_or_else(Vec::new, |(_, name)| vec![name.to_owned(), name.replace('_', "-")])
+    let uid = folder.rsplit_once("pod")?.1.replace('_', "-");
+    let groups: Vec<usize> = uid.split('-').map(str::len).collect();
+    let is_uid = matches!(groups[..], [32] | [8, 4, 4, 4, 12]) && uid.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit());
+    is_uid.then_some(uid)
 }
 
 /// When a process started, in clock ticks since boot: field 22 of `/proc/PID/stat`, counted after the name, which may hold anything.
@@ -242,17 +248,32 @@ mod tests {
         let uid = "0b9c6f3e-6f6f-4bcd-9a52-06a1de40f0c9";
         let systemd = "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0b9c6f3e_6f6f_4bcd_9a52_06a1de40f0c9.slice/cri-containerd-1.scope";
         let cases = [
-            (format!("0::/tropis/demo/a/pods/pod{uid}\n"), true),
-            (format!("12:cpu:/x\n0::/kubepods/burstable/pod{uid}/abc\n"), true),
-            (systemd.to_owned(), true),
-            (format!("0::/tropis/demo/a/pods/pod{uid}x\n"), false),
-            (format!("0::/other/{uid}\n"), false),
-            ("0::/".to_owned(), false),
+            (format!("0::/tropis/demo/a/pods/pod{uid}\n"), Some(uid)),
+            (format!("12:cpu:/x\n4:memory:/kubepods/pod{uid}/a\n0::/kubepods/burstable/pod{uid}/abc\n"), Some(uid)),
+            (systemd.to_owned(), Some(uid)),
+            (format!("0::/../../pod{uid}/a:b/c"), Some(uid)),
+            ("0::/kubepods/pod0123456789abcdef0123456789abcdef/x".to_owned(), Some("0123456789abcdef0123456789abcdef")),
+            (format!("0::/tropis/demo/a/pods/pod{uid}x\n"), None),
+            (format!("0::/other/{uid}\n"), None),
+            ("0::/".to_owned(), None),
+            ("0::/kubepods/pod".to_owned(), None),
         ];
         for (text, expected) in cases {
-            assert_eq!(belongs(&text, uid), expected, "{text}");
+            assert_eq!(pod_of(&text).as_deref(), expected, "{text}");
         }
-        assert!(!belongs("0::/pod", ""));
+    }
+
+    #[test]
+    fn a_pod_that_names_its_own_folders_after_another_stays_itself() {
+        let (stranger, friend) = ("5de91a37-11aa-4c1e-8a43-5f5a0c1e7d11", "0b9c6f3e-6f6f-4bcd-9a52-06a1de40f0c9");
+        let systemd = format!("kubepods-pod{}.slice", friend.replace('-', "_"));
+        for nested in [format!("x/pod{friend}"), format!("x/{systemd}/y"), format!("pod{friend}")] {
+            for outer in [format!("kubepods/pod{stranger}"), format!("kubepods.slice/kubepods-pod{}.slice", stranger.replace('-', "_"))] {
+                assert_eq!(pod_of(&format!("0::/{outer}/{nested}\n")).as_deref(), Some(stranger));
+            }
+        }
+        let torn = format!("4:memory:/kubepods/pod{stranger}\n0::/kubepods/pod{friend}\n");
+        assert_eq!(pod_of(&torn), None, "two hierarchies, two pods");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::{
 
 use tokio::{io::unix::AsyncFd, time::Instant};
 
-use crate::namespaces::pod_names;
+use crate::namespaces::pod_uid;
 
 /// How long a pod is looked at after something happened in its folder: a container's start takes tenths of a second.
 const ATTENTION: Duration = Duration::from_secs(2);
@@ -155,7 +155,7 @@ impl Sandboxes {
                 // The folder of a pod is made again, or goes.
                 Some(Watched::Parent) => {
                     let name = OsStr::from_bytes(name.split(|byte| *byte == 0).next().unwrap_or_default()).to_string_lossy().into_owned();
-                    pod_names(&name).into_iter().find(|uid| self.pods.contains_key(uid)).map(|uid| (uid, true))
+                    pod_uid(&name).filter(|uid| self.pods.contains_key(uid)).map(|uid| (uid, true))
                 }
                 None => None,
             };
@@ -231,15 +231,16 @@ fn read(inotify: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
     usize::try_from(length).map_err(|_| io::Error::last_os_error())
 }
 
-/// The folders of these pods below `folder`.
+/// The folders of these pods below `folder`. Nothing below a pod's folder is another pod's, whatever its name.
 fn search(folder: &Path, pods: &BTreeSet<String>, depth: usize, left: &mut usize, found: &mut Vec<(String, PathBuf)>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if depth == 0 || *left == 0 || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
         *left -= 1;
-        match pod_names(&entry.file_name().to_string_lossy()).into_iter().find(|uid| pods.contains(uid)) {
-            Some(uid) => found.push((uid, entry.path())),
+        match pod_uid(&entry.file_name().to_string_lossy()) {
+            Some(uid) if pods.contains(&uid) => found.push((uid, entry.path())),
+            Some(_) => {}
             None => search(&entry.path(), pods, depth - 1, left, found),
         }
     }
@@ -249,27 +250,45 @@ fn search(folder: &Path, pods: &BTreeSet<String>, depth: usize, left: &mut usize
 mod tests {
     use super::*;
 
+    const UID: &str = "11111111-2222-4333-8444-555555555555";
+    const OTHER: &str = "99999999-2222-4333-8444-555555555555";
+
+    #[tokio::test]
+    async fn folders_that_a_pod_makes_are_nobody_elses() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join(format!("kubepods/pod{OTHER}/x/pod{UID}"))).unwrap();
+        let mut sandboxes = Sandboxes::new(root.path());
+        sandboxes.follow([UID.to_owned()].into()).await;
+        assert!(!sandboxes.hears_all());
+        let own = root.path().join(format!("kubepods/pod{UID}"));
+        fs::create_dir(&own).unwrap();
+        sandboxes.search_again();
+        sandboxes.follow([UID.to_owned()].into()).await;
+        assert_eq!(sandboxes.to_look_at(Instant::now() + LOOK_AGAIN), [(UID.to_owned(), own)]);
+    }
+
     #[tokio::test]
     async fn hears_of_processes_and_folders_of_the_pods_it_follows() {
         let root = tempfile::tempdir().unwrap();
-        let pod = root.path().join("kubepods.slice/kubepods-pod11_22.slice");
-        for folder in [&pod, &root.path().join("kubepods.slice/kubepods-pod33.slice")] {
+        let pod = root.path().join("kubepods.slice/kubepods-pod11111111_2222_4333_8444_555555555555.slice");
+        let other = root.path().join("kubepods.slice/kubepods-pod99999999_2222_4333_8444_555555555555.slice");
+        for folder in [&pod, &other] {
             fs::create_dir_all(folder).unwrap();
         }
         let mut sandboxes = Sandboxes::new(root.path());
-        sandboxes.follow(["11-22".to_owned(), "44".to_owned()].into()).await;
+        sandboxes.follow([UID.to_owned(), "44".to_owned()].into()).await;
         assert!(!sandboxes.hears_all(), "44 has no folder");
         let names = |sandboxes: &mut Sandboxes| {
             let look = sandboxes.to_look_at(Instant::now() + LOOK_AGAIN);
             look.into_iter().map(|(uid, _)| uid).collect::<Vec<_>>()
         };
-        assert_eq!(names(&mut sandboxes), ["11-22"], "once, as it may have changed before it was followed");
+        assert_eq!(names(&mut sandboxes), [UID], "once, as it may have changed before it was followed");
         sandboxes.attention.clear();
 
-        fs::write(root.path().join("kubepods.slice/kubepods-pod33.slice/cgroup.procs"), "1").unwrap();
+        fs::write(other.join("cgroup.procs"), "1").unwrap();
         fs::write(pod.join("cgroup.procs"), "1").unwrap();
         sandboxes.changed().await;
-        assert_eq!(names(&mut sandboxes), ["11-22"]);
+        assert_eq!(names(&mut sandboxes), [UID]);
         sandboxes.attention.clear();
 
         fs::remove_dir_all(&pod).unwrap();
@@ -277,14 +296,14 @@ mod tests {
         while !sandboxes.search {
             sandboxes.changed().await;
         }
-        sandboxes.follow(["11-22".to_owned()].into()).await;
+        sandboxes.follow([UID.to_owned()].into()).await;
         assert!(sandboxes.hears_all(), "the folder that was made again");
         sandboxes.attention.clear();
         fs::create_dir(pod.join("container")).unwrap();
         while sandboxes.due().is_none() {
             sandboxes.changed().await;
         }
-        assert_eq!(names(&mut sandboxes), ["11-22"]);
+        assert_eq!(names(&mut sandboxes), [UID]);
         assert!(sandboxes.to_look_at(Instant::now() + ATTENTION + LOOK_AGAIN).len() == 1 && sandboxes.due().is_none(), "and then no more");
     }
 }

@@ -9,7 +9,8 @@ mod packet;
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::OwnedFd,
+    net::IpAddr,
+    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -23,6 +24,7 @@ use tropis_proto::zds::{AddWorkload, DelWorkload, KeepWorkload, SnapshotSent, Wo
 use tropis_telemetry::chain;
 
 use self::packet::{Packets, Received};
+use crate::foreign::{AdmitError, ForeignProxies, ForeignProxy};
 
 /// How long a proxy may take for anything that we wait for.
 pub const DEADLINE: Duration = Duration::from_secs(5);
@@ -42,6 +44,8 @@ pub struct Handed {
     pub namespace: String,
     /// Its service account.
     pub service_account: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
     /// Its network namespace; `None`: enrolled, though the namespace cannot be found now.
     pub netns: Option<Arc<OwnedFd>>,
 }
@@ -81,6 +85,8 @@ pub struct Listen {
     pub path: PathBuf,
     /// Who may connect.
     pub proxy: ProxyAccount,
+    /// What to do for a proxy that does not know our maps; `None`: it does.
+    pub foreign: Option<Arc<ForeignProxies>>,
 }
 
 /// The server. Cloning shares it.
@@ -105,9 +111,14 @@ struct Connection {
 }
 
 #[derive(Debug)]
+enum Request {
+    Add(Handed),
+    Del(String),
+}
+
+#[derive(Debug)]
 struct Command {
-    message: Payload,
-    netns: Option<Arc<OwnedFd>>,
+    request: Request,
     answer: oneshot::Sender<Result<(), String>>,
 }
 
@@ -132,8 +143,7 @@ impl Zds {
             state.connections.last().cloned()
         };
         let connection = newest.ok_or(HandOverError::NoProxy)?;
-        let (message, netns) = add_message(&pod);
-        connection.ask(message, netns).await
+        connection.ask(Request::Add(pod)).await
     }
 
     /// Takes a pod back from every proxy, and waits for their answers.
@@ -144,8 +154,7 @@ impl Zds {
             state.connections.clone()
         };
         for connection in connections {
-            let message = Payload::Del(DelWorkload { uid: uid.to_owned() });
-            if let Err(error) = connection.ask(message, None).await {
+            if let Err(error) = connection.ask(Request::Del(uid.to_owned())).await {
                 tracing::warn!(uid, error = chain(&error), "a node proxy did not confirm that it let go of a pod");
             }
         }
@@ -166,10 +175,10 @@ impl Zds {
             };
             match packets {
                 Ok(packets) => {
-                    let (server, stop) = (self.clone(), stop.clone());
+                    let (server, stop, foreign) = (self.clone(), stop.clone(), listen.foreign.clone());
                     tokio::spawn(async move {
                         tokio::select! {
-                            () = server.attend(packets) => {}
+                            () = server.attend(packets, foreign) => {}
                             () = stop.cancelled() => {}
                         }
                     });
@@ -181,7 +190,7 @@ impl Zds {
     }
 
     /// One proxy, from its hello to its end.
-    async fn attend(&self, packets: Packets) {
+    async fn attend(&self, packets: Packets, foreign: Option<Arc<ForeignProxies>>) {
         let (queue, commands) = mpsc::channel(QUEUE);
         // One lock for both: what is handed over from now on waits in the queue, what was before is in the snapshot.
         let (number, snapshot) = {
@@ -191,7 +200,7 @@ impl Zds {
             state.connections.push(Connection { number, queue });
             (number, state.pods.values().cloned().collect::<Vec<_>>())
         };
-        let ended = self.converse(&packets, snapshot, commands).await;
+        let ended = self.converse(&packets, foreign.as_deref(), snapshot, commands).await;
         self.lock().connections.retain(|connection| connection.number != number);
         match ended {
             Ok(()) => tracing::info!("a node proxy disconnected"),
@@ -202,14 +211,16 @@ impl Zds {
     async fn converse(
         &self,
         packets: &Packets,
+        foreign: Option<&ForeignProxies>,
         snapshot: Vec<Handed>,
         mut commands: mpsc::Receiver<Command>,
     ) -> Result<(), ConversationError> {
         packets.hello(DEADLINE).await?;
+        // Before it is handed a pod: from then on it dials.
+        let foreign = foreign.map(|all| all.admit(packets.socket())).transpose()?;
         tracing::info!(pods = snapshot.len(), "a node proxy connected");
         for pod in snapshot {
-            let (message, netns) = add_message(&pod);
-            if let Err(error) = packets.ask(message, netns.as_deref(), DEADLINE).await? {
+            if let Err(error) = hand_over(packets, foreign.as_ref(), &pod).await? {
                 tracing::warn!(uid = pod.uid, error, "the node proxy refused a pod");
                 self.tell(ZdsEvent::Refused { uid: pod.uid, error });
             }
@@ -222,7 +233,10 @@ impl Zds {
             tokio::select! {
                 command = commands.recv() => {
                     let Some(command) = command else { return Ok(()) };
-                    let answer = packets.ask(command.message, command.netns.as_deref(), DEADLINE).await?;
+                    let answer = match command.request {
+                        Request::Add(pod) => hand_over(packets, foreign.as_ref(), &pod).await?,
+                        Request::Del(uid) => packets.ask(Payload::Del(DelWorkload { uid }), None, DEADLINE).await?,
+                    };
                     // Who asked may have stopped waiting.
                     drop(command.answer.send(answer));
                 }
@@ -245,9 +259,9 @@ impl Zds {
 }
 
 impl Connection {
-    async fn ask(&self, message: Payload, netns: Option<Arc<OwnedFd>>) -> Result<(), HandOverError> {
+    async fn ask(&self, request: Request) -> Result<(), HandOverError> {
         let (answer, answered) = oneshot::channel();
-        self.queue.send(Command { message, netns, answer }).await.map_err(|_| HandOverError::Lost)?;
+        self.queue.send(Command { request, answer }).await.map_err(|_| HandOverError::Lost)?;
         match answered.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(HandOverError::Refused(error)),
@@ -277,9 +291,22 @@ pub(crate) enum ConversationError {
     /// It speaks another version.
     #[error("it speaks version {0} of the protocol, not 1")]
     Version(i32),
+    /// It is to be passed, and cannot be told from pods.
+    #[error("it cannot be told from pods")]
+    NotAdmitted(#[from] AdmitError),
     /// It did not take the end of the snapshot.
     #[error("it refused the end of its snapshot: {0}")]
     SnapshotRefused(String),
+}
+
+/// Hands a pod over and waits until it is served: by a proxy that does not know our maps once its listeners are in them.
+async fn hand_over(packets: &Packets, foreign: Option<&ForeignProxy>, pod: &Handed) -> Result<Result<(), String>, ConversationError> {
+    let (message, netns) = add_message(pod);
+    let answer = packets.ask(message, netns.as_deref(), DEADLINE).await?;
+    let (Ok(()), Some(proxy), Some(netns)) = (&answer, foreign, netns) else { return Ok(answer) };
+    let (proxy, addresses) = (proxy.clone(), pod.addresses.clone());
+    let adopted = tokio::task::spawn_blocking(move || proxy.adopt(netns.as_fd(), &addresses)).await.map_err(io::Error::other)?;
+    Ok(adopted.map_err(|error| chain(&error)))
 }
 
 fn add_message(pod: &Handed) -> (Payload, Option<Arc<OwnedFd>>) {

@@ -1,9 +1,15 @@
 //! Serving a router to callers who may be slow, idle or many: whoever reaches a port costs a bounded share, and keeps nobody else out.
 //!
-//! Over the limit of connections the one that is open longest makes room for the newest, since refusing the newest would let a few idle
-//! callers hide a program from its scraper and its kubelet.
+//! Over the limit of connections one makes room for the newest, since refusing the newest would let a few idle callers hide a program
+//! from its scraper and its kubelet: the oldest of the caller that has most, so that who opens many ends his own.
 
-use std::{collections::VecDeque, convert::Infallible, pin::pin, time::Duration};
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -42,17 +48,38 @@ impl Default for Limits {
     }
 }
 
+/// Whose a connection is, for telling callers apart.
+pub trait Caller {
+    /// The caller's address; `None` for one of this machine, through a unix socket.
+    fn address(&self) -> Option<IpAddr>;
+}
+
+impl Caller for SocketAddr {
+    fn address(&self) -> Option<IpAddr> {
+        Some(self.ip().to_canonical())
+    }
+}
+
+impl Caller for tokio::net::unix::SocketAddr {
+    fn address(&self) -> Option<IpAddr> {
+        None
+    }
+}
+
 /// Serves `router` on `listener` over HTTP/1.1 until `stop` is done, then finishes what is being answered.
-pub async fn serve<L: Listener>(mut listener: L, router: Router, limits: Limits, stop: impl Future<Output = ()>) {
+pub async fn serve<L>(mut listener: L, router: Router, limits: Limits, stop: impl Future<Output = ()>)
+where
+    L: Listener<Addr: Caller>,
+{
     let mut open = Open::new(limits.connections);
     let stopping = watch::Sender::new(false);
     let mut stop = pin!(stop);
     loop {
         tokio::select! {
             () = &mut stop => break,
-            (stream, _) = listener.accept() => {
+            (stream, peer) = listener.accept() => {
                 open.make_room();
-                open.spawn(serve_connection(stream, router.clone(), limits, stopping.subscribe()));
+                open.spawn(peer.address(), serve_connection(stream, router.clone(), limits, stopping.subscribe()));
             }
         }
     }
@@ -65,12 +92,12 @@ pub async fn serve<L: Listener>(mut listener: L, router: Router, limits: Limits,
 struct Open {
     limit: usize,
     tasks: JoinSet<()>,
-    by_age: VecDeque<AbortHandle>,
+    by_age: Vec<(Option<IpAddr>, AbortHandle)>,
 }
 
 impl Open {
     fn new(limit: usize) -> Self {
-        Self { limit: limit.max(1), tasks: JoinSet::new(), by_age: VecDeque::new() }
+        Self { limit: limit.max(1), tasks: JoinSet::new(), by_age: Vec::new() }
     }
 
     fn make_room(&mut self) {
@@ -78,22 +105,35 @@ impl Open {
         if self.by_age.len() < self.limit {
             return;
         }
-        self.by_age.retain(|task| !task.is_finished());
+        self.by_age.retain(|(_, task)| !task.is_finished());
         while self.by_age.len() >= self.limit {
-            if let Some(oldest) = self.by_age.pop_front() {
-                tracing::debug!(limit = self.limit, "too many connections to an endpoint: the oldest ends");
-                oldest.abort();
-            }
+            let callers: Vec<_> = self.by_age.iter().map(|(caller, _)| *caller).collect();
+            let (caller, task) = self.by_age.remove(to_end(&callers));
+            tracing::debug!(
+                limit = self.limit,
+                ?caller,
+                "too many connections to an endpoint: the oldest of the caller that has most ends"
+            );
+            task.abort();
         }
     }
 
-    fn spawn(&mut self, connection: impl Future<Output = ()> + Send + 'static) {
-        self.by_age.push_back(self.tasks.spawn(connection));
+    fn spawn(&mut self, caller: Option<IpAddr>, connection: impl Future<Output = ()> + Send + 'static) {
+        self.by_age.push((caller, self.tasks.spawn(connection)));
     }
 
     async fn finish(mut self) {
         while self.tasks.join_next().await.is_some() {}
     }
+}
+
+/// Which of the connections, oldest first and each by its caller, makes room: the oldest of the caller that has most; among equals, the
+/// oldest of all.
+fn to_end(callers: &[Option<IpAddr>]) -> usize {
+    let mut counts: HashMap<Option<IpAddr>, usize> = HashMap::new();
+    callers.iter().for_each(|caller| *counts.entry(*caller).or_default() += 1);
+    let most = counts.values().copied().max().unwrap_or_default();
+    callers.iter().position(|caller| counts[caller] == most).unwrap_or_default()
 }
 
 async fn serve_connection(
@@ -210,6 +250,30 @@ mod tests {
         for stream in &mut silent[18..] {
             assert!(ask(stream, "/").await.ends_with("here\n"));
         }
+    }
+
+    #[test]
+    fn who_has_most_makes_room() {
+        let [scraper, greedy, other] = ["10.0.0.1", "fd00::2", "10.0.0.3"].map(|text| Some(text.parse().unwrap()));
+        assert_eq!(to_end(&[scraper, greedy, greedy, other, greedy]), 1, "the oldest of his, not the oldest");
+        assert_eq!(to_end(&[scraper, other, greedy]), 0, "among equals the oldest");
+        assert_eq!(to_end(&[scraper, None, None]), 1, "callers of this machine count as one");
+    }
+
+    #[tokio::test]
+    async fn a_caller_with_many_does_not_cost_another_his_connection() {
+        let limits = Limits { head: Duration::from_secs(60), ..QUICK };
+        let (address, _stop, _) = serving(limits).await;
+        let mut scraper = TcpStream::connect(address).await.unwrap();
+        assert!(ask(&mut scraper, "/").await.ends_with("here\n"));
+        let mut greedy = Vec::new();
+        for _ in 0..20 {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+            greedy.push(socket.connect(address).await.unwrap());
+        }
+        assert!(ask(greedy.last_mut().unwrap(), "/").await.ends_with("here\n"));
+        assert!(ask(&mut scraper, "/").await.ends_with("here\n"), "it is the oldest of all, and one of one");
     }
 
     #[tokio::test]

@@ -54,7 +54,8 @@ pub(super) async fn own(options: &Options, folder: &Path, progress: &Progress) -
     Ok(variants)
 }
 
-/// Starts a lab with the peer's binary in place of our ztunnel, under our redirector and tropisd.
+/// Starts a lab with the peer's binary in place of our ztunnel, under our redirector, which captures for it as for a proxy that does
+/// not know our maps, and tropisd.
 pub(super) async fn of_peer(options: &Options, folder: &Path, peer: &Peer, number: usize, progress: &Progress) -> anyhow::Result<Variant> {
     let replaced = replace_ztunnel(folder, &peer.binary)?;
     let path = replaced.path().to_owned();
@@ -75,6 +76,7 @@ pub(super) async fn down(variants: Vec<Variant>) {
 fn replace_ztunnel(folder: &Path, binary: &Path) -> anyhow::Result<TempDir> {
     let binary = fs::canonicalize(binary).with_context(|| format!("{} cannot be found", binary.display()))?;
     ensure!(binary.is_file(), "{} is no file", binary.display());
+    let folder = fs::canonicalize(folder).with_context(|| format!("{} cannot be found", folder.display()))?;
     let replaced = tempfile::Builder::new().prefix("tropis-bench-").tempdir().context("cannot make a folder for the binaries")?;
     for program in SHARED {
         let to = if program == Program::Ztunnel.name() { binary.clone() } else { folder.join(program) };
@@ -102,8 +104,13 @@ impl Variant {
         progress: &Progress,
     ) -> anyhow::Result<Self> {
         progress.step(format!("lab for {name:?}"));
-        let lab_options =
-            LabOptions { mesh: meshed, programs: Some(folder.to_owned()), progress: progress.clone(), ..LabOptions::new(run) };
+        let lab_options = LabOptions {
+            mesh: meshed,
+            foreign_proxy: replaced.is_some(),
+            programs: Some(folder.to_owned()),
+            progress: progress.clone(),
+            ..LabOptions::new(run)
+        };
         let lab = Lab::start(lab_options).await?;
         let client = match prepare(&lab, meshed).await {
             Ok(client) => client,

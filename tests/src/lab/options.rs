@@ -22,6 +22,8 @@ pub struct LabOptions {
     pub nodes: Vec<String>,
     /// Whether the programs of the mesh are started.
     pub mesh: bool,
+    /// Whether the node proxy is another mesh's: started without what only ours knows, captured for by the redirector's foreign mode.
+    pub foreign_proxy: bool,
     /// Where the programs are; by default `TROPIS_BIN`, or where this program itself is.
     pub programs: Option<PathBuf>,
     /// Images of the user: name and program.
@@ -41,6 +43,7 @@ impl LabOptions {
             manifests: None,
             nodes: vec!["a".to_owned(), "b".to_owned()],
             mesh: true,
+            foreign_proxy: false,
             programs: None,
             images: Vec::new(),
             log_level: "info".to_owned(),

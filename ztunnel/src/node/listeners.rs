@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use nix::ifaddrs::getifaddrs;
+use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 use thiserror::Error;
 use tropis_maps::{ListenerKind, MapsError};
 use tropis_model::resolve::HBONE_PORT;
@@ -75,24 +75,40 @@ pub enum OpenError {
     Register(#[source] MapsError),
 }
 
-/// The addresses of a namespace's interfaces; loopback and link-local ones identify nothing and are left out.
+/// Addresses of one pod that count, so that a pod with thousands on its interfaces cannot fill the capture's map for all others: three
+/// hundred pods with as many fit into it.
+const MAX_ADDRESSES: usize = 32;
+
+/// The addresses of a namespace's interfaces; loopback and link-local ones identify nothing and are left out. At most
+/// [`MAX_ADDRESSES`], those of the loopback interface last, because nothing puts a pod's own address there.
 pub fn addresses(namespace: &NetworkNamespace) -> Result<Vec<IpAddr>, NamespaceError> {
     let interfaces = namespace.run(getifaddrs)?;
-    let addresses: BTreeSet<_> = interfaces
-        .into_iter()
-        .flatten()
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let address =
-                address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip())).or(address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))?;
-            let link_local = match address {
-                IpAddr::V4(v4) => v4.is_link_local(),
-                IpAddr::V6(v6) => v6.is_unicast_link_local(),
-            };
-            (!address.is_loopback() && !link_local).then_some(address)
-        })
-        .collect();
-    Ok(addresses.into_iter().collect())
+    let addresses = interfaces.into_iter().flatten().filter_map(|interface| {
+        let address = interface.address?;
+        let address = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip())).or(address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))?;
+        Some((interface.flags.contains(InterfaceFlags::IFF_LOOPBACK), address))
+    });
+    Ok(counting(addresses))
+}
+
+/// Those of `found`, each with whether it is the loopback interface's, that count.
+fn counting(found: impl Iterator<Item = (bool, IpAddr)>) -> Vec<IpAddr> {
+    let identifies = |address: &IpAddr| {
+        let link_local = match address {
+            IpAddr::V4(v4) => v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        !address.is_loopback() && !link_local
+    };
+    let (mut of_loopback, mut others) = (BTreeSet::new(), BTreeSet::new());
+    for (on_loopback, address) in found.filter(|(_, address)| identifies(address)) {
+        let kept = if on_loopback { &mut of_loopback } else { &mut others };
+        if kept.len() < MAX_ADDRESSES {
+            kept.insert(address);
+        }
+    }
+    let of_loopback = of_loopback.into_iter().filter(|address| !others.contains(address)).collect::<Vec<_>>();
+    others.into_iter().chain(of_loopback).take(MAX_ADDRESSES).collect()
 }
 
 /// What the capture's map holds of a pod. The sockets are kept so that they can be put there again, when the redirector has made the map
@@ -232,4 +248,34 @@ fn open_dns(shared: &Shared) -> Result<Vec<DnsListeners>, ListenError> {
 
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn v4(place: u16) -> IpAddr {
+        let [high, low] = place.to_be_bytes();
+        IpAddr::from([10, 9, high, low])
+    }
+
+    #[test]
+    fn thousands_on_the_loopback_interface_do_not_push_out_the_pods_own() {
+        let own: [IpAddr; 2] = ["10.244.1.6".parse().unwrap(), "fd00:10:244:1::6".parse().unwrap()];
+        let junk = (0..10_000).map(|place| (true, v4(place)));
+        let found = counting(junk.chain(own.map(|address| (false, address))));
+        assert_eq!(found.len(), MAX_ADDRESSES);
+        assert_eq!(found[..2], own);
+    }
+
+    #[test]
+    fn no_interface_gives_more_than_the_limit() {
+        assert_eq!(counting((0..10_000).map(|place| (false, v4(place)))).len(), MAX_ADDRESSES);
+    }
+
+    #[test]
+    fn addresses_that_identify_nothing_are_left_out_and_none_is_told_twice() {
+        let found = ["127.0.0.1", "::1", "169.254.1.1", "fe80::1", "10.0.0.1"].map(|text| text.parse().unwrap());
+        assert_eq!(counting(found.iter().flat_map(|address| [(true, *address), (false, *address)])), [found[4]]);
+    }
 }

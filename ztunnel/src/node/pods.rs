@@ -111,6 +111,11 @@ impl Pods {
         if let Some(Running { pod, in_capture }) = self.running.get_mut(&uid) {
             if pod.namespace.as_ref() == Some(&namespace) && pod.info == info {
                 let name = pod.to_string();
+                // An address may have come to an interface after the pod was first handed over.
+                match listeners::addresses(&namespace) {
+                    Ok(addresses) => pod.claims(addresses),
+                    Err(cause) => return Err(StartError::Namespace { pod: name, cause }),
+                }
                 // The agent may have made the capture's maps anew.
                 in_capture.refresh();
                 return self.settle_with(&uid).map_err(|cause| StartError::Listen { pod: name, cause });
@@ -219,21 +224,22 @@ impl Pods {
     fn share_out(&self) {
         let (view, config) = (self.shared.view.load(), &self.shared.config);
         let mut claimants: HashMap<IpAddr, Vec<&Arc<Pod>>> = HashMap::new();
-        for Running { pod, .. } in self.running.values() {
-            for address in &pod.claimed {
+        let claims: Vec<_> = self.running.values().map(|Running { pod, .. }| (pod, pod.claimed())).collect();
+        for (pod, claimed) in &claims {
+            for address in &**claimed {
                 claimants.entry(*address).or_default().push(pod);
             }
         }
-        for Running { pod, .. } in self.running.values() {
+        for (pod, claimed) in claims {
             let is_own = |address: &IpAddr| {
                 let claimants = claimants.get(address).map_or(&[][..], Vec::as_slice);
                 claims::owner(&view, config, *address, claimants).is_some_and(|owner| Arc::ptr_eq(owner, pod))
             };
-            let own: Vec<_> = pod.claimed.iter().filter(|address| is_own(address)).copied().collect();
+            let own: Vec<_> = claimed.iter().filter(|address| is_own(address)).copied().collect();
             if own == *pod.addresses() {
                 continue;
             }
-            let withheld: Vec<_> = pod.claimed.iter().filter(|address| !own.contains(address)).collect();
+            let withheld: Vec<_> = claimed.iter().filter(|address| !own.contains(address)).collect();
             if !withheld.is_empty() {
                 tracing::warn!(%pod, ?withheld, "the pod is not served at addresses that its interfaces have: they are another's, or contested");
             }

@@ -85,6 +85,27 @@ async fn one_address_has_a_share_and_the_others_do_not_notice() {
 }
 
 #[tokio::test]
+async fn handshakes_that_go_on_no_further_keep_nobody_out() {
+    let tropisd = Tropisd::start(&[]);
+    tropisd.ready().await;
+    // More than there may be at a time, from a dozen pods, each within its share.
+    let mut silent = Vec::new();
+    for pod in 2..14 {
+        for _ in 0..60 {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(([127, 0, 0, pod], 0).into()).unwrap();
+            silent.push(socket.connect(tropisd.addresses[0]).await.unwrap());
+        }
+    }
+    let connector = connector(&tropisd, None);
+    for _ in 0..10 {
+        let shaken = tokio::time::timeout(Duration::from_secs(5), handshake(&connector, &tropisd, 0));
+        shaken.await.expect("nobody waits for a place that a silent caller holds").expect("and is served");
+    }
+    drop(silent);
+}
+
+#[tokio::test]
 async fn a_connection_ends_when_it_guesses_too_often() {
     let tropisd = Tropisd::start(&[]);
     tropisd.ready().await;

@@ -2,6 +2,7 @@
 //! it changes nothing, and is gone when the function returns.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
@@ -12,6 +13,7 @@ use tropis_maps::bpf::{self, Attach, Place};
 use tropis_telemetry::chain;
 
 use super::programs::{self, HOOKS, SK_LOOKUP};
+use crate::foreign::process::Process;
 
 /// What came of trying a feature.
 #[derive(Debug, Clone)]
@@ -68,6 +70,7 @@ pub fn all(cgroup: &Path) -> Vec<Probe> {
     if let (Some(program), Ok(cgroup)) = (&connect, &directory) {
         probes.extend(attaching(program, cgroup));
     }
+    probes.push(foreign_proxy());
     probes
 }
 
@@ -117,6 +120,21 @@ fn bpf_filesystem() -> Probe {
 fn namespace_cookie() -> Probe {
     let problem = tropis_net::namespace::NetworkNamespace::current().err().map(|error| chain(&error));
     required("SO_NETNS_COOKIE", "pods are known by it; nothing works without", "5.14", problem)
+}
+
+/// On this very process: what is asked of a node proxy that connects.
+fn foreign_proxy() -> Probe {
+    let problem = match Process::own() {
+        Ok(own) => own.sockets(&BTreeSet::new()).err().map(|error| chain(&error)),
+        Err(error) => Some(chain(&error)),
+    };
+    Probe {
+        feature: "PIDFD_GET_INFO with cgroup".to_owned(),
+        purpose: "knows a node proxy of another mesh; --foreign-proxy does not work without",
+        kernel: "6.13",
+        required: false,
+        problem,
+    }
 }
 
 fn cgroup_problem(path: &Path, unopened: Option<&std::io::Error>) -> Option<String> {

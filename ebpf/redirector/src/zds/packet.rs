@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IoSlice},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     path::Path,
     time::Duration,
 };
@@ -71,6 +71,11 @@ impl Listener {
 }
 
 impl Packets {
+    /// The socket.
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
+    }
+
     /// Waits for the proxy's first packet.
     pub(super) async fn hello(&self, deadline: Duration) -> Result<(), ConversationError> {
         let packet = self.expect("hello", deadline).await?;

@@ -113,6 +113,7 @@ impl Lab {
             outbound_port: OUTBOUND,
             dns_port,
             captures: true,
+            foreign_proxy: false,
         }
     }
 

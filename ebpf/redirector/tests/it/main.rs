@@ -5,6 +5,7 @@
 #![allow(unsafe_code, clippy::unwrap_used, reason = "system calls that std does not wrap; tests may panic")]
 
 mod dns;
+mod foreign;
 mod inbound;
 mod lab;
 mod lifecycle;

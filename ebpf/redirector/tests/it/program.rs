@@ -28,16 +28,22 @@ use crate::lab::{Families, Lab, OUTBOUND, PROXY, WAIT, ip, original, pod_ip, wor
 const UID: &str = "6d1f2a50-9a2b-4a8e-8f57-1d0c6f7b9e11";
 
 /// The program, with the folders and the pod that it watches.
-struct Node {
-    lab: Lab,
+pub(crate) struct Node {
+    pub(crate) lab: Lab,
     server: TcpListener,
     proxy: TcpListener,
     redirector: Option<Child>,
     application: Child,
+    foreign_proxy: bool,
 }
 
 impl Node {
     fn start(name: &str) -> Option<Self> {
+        Self::start_for(name, false)
+    }
+
+    /// For a proxy that knows our maps, or for another one.
+    pub(crate) fn start_for(name: &str, foreign_proxy: bool) -> Option<Self> {
         let lab = Lab::start(name, Families::Both)?;
         let group = lab.cgroup.join("pods").join(format!("pod{UID}"));
         fs::create_dir_all(&group).unwrap();
@@ -47,7 +53,7 @@ impl Node {
         for folder in ["state/objects", "state/cluster", "state/reported"] {
             fs::create_dir_all(lab.folder.path().join(folder)).unwrap();
         }
-        let mut node = Self { lab, server, proxy, redirector: None, application };
+        let mut node = Self { lab, server, proxy, redirector: None, application, foreign_proxy };
         node.label(false);
         node.write_pod();
         node.run();
@@ -62,6 +68,7 @@ impl Node {
         let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_redirector"))
             .args(["run", "--node", "a", "--dns-capture", "false"])
+            .args(["--foreign-proxy", if self.foreign_proxy { "true" } else { "false" }])
             .arg("--source")
             .arg(format!("dir:{}", self.path("state").display()))
             .arg("--cgroup")
@@ -100,7 +107,7 @@ impl Node {
         maps.pods().unwrap().into_iter().map(|(cookie, _)| cookie).collect()
     }
 
-    fn label(&self, ambient: bool) {
+    pub(crate) fn label(&self, ambient: bool) {
         let labels = if ambient { json!({"istio.io/dataplane-mode": "ambient"}) } else { json!({}) };
         self.put(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "uid": "n", "labels": labels}}));
     }
@@ -124,13 +131,13 @@ impl Node {
     }
 
     /// What the program says of the pod.
-    fn annotation(&self) -> Option<String> {
+    pub(crate) fn annotation(&self) -> Option<String> {
         let found = find(&self.path("state/reported/redirector.a"))?;
         let report: Value = serde_json::from_str(&fs::read_to_string(found).ok()?).ok()?;
         report["metadata"]["annotations"]["ambient.istio.io/redirection"].as_str().map(str::to_owned)
     }
 
-    fn get(&self, path: &str) -> Option<String> {
+    pub(crate) fn get(&self, path: &str) -> Option<String> {
         let mut stream = UnixStream::connect(self.path("admin.sock")).ok()?;
         stream.set_read_timeout(Some(WAIT)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
@@ -158,7 +165,7 @@ impl Node {
         panic!("the connection arrived nowhere");
     }
 
-    fn until(&self, what: &str, condition: impl Fn() -> bool) {
+    pub(crate) fn until(&self, what: &str, condition: impl Fn() -> bool) {
         let start = Instant::now();
         while !condition() {
             assert!(
@@ -170,7 +177,7 @@ impl Node {
         }
     }
 
-    fn proxy(&self) -> Proxy {
+    pub(crate) fn proxy(&self) -> Proxy {
         let descriptor = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
         self.until("the socket for the proxy is there", || {
             connect(descriptor.as_raw_fd(), &UnixAddr::new(&self.path("zds.sock")).unwrap()).is_ok()
@@ -211,14 +218,14 @@ fn find(folder: &Path) -> Option<PathBuf> {
 }
 
 /// The node proxy's end of ZDS.
-struct Proxy(OwnedFd);
+pub(crate) struct Proxy(OwnedFd);
 
 impl Proxy {
     fn send(&self, packet: &[u8]) {
         send(self.0.as_raw_fd(), packet, MsgFlags::MSG_NOSIGNAL).unwrap();
     }
 
-    fn acknowledge(&self, error: &str) {
+    pub(crate) fn acknowledge(&self, error: &str) {
         let ack = Ack { error: error.to_owned() };
         self.send(&WorkloadResponse { payload: Some(workload_response::Payload::Ack(ack)) }.encode_to_vec());
     }
@@ -242,7 +249,7 @@ impl Proxy {
         (length > 0).then(|| (WorkloadRequest::decode(&buffer[..length]).unwrap().payload.unwrap(), namespace))
     }
 
-    fn expect_add(&self, node: &Node) {
+    pub(crate) fn expect_add(&self, node: &Node) {
         self.expect_add_of(node.lab.pod.cookie());
     }
 
@@ -257,7 +264,7 @@ impl Proxy {
         assert_eq!(namespace.expect("a namespace").cookie(), netns_cookie);
     }
 
-    fn expect_snapshot_sent(&self) {
+    pub(crate) fn expect_snapshot_sent(&self) {
         let (message, namespace) = self.receive().expect("connected");
         assert!(matches!(message, Payload::SnapshotSent(_)) && namespace.is_none(), "{message:?}");
         self.acknowledge("");
