@@ -115,7 +115,7 @@ pub(crate) fn refusal(refused: &Refused) -> Status {
         Refused::NotSynced => Status::unavailable(reason),
         Refused::BadIdentity(_) => Status::invalid_argument(reason),
         Refused::PodUnknown { .. } | Refused::PodDiffers { .. } | Refused::NotHere { .. } => Status::unauthenticated(reason),
-        Refused::NoConfiguration { .. } | Refused::OnlyOwn { .. } => Status::permission_denied(reason),
+        Refused::NoConfiguration { .. } | Refused::OnlyOwn { .. } | Refused::WaypointsOwn { .. } => Status::permission_denied(reason),
     }
 }
 

@@ -15,6 +15,7 @@ mod caller;
 mod certify;
 mod config;
 mod debug;
+mod deploy;
 mod metrics;
 mod report;
 mod scope;

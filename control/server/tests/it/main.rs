@@ -6,3 +6,4 @@ mod configuration;
 mod credentials;
 mod endpoints;
 mod harness;
+mod waypoints;
