@@ -134,7 +134,34 @@ pub fn inbound(view: &View, workload: &Workload, facts: &ConnectionFacts) -> Res
 
 /// Whether a policy matches the facts: any of its rules does.
 pub fn policy_matches(policy: &Policy, facts: &ConnectionFacts) -> bool {
-    policy.rules.iter().any(|rule| rule_matches(rule, facts))
+    matching_rule(policy, facts).is_some()
+}
+
+fn matching_rule(policy: &Policy, facts: &ConnectionFacts) -> Option<usize> {
+    policy.rules.iter().position(|rule| rule_matches(rule, facts))
+}
+
+/// What one policy that applies says about a connection, for `explain`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict<'a> {
+    /// It is there.
+    Asked {
+        /// The policy.
+        policy: &'a Policy,
+        /// The first of its rules that matches, from 0.
+        rule: Option<usize>,
+    },
+    /// It has not arrived: [`inbound`] denies.
+    Missing(PolicyKey),
+}
+
+/// What each policy says that [`inbound`] asks, in order.
+pub fn explain<'a>(view: &'a View, workload: &'a Workload, facts: &ConnectionFacts) -> Vec<Verdict<'a>> {
+    let verdict = |policy: Result<&'a std::sync::Arc<Policy>, PolicyKey>| match policy {
+        Ok(policy) => Verdict::Asked { policy, rule: matching_rule(policy, facts) },
+        Err(key) => Verdict::Missing(key),
+    };
+    view.policies_for(workload).map(verdict).collect()
 }
 
 fn rule_matches(rule: &Rule, facts: &ConnectionFacts) -> bool {
