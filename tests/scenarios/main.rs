@@ -5,11 +5,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+mod canary;
 mod encryption;
 mod enrolment;
 mod failure;
 mod identity;
+mod l7_policy;
+mod rollout;
 mod runs;
+mod shop;
 mod support;
 mod transparency;
+mod waypoint_per_account;
 mod wiring;

@@ -46,11 +46,7 @@ impl Drop for PortForward {
 }
 
 /// Passes a connection on to a loopback port inside `namespace`, to both ends.
-pub(crate) async fn pass_on(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    namespace: Arc<Namespace>,
-    port: u16,
-) -> io::Result<()> {
+pub(crate) async fn pass_on(mut stream: impl AsyncRead + AsyncWrite + Unpin, namespace: Arc<Namespace>, port: u16) -> io::Result<()> {
     let mut inside = connect(namespace, port).await?;
     tokio::io::copy_bidirectional(&mut stream, &mut inside).await?;
     Ok(())

@@ -69,7 +69,8 @@ mod tests {
     #[test]
     fn a_probe_may_name_its_port() {
         let ports = json!([{"name": "status-port", "containerPort": 15021}]);
-        let probe = |port: Value| Probe::of(&json!({"ports": ports, "readinessProbe": {"httpGet": {"path": "/healthz/ready", "port": port}}}));
+        let probe =
+            |port: Value| Probe::of(&json!({"ports": ports, "readinessProbe": {"httpGet": {"path": "/healthz/ready", "port": port}}}));
         let wanted = Some(Probe { port: 15021, path: "/healthz/ready".to_owned() });
         assert_eq!((probe(json!(15021)), probe(json!("status-port"))), (wanted.clone(), wanted));
         assert_eq!(probe(json!("other")), None);

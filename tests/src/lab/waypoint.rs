@@ -34,7 +34,8 @@ pub enum Addressed<'a> {
 impl Lab {
     /// Applies a Gateway of class `istio-waypoint` with these labels, and waits until its pods are ready and its status has an address.
     pub async fn waypoint(&self, namespace: &str, name: &str, labels: &[(&str, &str)]) -> Result<Vec<PodHandle>, LabError> {
-        let labels: Value = labels.iter().map(|(label, value)| ((*label).to_owned(), json!(value))).collect::<serde_json::Map<_, _>>().into();
+        let labels: Value =
+            labels.iter().map(|(label, value)| ((*label).to_owned(), json!(value))).collect::<serde_json::Map<_, _>>().into();
         let gateway = json!({
             "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
             "metadata": { "name": name, "namespace": namespace, "labels": labels },
@@ -125,9 +126,8 @@ impl Lab {
     /// Gives a Deployment so many replicas, as `kubectl scale` does, and waits until they are ready.
     pub async fn scale(&self, namespace: &str, deployment: &str, replicas: usize) -> Result<(), LabError> {
         self.cluster.tell(Event::Scale(Key::new("Deployment", namespace, deployment), replicas as u64));
-        let done = wait::until(ROLLOUT_DEADLINE, "the replicas", async || {
-            (self.pods(namespace, deployment).len() == replicas).then_some(())
-        });
+        let done =
+            wait::until(ROLLOUT_DEADLINE, "the replicas", async || (self.pods(namespace, deployment).len() == replicas).then_some(()));
         done.await.map_err(|cause| LabError::TimedOut { what: format!("{namespace}/{deployment} has no {replicas} replicas"), cause })
     }
 
