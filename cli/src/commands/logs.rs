@@ -65,7 +65,10 @@ pub(crate) async fn run(options: &Options, arguments: &Arguments, out: &mut impl
     for line in &lines[from..] {
         writeln!(out, "{}", line.shown(raw))?;
     }
-    while arguments.follow {
+    if !arguments.follow {
+        return Ok(());
+    }
+    loop {
         out.flush()?;
         tokio::time::sleep(FOLLOW_PERIOD).await;
         for (log, rest) in &mut logs {
@@ -74,7 +77,6 @@ pub(crate) async fn run(options: &Options, arguments: &Arguments, out: &mut impl
             }
         }
     }
-    Ok(())
 }
 
 /// The logs of programs, by `PROGRAM.NODE`.
