@@ -6,12 +6,17 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod bad_input;
+mod canary;
 mod encryption;
 mod enrolment;
 mod failure;
 mod foreign_proxy;
 mod identity;
+mod l7_policy;
+mod rollout;
 mod runs;
+mod shop;
 mod support;
 mod transparency;
+mod waypoint_per_account;
 mod wiring;

@@ -12,7 +12,8 @@ use tropis_tests::observe::AccessLine;
 use tropis_tests::testkit::Exchange;
 use tropis_tests::{Family, Lab, LabOptions, PodHandle, Progress, wait};
 
-/// The run's name; scenarios of another checkout at the same time would collide, and then the state directory's lock says so.
+/// The run's name unless `TROPIS_RUN` gives another; scenarios of another checkout at the same time would collide, and then the state
+/// directory's lock says so.
 const RUN: &str = "scenarios";
 
 /// Ten times what listeners need to open or to close.
@@ -93,7 +94,8 @@ fn possible() -> bool {
 }
 
 async fn start() -> Result<Lab, String> {
-    let options = LabOptions { progress: Progress::stderr(), log_level: "info".to_owned(), ..LabOptions::new(RUN) };
+    let run = std::env::var("TROPIS_RUN").unwrap_or_else(|_| RUN.to_owned());
+    let options = LabOptions { progress: Progress::stderr(), log_level: "info".to_owned(), ..LabOptions::new(&run) };
     Lab::start(options).await.map_err(|error| tropis_tests::kubelet::chain(&error))
 }
 

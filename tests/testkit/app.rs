@@ -18,7 +18,8 @@ fn every_protocol_is_answered_and_told() {
     let server = Server::start();
     let url = url(&server, "/a?b=c");
     for (protocol, version) in [("h1", "HTTP/1.1"), ("h2", "HTTP/2.0")] {
-        let options = ["call", &url, "--protocol", protocol, "-n", "20", "-c", "4", "-X", "POST", "--body", "1000", "--authority", "shop:80"];
+        let options =
+            ["call", &url, "--protocol", protocol, "-n", "20", "-c", "4", "-X", "POST", "--body", "1000", "--authority", "shop:80"];
         let (calls, ok) = client::<Calls>(&options);
         assert!(ok && calls.statuses.get(&200) == Some(&20) && calls.connections == 4, "{calls:?}");
         let told = told(&calls);

@@ -12,7 +12,10 @@ use axum::{
     routing::{get, post},
 };
 use tokio::sync::{mpsc, oneshot};
-use tropis_telemetry::{admin::logging_routes, logs::LogControl};
+use tropis_telemetry::{
+    admin::{logging_routes, version_routes},
+    logs::LogControl,
+};
 
 use crate::{
     app::Shared,
@@ -42,10 +45,12 @@ pub fn routes(admin: Admin) -> Router {
         .route("/quitquitquit", post(quit))
         .with_state(admin)
         .merge(logging)
+        .merge(version_routes(env!("CARGO_PKG_VERSION")))
 }
 
 async fn index() -> &'static str {
     "GET  /config_dump    what this proxy knows: workloads, services, policies, certificates, pods and their connections\n\
+     GET  /version        this program's version\n\
      POST /logging        log level; ?level=FILTER changes it, ?reset restores it\n\
      POST /quitquitquit   drain and stop\n"
 }

@@ -298,7 +298,7 @@ fn attached_service(index: &Index, object: &Object) -> (Option<Service>, Option<
     let Some(mut service) = service else { return (None, None, findings) };
     let (attached, told) = waypoint::of_service(index, object);
     findings.extend(told);
-    service.waypoint = attached.as_ref().map(|attached| attached.address.clone());
+    service.waypoint = attached.as_ref().and_then(|attached| attached.address.clone());
     (Some(service), attached.map(|attached| attached.gateway), findings)
 }
 

@@ -131,13 +131,13 @@ fn wish(object: &Object) -> Wish {
     }
 }
 
-/// A waypoint that is used.
+/// A waypoint that traffic should go through.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attached {
-    /// Its Gateway.
+    /// Its Gateway. It is told of what it will carry before anything comes.
     pub gateway: Key,
-    /// Where it is.
-    pub address: GatewayAddress,
+    /// Where it is; `None` while its status has no address: traffic does not go through it yet.
+    pub address: Option<GatewayAddress>,
 }
 
 /// Which traffic is meant.
@@ -172,8 +172,15 @@ fn usable(index: &Index, key: &Key, namespace: &str, traffic: Traffic) -> Result
     if !takes {
         return Err(Obstacle::OtherTraffic);
     }
-    let address = address(index.settings(), object).ok_or(Obstacle::NotReady)?;
-    Ok(Attached { gateway: key.clone(), address })
+    Ok(Attached { gateway: key.clone(), address: address(index.settings(), object) })
+}
+
+/// Why nothing goes through a waypoint that is named.
+fn obstacle(found: &Result<Attached, Obstacle>) -> Option<Obstacle> {
+    match found {
+        Ok(attached) => attached.address.is_none().then_some(Obstacle::NotReady),
+        Err(obstacle) => Some(*obstacle),
+    }
 }
 
 /// The waypoint of traffic addressed to a service, and what there is to tell about it.
@@ -187,7 +194,7 @@ pub fn of_service(index: &Index, object: &Object) -> (Option<Attached>, Vec<Find
         Wish::OptedOut => return (None, findings),
         Wish::Named(key) => {
             let found = usable(index, &key, namespace, Traffic::Services);
-            findings.extend(found.as_ref().err().map(|obstacle| unusable(object, &key, *obstacle)));
+            findings.extend(obstacle(&found).map(|obstacle| unusable(object, &key, obstacle)));
             return (found.ok(), findings);
         }
         Wish::Nothing => {}
@@ -242,8 +249,7 @@ fn pod_account(pod: &Object) -> &str {
 pub fn namespace_findings(index: &Index, object: &Object) -> Vec<Finding> {
     let Wish::Named(key) = wish(object) else { return Vec::new() };
     let name = &object.metadata.name;
-    let obstacle = [Traffic::Services, Traffic::Workloads].map(|traffic| usable(index, &key, name, traffic).err());
-    match obstacle {
+    match [Traffic::Services, Traffic::Workloads].map(|traffic| obstacle(&usable(index, &key, name, traffic))) {
         // Taking one kind of traffic and not the other is what `istio.io/waypoint-for` is for.
         [Some(first), Some(second)] => {
             let obstacle = if matches!(first, Obstacle::OtherTraffic) { second } else { first };

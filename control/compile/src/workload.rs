@@ -74,7 +74,7 @@ pub fn from_pod(index: &Index, object: &Object) -> Option<Workload> {
     workload.workload_name = owner.into();
     workload.health = if is_ready(pod) && object.metadata.deletion_timestamp.is_none() { Health::Healthy } else { Health::Unhealthy };
     workload.services = services(index, object, spec);
-    workload.waypoint = waypoint::of_pod(index, object).map(|attached| attached.address);
+    workload.waypoint = waypoint::of_pod(index, object).and_then(|attached| attached.address);
     let mut policies = authorization::attached(index, object);
     policies.extend(peer_authentication::attached(index, object));
     policies.sort();

@@ -84,14 +84,14 @@ codes! {
         "A policy is only logged, never enforced, because its annotation says so.";
     FILE_UNFINISHED = "TRP0016" "FileUnfinished" Warning
         "A file is open for writing for long; until it is closed, nothing that it no longer holds is taken away.";
-    WAYPOINT_NOT_USABLE = "TRP0020" "WaypointNotUsable" Warning
-        "A label names a waypoint that cannot be used: it is of another class, not ready, or does not take this traffic or namespace.";
     MIXED_ACCOUNTS = "TRP0017" "MixedServiceAccounts" Warning
         "A waypoint is for one service account, and the pods of a Service run as several.";
     NAME_TAKEN = "TRP0018" "NameTaken" Error
         "A waypoint cannot be deployed, because an object of its name exists that the control plane did not make.";
     AUTOMATIC_WAYPOINT = "TRP0019" "AutomaticWaypoint" Info
         "The control plane made a waypoint for a namespace because something there needs one.";
+    WAYPOINT_NOT_USABLE = "TRP0020" "WaypointNotUsable" Warning
+        "A label names a waypoint that cannot be used: it is of another class, not ready, or does not take this traffic or namespace.";
 }
 
 /// The table's entry of `code`.

@@ -186,6 +186,7 @@ impl App {
         let listener = AdminListener::bind(&AdminAddress::Unix(path.clone())).await?;
         let debug = Debug::new(self.resources.clone(), self.clients.clone(), self.findings.clone());
         let routes = debug::routes(debug).merge(admin::logging_routes(log_control));
+        let routes = routes.merge(admin::version_routes(env!("CARGO_PKG_VERSION")));
         self.tasks.spawn(listener.serve(routes, self.stop.clone().cancelled_owned()));
         Ok(())
     }

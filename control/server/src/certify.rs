@@ -125,7 +125,7 @@ pub(crate) fn refusal(refused: &Refused) -> Status {
         Refused::PodUnknown { .. } | Refused::PodDiffers { .. } | Refused::Ended { .. } | Refused::NotHere { .. } => {
             Status::unauthenticated(reason)
         }
-        Refused::NoConfiguration { .. } | Refused::OnlyOwn { .. } => Status::permission_denied(reason),
+        Refused::NoConfiguration { .. } | Refused::OnlyOwn { .. } | Refused::WaypointsOwn { .. } => Status::permission_denied(reason),
     }
 }
 

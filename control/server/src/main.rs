@@ -16,6 +16,7 @@ mod certify;
 mod config;
 mod connections;
 mod debug;
+mod deploy;
 mod handshakes;
 mod metrics;
 mod report;

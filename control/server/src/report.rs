@@ -20,7 +20,7 @@ use tropis_crds::{Finding, Kind, Level, Object, ObjectRef};
 use tropis_source::{Report, Source};
 use tropis_telemetry::chain;
 
-use crate::metrics::Metrics;
+use crate::{deploy::Made, metrics::Metrics};
 
 /// Who writes these fields.
 const WRITER: &str = "tropisd";
@@ -42,10 +42,14 @@ pub(crate) struct Condition {
 }
 
 /// What should stand in the statuses, and what stood there when the objects were read first.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Reports {
     pub(crate) desired: BTreeMap<ObjectRef, Condition>,
     pub(crate) found: BTreeMap<ObjectRef, Condition>,
+    /// What stands for waypoints: objects of ours, and the whole status of their Gateways.
+    pub(crate) made: BTreeMap<ObjectRef, Made>,
+    /// What of that an earlier process left.
+    pub(crate) found_made: BTreeSet<ObjectRef>,
 }
 
 /// The kinds whose `status.conditions` are the mesh's to write. The status of a Pod or a Service is Kubernetes', and a route has a status
@@ -137,6 +141,10 @@ pub(crate) struct Reporter {
     source: Arc<dyn Source>,
     metrics: Metrics,
     written: BTreeMap<ObjectRef, Condition>,
+    /// What was written for waypoints; `None`: by an earlier process.
+    made: BTreeMap<ObjectRef, Option<Made>>,
+    /// When a condition of a Gateway, by where it stands, got its present truth value.
+    made_since: BTreeMap<(ObjectRef, String), (Value, String)>,
     /// When a condition got its present truth value.
     since: BTreeMap<ObjectRef, (bool, String)>,
     started: bool,
@@ -145,7 +153,15 @@ pub(crate) struct Reporter {
 impl Reporter {
     /// Writes to `source`.
     pub(crate) fn new(source: Arc<dyn Source>, metrics: Metrics) -> Self {
-        Self { source, metrics, written: BTreeMap::new(), since: BTreeMap::new(), started: false }
+        Self {
+            source,
+            metrics,
+            written: BTreeMap::new(),
+            made: BTreeMap::new(),
+            made_since: BTreeMap::new(),
+            since: BTreeMap::new(),
+            started: false,
+        }
     }
 
     /// Follows what is desired until `stop`.
@@ -168,10 +184,11 @@ impl Reporter {
     async fn write(&mut self, reports: &Reports) -> bool {
         if !self.started {
             self.written.clone_from(&reports.found);
+            self.made = reports.found_made.iter().map(|object| (object.clone(), None)).collect();
             self.started = true;
         }
         let now = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
-        let mut done = true;
+        let mut done = self.make(reports, &now).await;
         for (object, condition) in &reports.desired {
             if self.written.get(object) == Some(condition) {
                 continue;
@@ -206,6 +223,60 @@ impl Reporter {
             }
         }
         done
+    }
+
+    /// Whether everything that waypoints need was written.
+    async fn make(&mut self, reports: &Reports, now: &str) -> bool {
+        let mut done = true;
+        for (object, made) in &reports.made {
+            if self.made.get(object).is_some_and(|before| before.as_ref() == Some(made)) {
+                continue;
+            }
+            let mut fields = made.fields.clone();
+            if let Some(status) = fields.get_mut("status") {
+                self.date(object, "", status, now);
+            }
+            let report =
+                if made.owned { Report::owned(WRITER, object.clone(), fields) } else { Report::new(WRITER, object.clone(), fields) };
+            match self.source.report(report).await {
+                Ok(()) => _ = self.made.insert(object.clone(), Some(made.clone())),
+                Err(error) => {
+                    self.failed(object, &error);
+                    done = false;
+                }
+            }
+        }
+        let gone: Vec<ObjectRef> = self.made.keys().filter(|object| !reports.made.contains_key(object)).cloned().collect();
+        for object in gone {
+            match self.source.withdraw(WRITER, &object).await {
+                Ok(()) => {
+                    self.made.remove(&object);
+                    self.made_since.retain(|(of, _), _| *of != object);
+                }
+                Err(error) => {
+                    self.failed(&object, &error);
+                    done = false;
+                }
+            }
+        }
+        done
+    }
+
+    /// Dates the conditions of a Gateway's status and of its listeners.
+    fn date(&mut self, object: &ObjectRef, place: &str, status: &mut Value, now: &str) {
+        for condition in status.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
+            let place = format!("{place}{}", condition.get("type").and_then(Value::as_str).unwrap_or_default());
+            let holds = condition.get("status").cloned().unwrap_or_default();
+            let since = self.made_since.entry((object.clone(), place)).or_insert_with(|| (holds.clone(), now.to_owned()));
+            if since.0 != holds {
+                *since = (holds, now.to_owned());
+            }
+            condition["lastTransitionTime"] = since.1.as_str().into();
+        }
+        for listener in status.get_mut("listeners").and_then(Value::as_array_mut).into_iter().flatten() {
+            let name = format!("{}/", listener.get("name").and_then(Value::as_str).unwrap_or_default());
+            self.date(object, &name, listener, now);
+        }
     }
 
     fn failed(&self, object: &ObjectRef, error: &(dyn std::error::Error + 'static)) {

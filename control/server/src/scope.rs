@@ -16,7 +16,12 @@ use tropis_model::{
 };
 use tropis_xds::server::{Admitted, Audience};
 
-use crate::caller::{Caller, token::PodToken};
+use tropis_compile::waypoint::MANAGED;
+
+use crate::{
+    caller::{Caller, token::PodToken},
+    deploy::MANAGED_BY,
+};
 
 /// Label of a gateway's pods, which get their identity by their own token only.
 pub(crate) const GATEWAY_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
@@ -39,6 +44,8 @@ pub(crate) struct PodFacts {
     pub(crate) host_network: bool,
     /// Its phase is Succeeded or Failed.
     pub(crate) ended: bool,
+    /// The ReplicaSet that controls it; empty if none does.
+    pub(crate) replica_set: String,
     /// Its labels.
     pub(crate) labels: BTreeMap<String, String>,
     /// Its annotations.
@@ -85,6 +92,12 @@ pub(crate) enum Refused {
         /// For what.
         requested: String,
     },
+    /// A waypoint's identity, for something that is no pod of it.
+    #[error("the identity of {identity} is that of a waypoint: only a pod of its Deployment gets it, by its own token")]
+    WaypointsOwn {
+        /// The account.
+        identity: String,
+    },
     /// Not an identity.
     #[error("the requested identity is refused: {0}")]
     BadIdentity(String),
@@ -121,6 +134,8 @@ struct Facts {
     /// How many pods that have not ended run as each account; namespace and account.
     of_account: BTreeMap<Key, usize>,
     namespace_labels: BTreeMap<String, BTreeMap<String, String>>,
+    /// The waypoints that the control plane deploys, whose account is named as they are.
+    waypoints: BTreeSet<Key>,
 }
 
 /// A change of the facts.
@@ -134,6 +149,10 @@ pub(crate) enum Fact {
     Namespace(String, BTreeMap<String, String>),
     /// A namespace is gone.
     NamespaceGone(String),
+    /// A Gateway is a waypoint that the control plane deploys.
+    Waypoint(Key),
+    /// A Gateway is no such waypoint, or is gone.
+    WaypointGone(Key),
 }
 
 impl Scope {
@@ -164,6 +183,8 @@ impl Scope {
                 Fact::PodGone(key) => facts.remove_pod(&key),
                 Fact::Namespace(name, labels) => _ = facts.namespace_labels.insert(name, labels),
                 Fact::NamespaceGone(name) => _ = facts.namespace_labels.remove(&name),
+                Fact::Waypoint(key) => _ = facts.waypoints.insert(key),
+                Fact::WaypointGone(key) => _ = facts.waypoints.remove(&key),
             }
         }
     }
@@ -193,7 +214,18 @@ impl Scope {
                     service_account: token.service_account.clone(),
                 })
             }
-            Caller::Token(token) => refused(format!("{}/{}", token.namespace, token.service_account)),
+            Caller::Token(token) => {
+                let facts = self.facts();
+                let Some(gateway) = facts.waypoint_of(token, facts.attest(token)?) else {
+                    return refused(format!("{}/{}", token.namespace, token.service_account));
+                };
+                Ok(Admitted {
+                    client: format!("{}/{}", token.namespace, token.pod),
+                    audience: Audience::Waypoint(format!("{}/{}", gateway.0, gateway.1).into()),
+                    namespace: token.namespace.clone(),
+                    service_account: token.service_account.clone(),
+                })
+            }
             Caller::Certificate(identity) => refused(format!("the holder of a certificate of {identity}")),
         }
     }
@@ -208,7 +240,10 @@ impl Scope {
             }
             Caller::Certificate(identity) => (identity.clone(), identity.to_string()),
             Caller::Token(token) => {
-                facts.attest(token)?;
+                let pod = facts.attest(token)?;
+                if facts.is_waypoints(&token.namespace, &token.service_account) && facts.waypoint_of(token, pod).is_none() {
+                    return Err(Refused::WaypointsOwn { identity: format!("{}/{}", token.namespace, token.service_account) });
+                }
                 let own = Identity::new(self.trust_domain.clone(), token.namespace.as_str(), token.service_account.as_str());
                 (own, format!("pod {}/{}", token.namespace, token.pod))
             }
@@ -233,6 +268,9 @@ impl Scope {
         }
         let node = &facts.attest(token)?.node;
         let account = format!("{}/{}", identity.namespace, identity.service_account);
+        if facts.is_waypoints(&identity.namespace, &identity.service_account) {
+            return Err(Refused::WaypointsOwn { identity: account });
+        }
         let mut obstacle = None;
         for key in facts.on_node.get(node).into_iter().flatten() {
             let Some(pod) = facts.pods.get(key) else { continue };
@@ -296,6 +334,20 @@ impl Facts {
     /// Whether some pod of this identity has not ended.
     fn runs(&self, identity: &Identity) -> bool {
         self.of_account.contains_key(&(identity.namespace.to_string(), identity.service_account.to_string()))
+    }
+
+    /// Whether an account is that of a waypoint which the control plane deploys.
+    fn is_waypoints(&self, namespace: &str, account: &str) -> bool {
+        self.waypoints.contains(&(namespace.to_owned(), account.to_owned()))
+    }
+
+    /// The waypoint that a pod is of: it runs as its account and was made by its Deployment.
+    fn waypoint_of(&self, token: &PodToken, pod: &PodFacts) -> Option<Key> {
+        let key = (token.namespace.clone(), pod.labels.get(GATEWAY_LABEL)?.clone());
+        let managed = pod.labels.get(MANAGED).is_some_and(|by| by == MANAGED_BY);
+        // `NAME-HASH`, where the hash has no dash: the ReplicaSet of the Deployment.
+        let made = pod.replica_set.rsplit_once('-').is_some_and(|(deployment, _)| deployment == key.1);
+        (managed && made && key.1 == token.service_account && self.waypoints.contains(&key)).then_some(key)
     }
 
     /// The pod that a token is bound to, if it still is what the token says.
@@ -483,5 +535,36 @@ mod tests {
         assert_eq!(scope.identity(&ztunnel("a"), None), Err(Refused::NotSynced));
         let holder = Caller::Certificate(Identity::new("cluster.local", "shop", "cart"));
         assert_eq!(scope.identity(&holder, None), Err(Refused::NotSynced));
+    }
+
+    #[test]
+    fn a_waypoints_pod_gets_its_own_scope_and_nobody_else_its_identity() {
+        let scope = scope();
+        let of = |labels: &[(&str, &str)], replica_set: &str| PodFacts {
+            labels: self::labels(labels),
+            replica_set: replica_set.into(),
+            ..pod("a", "gw")
+        };
+        let mine = [(GATEWAY_LABEL, "gw"), (MANAGED, MANAGED_BY)];
+        scope.apply([
+            Fact::Pod(key("shop", "gw-1"), of(&mine, "gw-7d9")),
+            Fact::Pod(key("shop", "bare"), of(&mine, "")),
+            Fact::Pod(key("shop", "other"), of(&mine, "web-7d9")),
+            Fact::Pod(key("shop", "plain"), of(&[("istio.io/dataplane-mode", "ambient")], "gw-7d9")),
+        ]);
+        let caller = |name: &str| Caller::Token(token("shop", name, &pod("a", "gw")));
+        assert!(scope.configuration(&caller("gw-1")).is_err(), "there is no such waypoint yet");
+        scope.apply([Fact::Waypoint(key("shop", "gw"))]);
+        let admitted = scope.configuration(&caller("gw-1")).unwrap();
+        assert_eq!(admitted.audience, Audience::Waypoint("shop/gw".into()));
+        assert_eq!(scope.identity(&caller("gw-1"), None).unwrap().to_string(), spiffe("shop", "gw"));
+        for name in ["bare", "other", "plain"] {
+            assert!(scope.configuration(&caller(name)).is_err(), "{name}");
+            assert!(matches!(scope.identity(&caller(name), None), Err(Refused::WaypointsOwn { .. })), "{name}");
+        }
+        let through = scope.identity(&ztunnel("a"), Some(&spiffe("shop", "gw")));
+        assert!(matches!(through, Err(Refused::WaypointsOwn { .. })), "never through a node proxy: {through:?}");
+        scope.apply([Fact::WaypointGone(key("shop", "gw"))]);
+        assert!(scope.configuration(&caller("gw-1")).is_err());
     }
 }

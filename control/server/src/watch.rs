@@ -12,16 +12,17 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use tropis_compile::{Compiler, Settings};
-use tropis_crds::{Finding, Kind, Level, Object, ObjectRef};
+use tropis_compile::{Compiler, Settings, waypoint};
+use tropis_crds::{Finding, Kind, Level, Object, ObjectRef, OwnerReference};
 use tropis_source::{SourceEvent, Watch as Events};
 use tropis_telemetry::readiness::ReadinessTask;
 use tropis_xds::{
     ResourceType,
-    server::{Clients, Resources},
+    server::{Audience, Clients, Resources},
 };
 
 use crate::{
+    deploy::{self, Existing},
     metrics::Metrics,
     report::{self, Condition, Refused, Reports},
     scope::{Fact, Key, PodFacts, Scope},
@@ -105,6 +106,13 @@ pub(crate) struct Watch {
     generations: HashMap<ObjectRef, Option<i64>>,
     /// Conditions of ours that objects carried when they were told first.
     found: BTreeMap<ObjectRef, Condition>,
+    /// Objects for waypoints that an earlier process left.
+    found_made: BTreeSet<ObjectRef>,
+    existing: Existing,
+    /// The generation in which each waypoint's table was changed last.
+    waypoints: BTreeMap<Key, u64>,
+    /// Waypoints of which a pod has had its configuration in force.
+    live: BTreeSet<Key>,
 }
 
 /// When the pending events are due.
@@ -141,6 +149,10 @@ impl Watch {
             untold: true,
             generations: HashMap::new(),
             found: BTreeMap::new(),
+            found_made: BTreeSet::new(),
+            existing: Existing::default(),
+            waypoints: BTreeMap::new(),
+            live: BTreeSet::new(),
         }
     }
 
@@ -186,6 +198,11 @@ impl Watch {
                 {
                     self.found.insert(reference.clone(), condition);
                 }
+                if !self.synced && deploy::is_ours(&object) {
+                    self.found_made.insert(reference.clone());
+                }
+                self.existing.note(&reference, Some(&object));
+                self.untold |= matches!(object.kind, Kind::Gateway | Kind::Deployment | Kind::ServiceAccount);
                 self.told.scope.apply(fact(&object));
                 if object.kind == Kind::AuthorizationPolicy {
                     self.policies.insert(reference.clone());
@@ -195,6 +212,8 @@ impl Watch {
                 self.compiler.apply(&object);
             }
             SourceEvent::Deleted(reference) => {
+                self.existing.note(&reference, None);
+                self.untold |= matches!(reference.kind, Kind::Gateway | Kind::Deployment | Kind::ServiceAccount);
                 self.told.scope.apply(gone(&reference));
                 self.untold |= self.policies.remove(&reference);
                 self.generations.remove(&reference);
@@ -220,8 +239,35 @@ impl Watch {
             return;
         }
         let started = Instant::now();
-        let changes = self.compiler.changes();
-        let published = self.told.resources.publish(&changes);
+        self.acknowledge();
+        let mut changes = self.compiler.changes();
+        let told = self.compiler.waypoints();
+        if self.told.resources.snapshot().is_none() {
+            // What was in use before this process began is in use still: what it enforces is taken for what it was told.
+            for gateway in self.compiler.ready_waypoints() {
+                self.compiler.acknowledged(&gateway);
+            }
+        }
+        // A waypoint that is gone is let in no more, and one that was there before is.
+        changes.extend(self.compiler.changes());
+        let mut step = self.told.resources.step();
+        step.apply(&Audience::NodeProxies, &changes);
+        for told in &told {
+            match &told.changes {
+                Some(changes) => step.apply(&audience(&told.gateway), changes),
+                None => step.close(&audience(&told.gateway)),
+            }
+        }
+        let published = step.publish();
+        for told in told {
+            match told.changes {
+                Some(_) => _ = self.waypoints.insert(told.gateway, published.generation),
+                None => {
+                    self.waypoints.remove(&told.gateway);
+                    self.live.remove(&told.gateway);
+                }
+            }
+        }
         let seconds = started.elapsed().as_secs_f64();
         self.told.metrics.objects(self.generations.len());
         if published.generation != self.generation {
@@ -231,6 +277,16 @@ impl Watch {
         }
         self.told.ready.ready();
         self.tell();
+    }
+
+    /// Sees which waypoints have in force what they were told last.
+    fn acknowledge(&mut self) {
+        for (gateway, generation) in &self.waypoints {
+            if self.told.clients.everywhere(&audience(gateway), *generation) == Some(true) {
+                self.compiler.acknowledged(gateway);
+                self.untold |= self.live.insert(gateway.clone());
+            }
+        }
     }
 
     /// Tells the findings that stand, if they are not the ones that stood before.
@@ -245,10 +301,14 @@ impl Watch {
         self.untold = false;
         let mut all: Vec<Finding> = self.file_findings.values().flatten().cloned().collect();
         all.extend(self.compiled_findings.iter().cloned());
-        let desired = report::conditions(&all, &self.policies, &self.refused, |object| self.generations.get(object).copied().flatten());
+        let (made, told) = deploy::desired(self.compiler.index(), &self.existing, &all, |gateway| self.live.contains(gateway));
+        all.extend(told);
+        let mut desired = report::conditions(&all, &self.policies, &self.refused, |object| self.generations.get(object).copied().flatten());
+        // A waypoint's Gateway has a status of its own.
+        desired.retain(|object, _| !made.contains_key(object));
         self.told.metrics.findings(all.len());
         self.told.findings.replace(all);
-        let reports = Arc::new(Reports { desired, found: self.found.clone() });
+        let reports = Arc::new(Reports { desired, found: self.found.clone(), made, found_made: self.found_made.clone() });
         self.told.reports.send_if_modified(|present| {
             let different = present.as_ref() != Some(&reports);
             if different {
@@ -266,8 +326,17 @@ impl Watch {
     }
 }
 
+fn audience(gateway: &Key) -> Audience {
+    Audience::Waypoint(format!("{}/{}", gateway.0, gateway.1).into())
+}
+
 /// What an object says about who may have which identity.
 fn fact(object: &Object) -> Option<Fact> {
+    if object.kind == Kind::Gateway {
+        let key = key(&object.reference());
+        let deployed = waypoint::is_waypoint(object) && !waypoint::is_deployed_by_hand(object);
+        return Some(if deployed { Fact::Waypoint(key) } else { Fact::WaypointGone(key) });
+    }
     if object.namespace().is_some() {
         return Some(Fact::Namespace(object.metadata.name.clone(), object.metadata.labels.clone()));
     }
@@ -280,15 +349,22 @@ fn fact(object: &Object) -> Option<Fact> {
         node: spec.and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or_default(),
         ended: matches!(phase, "Succeeded" | "Failed"),
+        replica_set: replica_set(object),
         labels: object.metadata.labels.clone(),
         annotations: object.metadata.annotations.clone(),
     };
     Some(Fact::Pod(key(&object.reference()), facts))
 }
 
+fn replica_set(object: &Object) -> String {
+    let controls = |owner: &&OwnerReference| owner.controller == Some(true) && owner.kind == "ReplicaSet";
+    object.metadata.owner_references.iter().find(controls).map(|owner| owner.name.clone()).unwrap_or_default()
+}
+
 fn gone(object: &ObjectRef) -> Option<Fact> {
     match object.kind {
         Kind::Pod => Some(Fact::PodGone(key(object))),
+        Kind::Gateway => Some(Fact::WaypointGone(key(object))),
         Kind::Namespace => Some(Fact::NamespaceGone(object.name.clone())),
         _ => None,
     }
@@ -303,7 +379,6 @@ mod tests {
     use serde_json::{Value, json};
     use tropis_crds::codes;
     use tropis_telemetry::{metrics::Metrics as Registry, readiness::Readiness};
-    use tropis_xds::server::Audience;
 
     use super::*;
 

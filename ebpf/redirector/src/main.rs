@@ -57,6 +57,7 @@ async fn run(options: RunOptions) -> anyhow::Result<()> {
 
     let router = admin::routes(status).merge(tropis_telemetry::admin::metrics_routes(metrics));
     let router = router.merge(tropis_telemetry::admin::readiness_routes(readiness)).merge(tropis_telemetry::admin::logging_routes(control));
+    let router = router.merge(tropis_telemetry::admin::version_routes(env!("CARGO_PKG_VERSION")));
     let listener = tropis_telemetry::admin::AdminListener::bind(&AdminAddress::Unix(options.admin.clone())).await?;
     tokio::spawn(listener.serve(router, stop.clone().cancelled_owned()));
 

@@ -11,6 +11,7 @@ use std::{
     borrow::Cow,
     fmt,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use thiserror::Error;
@@ -121,8 +122,35 @@ fn allowed(sets: &[Cow<'_, PolicySet>], caller: &Caller<'_>, allow: impl Fn(&Pol
 
 /// Whether a policy matches the facts: any of its rules does.
 pub fn policy_matches(policy: &Policy, facts: &ConnectionFacts) -> bool {
+    matching_rule(policy, &Caller::new(facts)).is_some()
+}
+
+fn matching_rule(policy: &Policy, caller: &Caller<'_>) -> Option<usize> {
+    policy.rules.iter().position(|rule| caller.meets_rule(rule))
+}
+
+/// What one policy that applies says about a connection, for `explain`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict<'a> {
+    /// It is there.
+    Asked {
+        /// The policy.
+        policy: &'a Policy,
+        /// The first of its rules that matches, from 0.
+        rule: Option<usize>,
+    },
+    /// It has not arrived: [`inbound`] denies.
+    Missing(PolicyKey),
+}
+
+/// What each policy says that [`inbound`] asks, in order.
+pub fn explain<'a>(view: &'a View, workload: &'a Workload, facts: &ConnectionFacts) -> Vec<Verdict<'a>> {
     let caller = Caller::new(facts);
-    policy.rules.iter().any(|rule| caller.meets_rule(rule))
+    let verdict = |policy: Result<&'a Arc<Policy>, PolicyKey>| match policy {
+        Ok(policy) => Verdict::Asked { policy, rule: matching_rule(policy, &caller) },
+        Err(key) => Verdict::Missing(key),
+    };
+    view.policies_for(workload).map(verdict).collect()
 }
 
 struct Keys<'a>(&'a [PolicyKey]);

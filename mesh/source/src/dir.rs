@@ -201,6 +201,11 @@ fn is_writer(name: &str) -> bool {
 /// How deep folders are followed; also ends a loop of symbolic links.
 const FOLDERS_MAX_DEPTH: usize = 32;
 
+/// The files that a path of a user's means: those of a folder, in the order in which they are read, or the file itself.
+pub fn manifests(path: &Path) -> Vec<PathBuf> {
+    if path.is_dir() { files(path) } else { vec![path.to_path_buf()] }
+}
+
 /// All files of a folder that hold objects, in the order in which `kubectl apply -R` takes them.
 pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

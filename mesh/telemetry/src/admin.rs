@@ -6,12 +6,13 @@
 use std::{collections::HashMap, fs, io, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf};
 
 use axum::{
-    Router,
+    Json, Router,
     extract::{Query, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use serde_json::json;
 use thiserror::Error;
 use tokio::net::{TcpListener, UnixListener};
 
@@ -139,6 +140,11 @@ pub fn logging_routes(control: LogControl) -> Router {
         }
     }
     Router::new().route("/logging", post(logging)).with_state(control)
+}
+
+/// `/version`: `{"version": "0.1.0"}`.
+pub fn version_routes(version: &'static str) -> Router {
+    Router::new().route("/version", get(move || async move { Json(json!({ "version": version })) }))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! That the tests which the reference of fields names exist.
+//! That the tests exist which the reference of fields and the guide to differences name.
 
 use std::{collections::BTreeSet, fs};
 
@@ -6,6 +6,11 @@ use anyhow::Context;
 
 use super::files::rust_files;
 use crate::front;
+
+/// The guide to differences.
+const DIFFERENCES: &str = "docs/guide/differences.md";
+/// The heading of a column with tests.
+const SHOWN_BY: &str = "shown by";
 
 pub(super) fn violations() -> anyhow::Result<Vec<String>> {
     let mut tests = BTreeSet::new();
@@ -16,7 +21,26 @@ pub(super) fn violations() -> anyhow::Result<Vec<String>> {
     let fields = tropis_crds::FIELDS.iter().flat_map(|(kind, fields)| fields.iter().map(move |field| (kind, field)));
     let named = fields.flat_map(|(kind, field)| field.tests.iter().map(move |test| (kind, field, *test)));
     let missing = named.filter(|(_, _, test)| !tests.contains(*test));
-    Ok(missing.map(|(kind, field, test)| format!("{kind} {}: there is no test {test}", field.path)).collect())
+    let mut violations: Vec<String> =
+        missing.map(|(kind, field, test)| format!("{kind} {}: there is no test {test}", field.path)).collect();
+    let guide = fs::read_to_string(front::root().join(DIFFERENCES)).context(DIFFERENCES)?;
+    violations.extend(named_in(&guide).filter(|test| !tests.contains(*test)).map(|test| format!("{DIFFERENCES}: there is no test {test}")));
+    Ok(violations)
+}
+
+/// The tests that tables name in a last column `shown by`.
+fn named_in(page: &str) -> impl Iterator<Item = &str> {
+    let mut names_tests = false;
+    let cells = page.lines().filter_map(move |line| {
+        let Some(row) = line.strip_prefix('|').and_then(|row| row.strip_suffix('|')) else {
+            names_tests = false;
+            return None;
+        };
+        let last = row.rsplit('|').next()?.trim();
+        names_tests |= last == SHOWN_BY;
+        (names_tests && last.starts_with('`')).then_some(last)
+    });
+    cells.flat_map(|cell| cell.split(", ")).map(|name| name.trim_matches('`'))
 }
 
 /// The functions of a file that a test's attribute stands on, alone or above further attributes.
@@ -44,5 +68,11 @@ mod tests {
         let text = "fn helper() {}\n    #[test]\n    #[should_panic]\n    fn one() {}\n#[tokio::test(start_paused = true)]\nasync fn two() {}\n\
                     #[derive(Debug)]\nstruct A;\nfn three() {}\n";
         assert_eq!(names_of_tests(text).collect::<Vec<_>>(), ["one", "two"]);
+    }
+
+    #[test]
+    fn only_tables_with_the_column_name_tests() {
+        let page = "| a | why |\n|---|---|\n| b | `no` |\n\n| a | shown by |\n|---|---|\n| b | `one`, `two` |\n\n| a | c |\n|---|---|\n| b | `no` |\n";
+        assert_eq!(named_in(page).collect::<Vec<_>>(), ["one", "two"]);
     }
 }

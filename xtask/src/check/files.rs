@@ -10,7 +10,10 @@ use anyhow::Context;
 use crate::front;
 
 /// The words of a connection's journey that are files of the node proxy; `capture` is the kernel's part.
-const STAGES: [&str; 7] = ["accept", "identify", "resolve", "authorize", "connect", "relay", "report"];
+const STAGES: [(&str, &[&str]); 2] = [
+    ("ztunnel", &["accept", "identify", "resolve", "authorize", "connect", "relay", "report"]),
+    ("waypoint", &["accept", "identify", "resolve", "authorize", "route", "balance", "connect", "forward", "report"]),
+];
 
 /// Folders that hold no source of ours.
 const SKIPPED: [&str; 4] = ["target", ".git", "node_modules", "testdata"];
@@ -28,21 +31,25 @@ pub(super) fn violations() -> anyhow::Result<Vec<String>> {
             violations.push(format!("{shown}: is named mod.rs; use the folder's name with .rs beside it"));
         }
     }
-    let stages = fs::read_to_string(root.join("ztunnel/src/stages.rs")).context("ztunnel/src/stages.rs")?;
     let outcome = fs::read_to_string(root.join("mesh/model/src/outcome.rs")).context("mesh/model/src/outcome.rs")?;
     let architecture = fs::read_to_string(root.join("ARCHITECTURE.md")).context("ARCHITECTURE.md")?;
-    for word in STAGES {
-        if !root.join(format!("ztunnel/src/stages/{word}.rs")).is_file() {
-            violations.push(format!("stage {word} has no file ztunnel/src/stages/{word}.rs"));
-        }
-        if !stages.contains(&format!("mod {word};")) {
-            violations.push(format!("stage {word} is not a module of ztunnel/src/stages.rs"));
-        }
-        if !outcome.contains(&format!("=> \"{word}\"")) {
-            violations.push(format!("stage {word} is not a word of mesh/model/src/outcome.rs"));
-        }
-        if !architecture.contains(&format!("### {word}")) {
-            violations.push(format!("stage {word} is not a heading of ARCHITECTURE.md"));
+    for (program, words) in STAGES {
+        let list = format!("{program}/src/stages.rs");
+        let stages = fs::read_to_string(root.join(&list)).context(list.clone())?;
+        for word in words {
+            let file = format!("{program}/src/stages/{word}.rs");
+            if !root.join(&file).is_file() {
+                violations.push(format!("stage {word} has no file {file}"));
+            }
+            if !stages.contains(&format!("mod {word};")) {
+                violations.push(format!("stage {word} is not a module of {list}"));
+            }
+            if !outcome.contains(&format!("=> \"{word}\"")) {
+                violations.push(format!("stage {word} is not a word of mesh/model/src/outcome.rs"));
+            }
+            if !architecture.contains(&format!("### {word}")) {
+                violations.push(format!("stage {word} is not a heading of ARCHITECTURE.md"));
+            }
         }
     }
     Ok(violations)

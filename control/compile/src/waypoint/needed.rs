@@ -8,7 +8,7 @@ use tropis_crds::{
 };
 use tropis_model::enrolment::{self, Candidate};
 
-use super::{AUTOMATIC, MANAGED, Wish, is_waypoint, of_service, wish};
+use super::{AUTOMATIC, MANAGED, Wish, of_service, wish};
 use crate::{Index, index::key_of, service, virtual_service};
 
 /// Value of the label [`AUTOMATIC`] of a namespace that wants no waypoint made for it.
@@ -73,15 +73,9 @@ fn is_unserved(index: &Index, service: &Object) -> bool {
         return false;
     }
     match of_service(index, service).0 {
-        None => !index.gateways_in(&service.metadata.namespace).any(|gateway| is_waypoint(gateway) && by_account(index, service, gateway)),
+        None => true,
         Some(attached) => index.gateway(&attached.gateway).is_some_and(|gateway| gateway.label(AUTOMATIC).is_some()),
     }
-}
-
-/// A waypoint for the account of all its pods is the user's choice, also while it is not ready.
-fn by_account(index: &Index, service: &Object, gateway: &Object) -> bool {
-    let mut pods = index.pods_of(service).into_iter().peekable();
-    super::account(gateway).is_some_and(|account| pods.peek().is_some() && pods.all(|pod| super::pod_account(pod) == account))
 }
 
 /// What asks for layer 7 at a service: routes and traffic policies that a waypoint of its namespace would use.

@@ -276,6 +276,17 @@ fn a_waypoint_is_told_its_hosts_and_where_they_lead_and_nothing_else() {
 }
 
 #[test]
+fn a_waypoint_is_told_of_what_it_will_carry_before_it_carries_it() {
+    let mut mesh = Mesh::new(json!({"istio.io/use-waypoint": "gw"}));
+    mesh.gateway("shop", "gw", json!({}), "Same", false);
+    let (view, _) = told(&mut mesh, "gw", &View::default());
+    assert_eq!(view.hosts().len(), 1);
+    assert_eq!(mesh.waypoints().0, None);
+    mesh.gateway("shop", "gw", json!({}), "Same", true);
+    assert_eq!(mesh.waypoints().0, at("shop", "gw"));
+}
+
+#[test]
 fn policies_let_a_waypoint_in_once_it_enforces_this_very_version() {
     let mut mesh = Mesh::new(json!({"istio.io/use-waypoint": "gw"}));
     mesh.gateway("shop", "gw", json!({}), "Same", true);

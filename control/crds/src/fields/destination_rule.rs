@@ -4,6 +4,8 @@ use super::Field;
 
 const NO_CERTIFICATES: &str = "Waypoints have no certificates of the user's: the pool is left out (503 NC), with a finding.";
 const OWN_CERTIFICATES: &[&str] = &["tls_that_needs_certificates_of_ours_leaves_the_pool_out"];
+const NO_TLS: &str = "Of SIMPLE, which waypoints do not speak yet: no connection is made (503 UF).";
+const SIMPLE_TLS: &[&str] = &["tls_sni_subject_alt_names_and_insecure_skip_verify_belong_to_simple"];
 const TUNNELS: &[&str] = &["tunnel_and_proxy_protocol_are_told_of"];
 
 pub(super) const FIELDS: &[Field] = &[
@@ -46,7 +48,7 @@ pub(super) const FIELDS: &[Field] = &[
     Field::needs_waypoint(
         "trafficPolicy.loadBalancer.simple",
         "LEAST_REQUEST (the default; also UNSPECIFIED, LEAST_CONN): the less busy of two that are drawn; ROUND_ROBIN: in turn, by weight; \
-         RANDOM: drawn; PASSTHROUGH: the address that was called, or any endpoint where that was the service's.",
+         RANDOM: drawn, whatever the weights; PASSTHROUGH: the address that was called, or any endpoint where that was the service's.",
         &[
             "load_balancer_simple_chooses",
             "least_request_takes_the_less_busy_of_two",
@@ -272,29 +274,13 @@ pub(super) const FIELDS: &[Field] = &[
     ),
     Field::needs_waypoint(
         "trafficPolicy.tls.mode",
-        "DISABLE and ISTIO_MUTUAL add nothing to the mesh's own tunnel; SIMPLE is TLS inside it, verified by the system's authorities; \
-         MUTUAL leaves the pool out (503 NC), with a finding.",
-        &[
-            "tls_mode_disable_and_istio_mutual_add_nothing",
-            "tls_sni_subject_alt_names_and_insecure_skip_verify_belong_to_simple",
-            "tls_that_needs_certificates_of_ours_leaves_the_pool_out",
-        ],
+        "DISABLE and ISTIO_MUTUAL add nothing to the mesh's own tunnel. Waypoints speak no TLS inside it yet: with SIMPLE no connection is \
+         made (503 UF), and MUTUAL leaves the pool out (503 NC), with a finding.",
+        &["tls_mode_disable_and_istio_mutual_add_nothing", "tls_that_needs_certificates_of_ours_leaves_the_pool_out"],
     ),
-    Field::needs_waypoint(
-        "trafficPolicy.tls.sni",
-        "The server name that is asked for; the request's host without it.",
-        &["tls_sni_subject_alt_names_and_insecure_skip_verify_belong_to_simple"],
-    ),
-    Field::needs_waypoint(
-        "trafficPolicy.tls.subjectAltNames",
-        "Names, one of which the server's certificate must carry; the server name without them.",
-        &["tls_sni_subject_alt_names_and_insecure_skip_verify_belong_to_simple"],
-    ),
-    Field::needs_waypoint(
-        "trafficPolicy.tls.insecureSkipVerify",
-        "The server is not verified.",
-        &["tls_sni_subject_alt_names_and_insecure_skip_verify_belong_to_simple"],
-    ),
+    Field::not_honoured("trafficPolicy.tls.sni", NO_TLS, SIMPLE_TLS),
+    Field::not_honoured("trafficPolicy.tls.subjectAltNames", NO_TLS, SIMPLE_TLS),
+    Field::not_honoured("trafficPolicy.tls.insecureSkipVerify", NO_TLS, SIMPLE_TLS),
     Field::not_honoured("trafficPolicy.tls.clientCertificate", NO_CERTIFICATES, OWN_CERTIFICATES),
     Field::not_honoured("trafficPolicy.tls.privateKey", NO_CERTIFICATES, OWN_CERTIFICATES),
     Field::not_honoured("trafficPolicy.tls.caCertificates", NO_CERTIFICATES, OWN_CERTIFICATES),

@@ -3,6 +3,7 @@
 use super::Field;
 
 const READ: &str = "a_waypoint_is_read_with_its_labels_listener_infrastructure_and_addresses";
+const MADE: &[&str] = &["a_waypoint_gets_an_account_a_service_and_a_deployment_that_decode_and_fit_together", READ];
 const UNOBEYED: &[&str] = &["what_a_waypoint_does_not_obey_is_told"];
 
 pub(super) const FIELDS: &[Field] = &[
@@ -33,10 +34,10 @@ pub(super) const FIELDS: &[Field] = &[
     Field::needs_waypoint(
         "addresses",
         "A Hostname names the Service of a waypoint that somebody else deploys; then nothing is made for it.",
-        &[READ],
+        &["a_deployment_made_by_hand_is_left_alone", READ],
     ),
-    Field::needs_waypoint("infrastructure.labels", "Labels of what is made for the waypoint; at most 8.", &[READ]),
-    Field::needs_waypoint("infrastructure.annotations", "Annotations of what is made for the waypoint; at most 8.", &[READ]),
+    Field::needs_waypoint("infrastructure.labels", "Labels of what is made for the waypoint; at most 8.", MADE),
+    Field::needs_waypoint("infrastructure.annotations", "Annotations of what is made for the waypoint; at most 8.", MADE),
     Field::not_honoured("infrastructure.parametersRef", "No more settings are read.", UNOBEYED),
     Field::not_honoured("allowedListeners", "No listeners are added from elsewhere.", UNOBEYED),
     Field::not_honoured("tls", "A waypoint's certificate is the mesh's.", UNOBEYED),

@@ -92,7 +92,7 @@ pub(super) const FIELDS: &[Field] = &[
     Field::needs_waypoint("http.route.weight", L4_WEIGHT, &["http_route_weight_is_a_share_of_the_sum", "weight_is_a_share_of_the_sum"]),
     Field::needs_waypoint(
         "http.route.headers",
-        "Changes of headers where this destination is drawn, beside those of the route.",
+        "Changes of headers where this destination is drawn: after the route's on requests, before them on responses.",
         &["http_route_headers_belong_to_the_share"],
     ),
     Field::needs_waypoint(

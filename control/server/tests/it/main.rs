@@ -7,3 +7,4 @@ mod connections;
 mod credentials;
 mod endpoints;
 mod harness;
+mod waypoints;

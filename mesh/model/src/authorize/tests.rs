@@ -410,3 +410,27 @@ fn flat_measured() {
         println!("{count:6} policies: decide {decided:?}, walk {walked:?}, compile once {compiled:?}");
     }
 }
+
+proptest! {
+    #[test]
+    fn an_explanation_tells_the_same_story_as_the_decision(policies in any_policies(), identified in any::<bool>()) {
+        let facts = facts(identified.then_some(SLEEP));
+        let workload = Workload::new("c//Pod/shop/w", "w", Identity::new("cluster.local", "shop", "w"));
+        let view = View::default().apply(policies.iter().cloned().map(|policy| Change::Policy(Arc::new(policy))));
+        let told = explain(&view, &workload, &facts);
+        prop_assert_eq!(told.len(), policies.len());
+        let by = |wanted: Action, matching: bool| told.iter().any(|one| match one {
+            Verdict::Asked { policy, rule } => policy.action == wanted && rule.is_some() == matching,
+            Verdict::Missing(_) => false,
+        });
+        let allowed = !by(Action::Deny, true) && (by(Action::Allow, true) || !by(Action::Allow, false));
+        prop_assert_eq!(inbound(&view, &workload, &facts).is_ok(), allowed);
+    }
+}
+
+#[test]
+fn an_explanation_names_the_policy_that_is_missing() {
+    let mut workload = Workload::new("c//Pod/shop/w", "w", Identity::new("cluster.local", "shop", "w"));
+    workload.authorization_policies = vec!["shop/late".into()];
+    assert_eq!(explain(&View::default(), &workload, &facts(None)), [Verdict::Missing(PolicyKey("shop/late".into()))]);
+}

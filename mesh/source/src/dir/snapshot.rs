@@ -12,6 +12,7 @@ use tropis_crds::{Finding, Object, ObjectRef, Origin};
 use super::{
     CLUSTER, OBJECTS, REPORTED, files,
     follow::{self, ReadError},
+    manifests,
     store::{FileChange, FileKey, Layer, Store},
 };
 use crate::SourceEvent;
@@ -47,7 +48,7 @@ pub fn of_state(state: &Path) -> Snapshot {
 pub fn of_files(paths: &[PathBuf]) -> io::Result<Snapshot> {
     let mut changes = Vec::new();
     for path in paths {
-        let found = if path.is_dir() { files(path) } else { vec![path.clone()] };
+        let found = manifests(path);
         if found.is_empty() {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("{} holds no .yaml, .yml or .json file", path.display())));
         }

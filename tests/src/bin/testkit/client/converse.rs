@@ -94,12 +94,14 @@ impl Converse {
                 websocket::write(&mut stream, &frame, Some([7, 1, 9, 4])).await?;
                 websocket::read(&mut stream).await
             };
-            let answer = self.patience(talk).await?.map_err(|error| Failure::new(FailureKind::of(&error), Step::Receive, error.to_string()))?;
+            let answer =
+                self.patience(talk).await?.map_err(|error| Failure::new(FailureKind::of(&error), Step::Receive, error.to_string()))?;
             if answer.opcode == wanted && answer.payload == frame.payload { Ok(()) } else { Err(Failure::mismatch(format!("{answer:?}"))) }
         };
         for number in 0..self.count {
             let began = Instant::now();
-            let (opcode, wanted) = if number % 8 == 7 { (websocket::PING, websocket::PONG) } else { (websocket::BINARY, websocket::BINARY) };
+            let (opcode, wanted) =
+                if number % 8 == 7 { (websocket::PING, websocket::PONG) } else { (websocket::BINARY, websocket::BINARY) };
             // Control frames are short (RFC 6455 §5.5).
             let length = if opcode == websocket::PING { self.bytes.min(125) } else { self.bytes };
             exchange(websocket::Frame { opcode, payload: Pattern::bytes(number, length) }, wanted).await?;

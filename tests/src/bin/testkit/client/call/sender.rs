@@ -232,7 +232,8 @@ fn ended() -> Refused {
 /// RFC 9113 §6.8 and §8.7: streams above a GOAWAY's number and refused ones were not processed, and may be sent again.
 fn is_unprocessed(error: &hyper::Error) -> bool {
     let Some(error) = cause::<h2::Error>(error) else { return false };
-    error.reason() == Some(h2::Reason::REFUSED_STREAM) || (error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR))
+    error.reason() == Some(h2::Reason::REFUSED_STREAM)
+        || (error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR))
 }
 
 /// The kind of a failure: the socket's error below hyper's, or what happened to the stream.

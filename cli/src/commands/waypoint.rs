@@ -1,0 +1,329 @@
+//! `tropis waypoint`: Gateways of class `istio-waypoint`, as `istioctl waypoint` makes and lists them.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context, bail};
+use clap::{Subcommand, ValueEnum};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tropis_compile::waypoint::{AUTOMATIC, is_waypoint};
+use tropis_crds::{Kind, Object, ObjectRef};
+use tropis_source::write::{self, Edit};
+
+use super::{
+    apply, delete,
+    label::{self, Change},
+};
+use crate::{arguments::Options, output::Listing, state::State};
+
+const DEFAULT_NAME: &str = "waypoint";
+const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
+const USE_WAYPOINT: &str = "istio.io/use-waypoint";
+/// How often a waypoint that is awaited is looked at.
+const WAIT_PERIOD: Duration = Duration::from_millis(200);
+
+/// Examples:
+///   tropis waypoint apply -n shop --enroll-namespace --wait
+///   tropis waypoint list -A
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    what: What,
+    /// Write into the folder that the mesh was started on with --manifests.
+    #[arg(long, global = true)]
+    into_manifests: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Make a waypoint, or change what it is for.
+    Apply {
+        #[command(flatten)]
+        wanted: Wanted,
+        /// Send the namespace's traffic through it.
+        #[arg(long)]
+        enroll_namespace: bool,
+        /// The namespace may have another waypoint now.
+        #[arg(long)]
+        overwrite: bool,
+        /// Wait until it is ready, at most so many seconds.
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "60")]
+        wait: Option<u64>,
+    },
+    /// Print the Gateway that `apply` would write.
+    Generate {
+        #[command(flatten)]
+        wanted: Wanted,
+    },
+    /// Remove waypoints.
+    Delete {
+        /// The waypoints.
+        #[arg(required_unless_present = "all")]
+        names: Vec<String>,
+        /// All of the namespace.
+        #[arg(long, conflicts_with = "names")]
+        all: bool,
+    },
+    /// List waypoints.
+    List {
+        /// Of all namespaces.
+        #[arg(short = 'A', long)]
+        all_namespaces: bool,
+    },
+    /// Print what the control plane says of a waypoint.
+    Status {
+        /// The waypoint; all of the namespace if none is named.
+        name: Option<String>,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Wanted {
+    /// Its name.
+    #[arg(long, default_value = DEFAULT_NAME)]
+    name: String,
+    /// Which traffic it takes.
+    #[arg(long = "for", value_enum)]
+    traffic: Option<Traffic>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Traffic {
+    Service,
+    Workload,
+    All,
+    None,
+}
+
+pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Result<String> {
+    let namespace = options.namespace();
+    if let What::Generate { wanted } = &arguments.what {
+        return Ok(write::to_yaml(&gateway(namespace, wanted))?);
+    }
+    let state = State::open(&options.state)?;
+    match &arguments.what {
+        What::Generate { .. } => Ok(String::new()),
+        What::Apply { wanted, enroll_namespace, overwrite, wait } => {
+            let folder = state.writable(arguments.into_manifests)?;
+            let mut told = applied(&folder, namespace, wanted)?;
+            if *enroll_namespace {
+                told += &enroll(&state, &folder, namespace, &wanted.name, *overwrite)?;
+            }
+            if let Some(seconds) = wait {
+                told += &ready(&state, namespace, &wanted.name, Duration::from_secs(*seconds)).await?;
+            }
+            Ok(told)
+        }
+        What::Delete { names, all } => {
+            let folder = state.writable(arguments.into_manifests)?;
+            let names = match all {
+                true => waypoints(&state, Some(namespace)).iter().map(|object| object.metadata.name.clone()).collect(),
+                false => names.clone(),
+            };
+            deleted(&state, &folder, namespace, &names)
+        }
+        What::List { all_namespaces } => {
+            let found = waypoints(&state, (!all_namespaces).then_some(namespace));
+            let headings = &["NAMESPACE", "NAME", "REVISION", "TRAFFIC TYPE", "PROGRAMMED", "MADE BY"];
+            let listing = Listing::new(headings, found.iter().map(|object| summary(object)).collect(), |row: &Summary| {
+                vec![
+                    row.namespace.clone(),
+                    row.name.clone(),
+                    row.revision.clone(),
+                    row.traffic.to_owned(),
+                    row.programmed.clone(),
+                    row.made_by.to_owned(),
+                ]
+            });
+            listing.render(options.output, "No waypoints found. `tropis waypoint apply --enroll-namespace` makes one.")
+        }
+        What::Status { name } => {
+            let mut found = waypoints(&state, Some(namespace));
+            found.retain(|object| name.as_ref().is_none_or(|name| object.metadata.name == *name));
+            if let (Some(name), true) = (name, found.is_empty()) {
+                bail!("there is no waypoint {namespace}/{name}\n`tropis waypoint list -A` lists all of them");
+            }
+            let conditions = found.iter().flat_map(|object| conditions(object)).collect();
+            let headings = &["NAMESPACE", "NAME", "STATUS", "TYPE", "REASON", "MESSAGE"];
+            let listing = Listing::new(headings, conditions, |row: &Condition| {
+                let Condition { namespace, name, status, r#type, reason, message } = row.clone();
+                vec![namespace, name, status, r#type, reason, message]
+            });
+            listing.render(options.output, "The control plane has not said anything yet.")
+        }
+    }
+}
+
+/// The Gateway of a waypoint.
+fn gateway(namespace: &str, wanted: &Wanted) -> Value {
+    let mut gateway = json!({
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "Gateway",
+        "metadata": {"name": wanted.name, "namespace": namespace},
+        "spec": {"gatewayClassName": "istio-waypoint", "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]},
+    });
+    if let Some(word) = wanted.traffic.and_then(|traffic| traffic.to_possible_value()) {
+        gateway["metadata"]["labels"] = json!({ WAYPOINT_FOR: word.get_name() });
+    }
+    gateway
+}
+
+fn applied(folder: &Path, namespace: &str, wanted: &Wanted) -> anyhow::Result<String> {
+    let object = ObjectRef::new(Kind::Gateway, namespace, wanted.name.as_str());
+    apply::refuse_listed(folder, [&object])?;
+    let text = write::to_yaml(&gateway(namespace, wanted))?;
+    write::apply(folder, &object, &text).with_context(|| format!("write {object} into {}", folder.display()))?;
+    Ok(format!("✅ waypoint {namespace}/{} applied\n", wanted.name))
+}
+
+/// Labels a namespace with its waypoint; one that no YAML speaks of yet gets its object.
+fn enroll(state: &State, folder: &Path, namespace: &str, name: &str, overwrite: bool) -> anyhow::Result<String> {
+    let object = ObjectRef::cluster(Kind::Namespace, namespace);
+    apply::refuse_listed(folder, [&object])?;
+    let change = [Change::Set(USE_WAYPOINT.to_owned(), name.to_owned())];
+    let mut outcome = Ok(false);
+    let found = write::edit(folder, &object, |value| {
+        outcome = label::put(value, &change, overwrite);
+        if matches!(outcome, Ok(true)) { Edit::Write } else { Edit::Keep }
+    })?;
+    outcome?;
+    if !found {
+        if state.snapshot().objects.iter().any(|own| own.reference() == object) {
+            return Err(delete::absent(state, &object));
+        }
+        let value = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": {USE_WAYPOINT: name}}});
+        write::apply(folder, &object, &write::to_yaml(&value)?)?;
+    }
+    Ok(format!("✅ namespace {namespace} labeled with \"{USE_WAYPOINT}: {name}\"\n"))
+}
+
+async fn ready(state: &State, namespace: &str, name: &str, at_most: Duration) -> anyhow::Result<String> {
+    let asked = tokio::time::Instant::now();
+    loop {
+        let found = waypoints(state, Some(namespace));
+        let own = found.iter().find(|object| object.metadata.name == name);
+        if own.is_some_and(|object| summary(object).programmed == "True") {
+            return Ok(format!("✅ waypoint {namespace}/{name} is ready\n"));
+        }
+        if asked.elapsed() >= at_most {
+            let said: Vec<String> = own
+                .into_iter()
+                .flat_map(|object| conditions(object))
+                .map(|one| format!("{}={} {}", one.r#type, one.status, one.message))
+                .collect();
+            bail!(
+                "waypoint {namespace}/{name} is not ready after {} s ({})\n`tropis analyze live -n {namespace}` and `tropis logs tropisd` may say why",
+                at_most.as_secs(),
+                if said.is_empty() { "the control plane has not said anything".to_owned() } else { said.join("; ") }
+            );
+        }
+        tokio::time::sleep(WAIT_PERIOD).await;
+    }
+}
+
+fn deleted(state: &State, folder: &Path, namespace: &str, names: &[String]) -> anyhow::Result<String> {
+    let objects: Vec<ObjectRef> = names.iter().map(|name| ObjectRef::new(Kind::Gateway, namespace, name.as_str())).collect();
+    let known = waypoints(state, Some(namespace));
+    for object in &objects {
+        match known.iter().find(|own| own.reference() == *object) {
+            None => bail!("there is no waypoint {namespace}/{}\n`tropis waypoint list -A` lists all of them", object.name),
+            Some(own) if made_by_itself(own) => bail!(
+                "waypoint {namespace}/{} was made because something asks for one; it goes with its need\n\
+                 `tropis label namespace {namespace} {AUTOMATIC}=false` keeps the namespace without one",
+                object.name
+            ),
+            Some(_) => {}
+        }
+    }
+    apply::refuse_listed(folder, &objects)?;
+    let mut told = String::new();
+    for object in &objects {
+        if !delete::remove(folder, object)? {
+            return Err(delete::absent(state, object)).context(told);
+        }
+        told += &format!("waypoint {namespace}/{} deleted\n", object.name);
+    }
+    Ok(told)
+}
+
+/// The waypoints of a namespace, or of all.
+fn waypoints(state: &State, namespace: Option<&str>) -> Vec<Arc<Object>> {
+    let mut objects = state.snapshot().objects;
+    objects.retain(|object| is_waypoint(object) && namespace.is_none_or(|namespace| object.metadata.namespace == namespace));
+    objects.sort_by_key(|object| object.reference());
+    objects
+}
+
+fn made_by_itself(object: &Object) -> bool {
+    object.label(AUTOMATIC).is_some()
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Summary {
+    namespace: String,
+    name: String,
+    revision: String,
+    traffic: &'static str,
+    programmed: String,
+    made_by: &'static str,
+}
+
+fn summary(object: &Object) -> Summary {
+    let serves = tropis_compile::waypoint::serves(object);
+    let programmed = conditions(object).into_iter().find(|condition| condition.r#type == "Programmed");
+    Summary {
+        namespace: object.metadata.namespace.clone(),
+        name: object.metadata.name.clone(),
+        revision: object.label("istio.io/rev").unwrap_or("default").to_owned(),
+        traffic: match (serves.services(), serves.workloads()) {
+            (true, true) => "all",
+            (true, false) => "service",
+            (false, true) => "workload",
+            (false, false) => "none",
+        },
+        programmed: programmed.map_or_else(|| "Unknown".to_owned(), |condition| condition.status),
+        made_by: if made_by_itself(object) { "mesh" } else { "user" },
+    }
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct Condition {
+    namespace: String,
+    name: String,
+    status: String,
+    r#type: String,
+    reason: String,
+    message: String,
+}
+
+fn conditions(object: &Object) -> Vec<Condition> {
+    let list = object.value.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
+    let one = |condition: &Value| {
+        let text = |name: &str| condition[name].as_str().unwrap_or_default().to_owned();
+        Condition {
+            namespace: object.metadata.namespace.clone(),
+            name: object.metadata.name.clone(),
+            status: text("status"),
+            r#type: text("type"),
+            reason: text("reason"),
+            message: text("message"),
+        }
+    };
+    list.map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_waypoint_is_a_gateway_that_the_mesh_accepts() {
+        let wanted = Wanted { name: "waypoint".to_owned(), traffic: Some(Traffic::All) };
+        let (object, findings) = tropis_crds::decode(gateway("shop", &wanted)).unwrap();
+        assert!(is_waypoint(&object) && findings.is_empty(), "{findings:?}");
+        let row = summary(&object);
+        assert_eq!((row.traffic, row.programmed.as_str(), row.made_by), ("all", "Unknown", "user"));
+    }
+}

@@ -1,0 +1,117 @@
+//! Commands that ask programs, on sockets that answer as the programs do.
+
+use serde_json::json;
+
+use crate::mesh::{Mesh, shop};
+
+fn running() -> Mesh {
+    let mesh = Mesh::new();
+    mesh.write("objects/shop.yaml", &shop());
+    let dump = json!({
+        "workloads": [{"uid": "u", "name": "sleep", "namespace": "shop", "node": "a", "workloadIps": ["10.244.1.2"], "protocol": "HBONE", "waypoint": null},
+            {"uid": "z", "name": "ztunnel-x7k2p", "namespace": "istio-system", "node": "a", "serviceAccount": "ztunnel", "workloadIps": ["10.88.0.11"], "protocol": "TCP", "waypoint": null}],
+        "services": [], "policies": [],
+        "certificates": [{"identity": "spiffe://cluster.local/ns/shop/sa/sleep", "state": "Available", "certChain": [], "rootCerts": []}],
+        "workloadState": {"u1": {"info": {"name": "sleep", "namespace": "shop", "serviceAccount": "sleep"}, "connections": {"inbound": [], "outbound": []}}},
+    });
+    mesh.serve(
+        "ztunnel.a.sock",
+        &[
+            ("GET /version", r#"{"version":"0.1.0"}"#),
+            ("GET /config_dump", &dump.to_string()),
+            ("POST /logging", "current log level is info\n"),
+            ("POST /logging?level=info%2Caccess%3Doff", "current log level is info,access=off\n"),
+        ],
+    );
+    let state = json!({"subscribed": true, "acknowledged": 3, "inFlight": null, "rejected": {}});
+    let clients = json!([{"client": "istio-system/ztunnel", "audience": "node proxies", "node": "ztunnel~10.88.0.11~ztunnel-x7k2p.istio-system~x", "subscriptions": {"address": state, "authorization": state}},
+        {"client": "shop/waypoint", "audience": "waypoint shop/waypoint", "node": "waypoint~10.244.1.7~waypoint-1.shop~x", "subscriptions": {"host": state}}]);
+    mesh.serve(
+        "tropisd.control.sock",
+        &[
+            ("GET /version", r#"{"version":"0.1.0"}"#),
+            ("GET /debug/clients", &clients.to_string()),
+            ("GET /debug/live", r#"{"generation":3,"live":true,"clients":1,"lagging":[]}"#),
+        ],
+    );
+    let pools = json!([{"pool": "shop/reviews.shop.svc.cluster.local:9080/v1", "endpoints": [{"address": "10.244.2.3:8080", "workload": "Kubernetes//Pod/shop/reviews-v1", "weight": 1, "active": 0, "ejected": true}]}]);
+    let own = json!({"version": "0.1.0", "certificates": [{"identity": "spiffe://cluster.local/ns/shop/sa/waypoint", "state": "Available", "serial": "01"}]});
+    mesh.serve("waypoint.shop.waypoint-1.sock", &[("GET /config_dump", &own.to_string()), ("GET /clusters", &pools.to_string())]);
+    mesh
+}
+
+#[test]
+fn versions_of_all_programs_are_asked() {
+    let told = running().done(&["version"]);
+    assert!(told.contains("control plane version: 0.1.0\n") && told.contains("data plane version: 0.1.0 (2 programs)"), "{told}");
+    assert!(Mesh::new().done(&["version", "--client"]).starts_with("client version: "));
+}
+
+#[test]
+fn a_status_has_a_row_for_every_pod() {
+    let told = running().done(&["proxy-status"]);
+    let row = |name: &str| told.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name} in {told}")).to_owned();
+    assert!(row("sleep.shop").contains("ztunnel-x7k2p.istio-system") && row("sleep.shop").contains("SYNCED"));
+    assert!(row("ztunnel-x7k2p.istio-system").contains("2 (address,authorization)"));
+    assert!(running().done(&["proxy-status", "waypoint.shop"]).contains("waypoint-1.shop"), "a waypoint by its Gateway's name");
+}
+
+#[test]
+fn node_proxies_are_shown() {
+    let mesh = running();
+    assert!(mesh.done(&["ztunnel-config", "workloads"]).contains("10.244.1.2"));
+    assert!(mesh.done(&["zc", "all", "-o", "json"]).contains("\"workloadState\""));
+    let told = mesh.done(&["zc", "log", "--level", "info,access=off"]);
+    assert_eq!(told, "ztunnel.a: current log level is info,access=off\n");
+    let wrong = mesh.tropis(&["zc", "workloads", "--node", "z"]);
+    assert!(wrong.code == 1 && wrong.error.contains("Nodes with one: a"), "{wrong:?}");
+}
+
+#[test]
+fn endpoints_are_shown_with_what_the_running_waypoint_ejected() {
+    let mesh = running();
+    let told = mesh.done(&["proxy-config", "endpoints", "waypoint.shop"]);
+    let ejected = told.lines().find(|line| line.contains("10.244.2.3:8080")).unwrap();
+    assert!(ejected.contains("waypoint-1.shop") && ejected.contains("UNHEALTHY") && ejected.contains("FAILED"), "{told}");
+    assert!(told.contains("10.244.2.4:8080"), "a pool that is not in use yet: {told}");
+    assert_eq!(mesh.done(&["pc", "endpoints", "sleep.shop", "--status", "ejected"]).lines().count(), 2);
+}
+
+#[test]
+fn a_pod_leads_to_its_node_proxy() {
+    let mesh = running();
+    assert!(mesh.done(&["pc", "secret", "sleep.shop"]).contains("spiffe://cluster.local/ns/shop/sa/sleep"));
+    assert!(mesh.done(&["pc", "secret", "waypoint.shop"]).contains("spiffe://cluster.local/ns/shop/sa/waypoint"));
+    assert!(mesh.done(&["pc", "log", "sleep.shop"]).contains("The level is the proxy's"));
+    let outside = mesh.tropis(&["pc", "secret", "old.legacy"]);
+    assert!(outside.code == 1 && outside.error.contains("tropis label namespace legacy"), "{outside:?}");
+}
+
+#[test]
+fn logs_of_a_pod_come_from_every_proxy() {
+    let mesh = running();
+    let line = |time: &str, pod: &str| {
+        format!(
+            "{{\"level\":\"info\",\"time\":\"{time}\",\"scope\":\"access\",\"message\":\"connection complete\",\"src.workload\":\"{pod}\",\"src.namespace\":\"shop\"}}\n"
+        )
+    };
+    mesh.write("logs/ztunnel.a.log", &(line("2026-01-01T00:00:02Z", "sleep") + &line("2026-01-01T00:00:03Z", "other")));
+    mesh.write("logs/ztunnel.b.log", &line("2026-01-01T00:00:01Z", "sleep"));
+    let told = mesh.done(&["logs", "sleep.shop"]);
+    let times: Vec<&str> = told.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(times, ["2026-01-01T00:00:01Z", "2026-01-01T00:00:02Z"]);
+    assert_eq!(mesh.done(&["logs", "ztunnel", "--tail", "1"]).lines().count(), 1);
+    assert!(mesh.tropis(&["logs", "nobody"]).error.contains("ztunnel.a, ztunnel.b"));
+}
+
+#[test]
+fn a_program_that_is_gone_is_said_so() {
+    let mesh = Mesh::new();
+    let ran = mesh.tropis(&["proxy-status"]);
+    assert!(ran.code == 1 && ran.error.contains("Is the mesh running?"), "{ran:?}");
+}
+
+#[test]
+fn a_completion_script_knows_the_commands() {
+    assert!(Mesh::new().done(&["completion", "bash"]).contains("proxy-status"));
+}

@@ -1,0 +1,361 @@
+//! What the control plane makes for a waypoint's Gateway: a ServiceAccount, a Deployment and a Service of its name, and the Gateway's
+//! status (traffic-api.md 3.2 and 3.6, ambient-protocols.md 11.8).
+//!
+//! [`desired`] decides, without I/O; [`crate::report`] writes. An object of that name that somebody else made is never adopted: then
+//! nothing is deployed, and the status says so. A waypoint gets its address, by which it comes into use, once one of its pods has
+//! acknowledged its configuration, and keeps it from then on: a waypoint that is away refuses.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value, json};
+use tropis_compile::{Index, waypoint};
+use tropis_crds::{Finding, Kind, Level, Object, ObjectRef, codes};
+
+/// Value of the label [`waypoint::MANAGED`]: who made it, as Istio writes it.
+pub(crate) const MANAGED_BY: &str = "istio.io-mesh-controller";
+/// The class, as a label.
+const CLASS_LABEL: &str = "gateway.networking.k8s.io/gateway-class-name";
+/// The account of the proxy's user and group, as Istio has it.
+const PROXY_USER: u32 = 1337;
+/// The kinds that are made for a waypoint.
+const MADE: [Kind; 3] = [Kind::ServiceAccount, Kind::Service, Kind::Deployment];
+
+/// What stands because the control plane wants it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Made {
+    /// Its fields.
+    pub(crate) fields: Value,
+    /// It exists because of us.
+    pub(crate) owned: bool,
+}
+
+/// What is known of objects by name.
+#[derive(Debug, Default)]
+pub(crate) struct Existing {
+    /// Objects of the kinds above that somebody else made.
+    foreign: BTreeSet<ObjectRef>,
+}
+
+impl Existing {
+    /// Notes an object, or that it is gone.
+    pub(crate) fn note(&mut self, reference: &ObjectRef, object: Option<&Object>) {
+        if !MADE.contains(&reference.kind) {
+            return;
+        }
+        match object {
+            Some(object) if !is_ours(object) => self.foreign.insert(reference.clone()),
+            _ => self.foreign.remove(reference),
+        };
+    }
+}
+
+/// Whether an object was made by a control plane for a waypoint.
+pub(crate) fn is_ours(object: &Object) -> bool {
+    MADE.contains(&object.kind) && object.label(waypoint::MANAGED) == Some(MANAGED_BY)
+}
+
+/// Everything that should stand, and what there is to tell. `live` says whether a pod of a waypoint has its configuration in force.
+pub(crate) fn desired(
+    index: &Index,
+    existing: &Existing,
+    findings: &[Finding],
+    live: impl Fn(&(String, String)) -> bool,
+) -> (BTreeMap<ObjectRef, Made>, Vec<Finding>) {
+    let (mut made, mut told) = (BTreeMap::new(), Vec::new());
+    for object in index.waypoints() {
+        let reference = object.reference();
+        let by_hand = waypoint::is_deployed_by_hand(object);
+        let taken: Vec<&ObjectRef> = existing.foreign.iter().filter(|foreign| !by_hand && same_name(foreign, &reference)).collect();
+        told.extend(taken.iter().map(|taken| name_taken(&reference, taken)));
+        if !by_hand && taken.is_empty() {
+            for (kind, fields) in
+                [(Kind::ServiceAccount, service_account(object)), (Kind::Service, service(object)), (Kind::Deployment, deployment(object))]
+            {
+                made.insert(ObjectRef::new(kind, reference.namespace.clone(), reference.name.clone()), Made { fields, owned: true });
+            }
+        }
+        let wrong = findings.iter().find(|finding| finding.object == reference && finding.level == Level::Error);
+        let state = State {
+            wrong: wrong.map(ToString::to_string),
+            taken: taken.first().map(ToString::to_string),
+            programmed: by_hand
+                || waypoint::address(index.settings(), object).is_some()
+                || live(&(reference.namespace.clone(), reference.name.clone())),
+        };
+        made.insert(reference, Made { fields: status(index, object, &state), owned: false });
+    }
+    (made, told)
+}
+
+fn same_name(object: &ObjectRef, gateway: &ObjectRef) -> bool {
+    object.namespace == gateway.namespace && object.name == gateway.name
+}
+
+fn name_taken(gateway: &ObjectRef, taken: &ObjectRef) -> Finding {
+    Finding::error(codes::NAME_TAKEN, gateway.clone())
+        .field("metadata.name")
+        .found(taken.to_string())
+        .problem("exists and was not made for this Gateway")
+        .accepted("a name that no ServiceAccount, Service or Deployment of the namespace has, or spec.addresses with a Hostname")
+        .effect("no waypoint is deployed, and nothing goes through it")
+}
+
+struct State {
+    wrong: Option<String>,
+    taken: Option<String>,
+    programmed: bool,
+}
+
+/// Times of transition are added when it is written.
+fn status(index: &Index, object: &Object, state: &State) -> Value {
+    let generation = object.metadata.generation;
+    let condition = |kind: &str, holds: bool, reason: &str, message: &str| {
+        let mut condition = json!({
+            "type": kind, "status": if holds { "True" } else { "False" }, "reason": reason, "message": message,
+        });
+        if let Some(generation) = generation {
+            condition["observedGeneration"] = generation.into();
+        }
+        condition
+    };
+    let accepted = match &state.wrong {
+        Some(wrong) => condition("Accepted", false, "ListenersNotValid", wrong),
+        None => condition("Accepted", true, "Accepted", "it is a waypoint of this mesh"),
+    };
+    let programmed = match &state.taken {
+        Some(taken) => condition("Programmed", false, "Invalid", &format!("{taken} was not made for it")),
+        None if state.programmed => condition("Programmed", true, "Programmed", "a pod has its configuration in force"),
+        None => condition("Programmed", false, "Pending", "no pod of it has acknowledged its configuration yet"),
+    };
+    let holds = state.programmed && state.taken.is_none();
+    let gateway = object.gateway();
+    let names = gateway.into_iter().flat_map(|gateway| &gateway.spec.listeners).map(|listener| listener.name.as_str());
+    let listener = |name: &str| {
+        json!({
+            "name": name, "supportedKinds": [], "attachedRoutes": 0,
+            "conditions": [
+                accepted.clone(),
+                condition("Conflicted", false, "NoConflicts", "no other listener is in its way"),
+                condition("Programmed", holds, if holds { "Programmed" } else { "Pending" }, "as the Gateway"),
+                condition("ResolvedRefs", true, "ResolvedRefs", "it refers to nothing"),
+            ],
+        })
+    };
+    let by_hand = gateway.into_iter().flat_map(|gateway| &gateway.spec.addresses).map(|address| address.value.clone());
+    let own = waypoint::own_service(index.settings(), &(object.metadata.namespace.clone(), object.metadata.name.clone()));
+    let mut addresses: Vec<String> = by_hand.filter(|value| !value.is_empty()).collect();
+    if addresses.is_empty() {
+        addresses.push(own.hostname.to_string());
+    }
+    let addresses: Vec<Value> =
+        addresses.into_iter().filter(|_| holds).map(|value| json!({ "type": "Hostname", "value": value })).collect();
+    json!({ "status": { "addresses": addresses, "conditions": [accepted, programmed], "listeners": names.map(listener).collect::<Vec<_>>() } })
+}
+
+/// Labels and annotations of everything that is made for a Gateway.
+fn metadata(object: &Object) -> Value {
+    let infrastructure = object.gateway().and_then(|gateway| gateway.spec.infrastructure.as_ref());
+    let mut labels: BTreeMap<String, String> = infrastructure.map(|infrastructure| infrastructure.labels.clone()).unwrap_or_default();
+    labels.extend(own_labels(object));
+    let mut metadata = json!({
+        "name": object.metadata.name, "namespace": object.metadata.namespace, "labels": labels,
+        "ownerReferences": [{
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "name": object.metadata.name, "uid": object.metadata.uid,
+        }],
+    });
+    if let Some(annotations) = infrastructure.map(|infrastructure| &infrastructure.annotations).filter(|own| !own.is_empty()) {
+        metadata["annotations"] = json!(annotations);
+    }
+    metadata
+}
+
+fn own_labels(object: &Object) -> [(String, String); 3] {
+    let class = object.gateway().map(|gateway| gateway.spec.gateway_class_name.clone()).unwrap_or_default();
+    [
+        (waypoint::GATEWAY_NAME.to_owned(), object.metadata.name.clone()),
+        (CLASS_LABEL.to_owned(), class),
+        (waypoint::MANAGED.to_owned(), MANAGED_BY.to_owned()),
+    ]
+}
+
+fn service_account(object: &Object) -> Value {
+    json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(object) })
+}
+
+fn service(object: &Object) -> Value {
+    let mut own = metadata(object);
+    own["annotations"]["networking.istio.io/traffic-distribution"] = "PreferClose".into();
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": own,
+        "spec": {
+            "type": "ClusterIP", "ipFamilyPolicy": "PreferDualStack",
+            "selector": { waypoint::GATEWAY_NAME: object.metadata.name },
+            "ports": [
+                { "name": "status-port", "port": 15021, "protocol": "TCP", "appProtocol": "tcp" },
+                { "name": "mesh", "port": 15008, "protocol": "TCP", "appProtocol": "hbone" },
+            ],
+        },
+    })
+}
+
+fn deployment(object: &Object) -> Value {
+    let name = object.metadata.name.as_str();
+    let infrastructure = object.gateway().and_then(|gateway| gateway.spec.infrastructure.as_ref());
+    let mut labels: BTreeMap<String, String> = infrastructure.map(|infrastructure| infrastructure.labels.clone()).unwrap_or_default();
+    labels.extend(own_labels(object));
+    for (key, value) in [
+        ("istio.io/dataplane-mode", "none"),
+        ("sidecar.istio.io/inject", "false"),
+        ("service.istio.io/canonical-name", name),
+        ("service.istio.io/canonical-revision", "latest"),
+    ] {
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    let mut annotations = Map::new();
+    for (key, value) in infrastructure.iter().flat_map(|infrastructure| &infrastructure.annotations) {
+        annotations.insert(key.clone(), value.as_str().into());
+    }
+    for (key, value) in [("prometheus.io/scrape", "true"), ("prometheus.io/port", "15020"), ("prometheus.io/path", "/stats/prometheus")] {
+        annotations.insert(key.to_owned(), value.into());
+    }
+    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata(object),
+        "spec": {
+            "selector": { "matchLabels": { waypoint::GATEWAY_NAME: name } },
+            "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } },
+            "template": {
+                "metadata": { "labels": labels, "annotations": annotations },
+                "spec": {
+                    "serviceAccountName": name,
+                    "terminationGracePeriodSeconds": 30,
+                    "securityContext": { "sysctls": [{ "name": "net.ipv4.ip_unprivileged_port_start", "value": "0" }] },
+                    "containers": [{
+                        "name": "istio-proxy", "image": "tropis/waypoint", "args": ["proxy", "waypoint"],
+                        "ports": [
+                            { "containerPort": 15020, "name": "metrics" },
+                            { "containerPort": 15021, "name": "status-port" },
+                            { "containerPort": 15090, "name": "http-envoy-prom" },
+                            { "containerPort": 15008, "name": "mesh" },
+                        ],
+                        "env": [
+                            field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"),
+                            field("INSTANCE_IP", "status.podIP"), field("NODE_NAME", "spec.nodeName"),
+                            field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
+                            { "name": "TROPIS_GATEWAY", "value": format!("{}/{name}", object.metadata.namespace) },
+                        ],
+                        "readinessProbe": {
+                            "httpGet": { "path": "/healthz/ready", "port": 15021 },
+                            "periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 4,
+                        },
+                        "securityContext": {
+                            "runAsUser": PROXY_USER, "runAsGroup": PROXY_USER, "runAsNonRoot": true, "privileged": false,
+                            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] },
+                        },
+                        "volumeMounts": [
+                            { "name": "istio-token", "mountPath": "/var/run/secrets/tokens" },
+                            { "name": "istiod-ca-cert", "mountPath": "/var/run/secrets/istio" },
+                        ],
+                    }],
+                    "volumes": [
+                        { "name": "istio-token", "projected": { "sources": [
+                            { "serviceAccountToken": { "audience": "istio-ca", "expirationSeconds": 43200, "path": "istio-token" } },
+                        ] } },
+                        { "name": "istiod-ca-cert", "configMap": { "name": "istio-ca-root-cert" } },
+                    ],
+                },
+            },
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tropis_compile::Settings;
+    use tropis_crds::decode;
+
+    use super::*;
+
+    fn gateway(spec: &Value) -> Arc<Object> {
+        let mut all = json!({
+            "gatewayClassName": "istio-waypoint", "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}],
+        });
+        all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        Arc::new(
+            decode(json!({
+                "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+                "metadata": {"name": "gw", "namespace": "shop", "uid": "u", "generation": 3}, "spec": all,
+            }))
+            .unwrap()
+            .0,
+        )
+    }
+
+    fn index(spec: &Value) -> Index {
+        let mut index = Index::new(Settings::default());
+        index.apply(&gateway(spec));
+        index
+    }
+
+    fn of(kind: Kind) -> ObjectRef {
+        ObjectRef::new(kind, "shop", "gw")
+    }
+
+    #[test]
+    fn a_waypoint_gets_an_account_a_service_and_a_deployment_that_decode_and_fit_together() {
+        let spec = json!({"infrastructure": {"labels": {"team": "a"}, "annotations": {"note": "b"}}});
+        let (made, told) = desired(&index(&spec), &Existing::default(), &[], |_| false);
+        assert!(told.is_empty() && made.len() == 4);
+        for kind in MADE {
+            let made = &made[&of(kind)];
+            let (object, findings) = decode(made.fields.clone()).unwrap();
+            assert!(made.owned && is_ours(&object) && object.label("team") == Some("a"), "{object:?}");
+            assert_eq!(object.annotation("note"), Some("b"));
+            assert!(findings.is_empty(), "{findings:?}");
+            assert_eq!(object.reference(), of(kind));
+        }
+        let deployment = &made[&of(Kind::Deployment)].fields["spec"]["template"];
+        let selector = &made[&of(Kind::Service)].fields["spec"]["selector"];
+        assert_eq!(deployment["metadata"]["labels"][waypoint::GATEWAY_NAME], selector[waypoint::GATEWAY_NAME]);
+        assert_eq!(deployment["metadata"]["labels"]["istio.io/dataplane-mode"], "none", "a waypoint is never captured");
+        assert_eq!(deployment["spec"]["serviceAccountName"], "gw");
+        assert_eq!(deployment["spec"]["containers"][0]["name"], "istio-proxy");
+    }
+
+    #[test]
+    fn the_address_comes_with_the_first_pod_that_is_configured() {
+        let status =
+            |live: bool| desired(&index(&json!({})), &Existing::default(), &[], |_| live).0[&of(Kind::Gateway)].fields["status"].clone();
+        assert_eq!(status(false)["addresses"], json!([]));
+        assert_eq!(status(false)["conditions"][1]["reason"], "Pending");
+        assert_eq!(status(true)["addresses"], json!([{"type": "Hostname", "value": "gw.shop.svc.cluster.local"}]));
+        assert_eq!(status(true)["conditions"][1]["status"], "True");
+        assert_eq!(status(true)["listeners"][0]["name"], "mesh");
+        assert_eq!(status(true)["conditions"][0]["observedGeneration"], 3);
+    }
+
+    #[test]
+    fn what_somebody_else_made_is_never_adopted() {
+        let mut existing = Existing::default();
+        let theirs =
+            decode(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "gw", "namespace": "shop"}})).unwrap().0;
+        existing.note(&theirs.reference(), Some(&theirs));
+        let (made, told) = desired(&index(&json!({})), &existing, &[], |_| true);
+        assert_eq!(made.keys().collect::<Vec<_>>(), [&of(Kind::Gateway)]);
+        assert_eq!(told[0].code, codes::NAME_TAKEN);
+        let status = &made[&of(Kind::Gateway)].fields["status"];
+        assert_eq!((&status["conditions"][1]["reason"], &status["addresses"]), (&json!("Invalid"), &json!([])));
+        existing.note(&theirs.reference(), None);
+        assert_eq!(desired(&index(&json!({})), &existing, &[], |_| true).0.len(), 4);
+    }
+
+    #[test]
+    fn a_deployment_made_by_hand_is_left_alone() {
+        let spec = json!({"addresses": [{"type": "Hostname", "value": "own.shop.svc.cluster.local"}]});
+        let (made, _) = desired(&index(&spec), &Existing::default(), &[], |_| false);
+        assert_eq!(made.keys().collect::<Vec<_>>(), [&of(Kind::Gateway)]);
+        assert_eq!(made[&of(Kind::Gateway)].fields["status"]["addresses"][0]["value"], "own.shop.svc.cluster.local");
+    }
+}

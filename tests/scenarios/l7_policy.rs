@@ -1,0 +1,94 @@
+//! Policy at layer 7: one caller may GET and not POST, through the waypoint, by the original caller's principal; the destination
+//! refuses the same caller when it comes past the waypoint.
+
+use anyhow::{Context, ensure};
+use futures_util::future::try_join_all;
+use tropis_tests::Lab;
+use tropis_tests::testkit::FailureKind;
+use tropis_tests::testkit::calls::Calls;
+
+use crate::shop::{APP, Protocol, Shop, Way};
+use crate::support::{Company, play};
+
+/// gRPC's PERMISSION_DENIED, which is how a 403 is told to gRPC.
+const PERMISSION_DENIED: u16 = 7;
+
+#[test]
+fn methods_are_allowed_by_principal_and_only_through_the_waypoint() {
+    play(Company::Welcome, |lab| Box::pin(policy(lab)));
+}
+
+async fn policy(lab: &Lab) -> anyhow::Result<()> {
+    let shop = Shop::with_waypoint(lab, "l7policy").await?;
+    let everybody = Way::all().map(|way| shop.call_until(&shop.other, way, "/", &[], |calls| calls.ok));
+    try_join_all(everybody).await.context("without a policy everybody may")?;
+    for service in ["near", "far"] {
+        lab.apply(&policy_of(service, "selector: {matchLabels: {app: SERVICE}}"))?;
+    }
+    try_join_all(Way::all().map(|way| decides(&shop, way))).await.context("a policy with a selector")?;
+    direct(&shop).await?;
+    for service in ["near", "far"] {
+        lab.apply(&policy_of(service, "targetRefs: [{kind: Service, group: \"\", name: SERVICE}]"))?;
+    }
+    try_join_all(Way::all().map(|way| decides(&shop, way))).await.context("a policy with targetRefs")?;
+    denials_are_told(&shop)?;
+    shop.close(&[("AuthorizationPolicy", "near"), ("AuthorizationPolicy", "far"), ("Gateway", "waypoint")])
+}
+
+async fn decides(shop: &Shop<'_>, way: Way) -> anyhow::Result<()> {
+    let (client, other) = (&shop.client, &shop.other);
+    if way.protocol == Protocol::Grpc {
+        let denied = |calls: &Calls| calls.grpc_statuses.get(&PERMISSION_DENIED) == Some(&1);
+        shop.call_until(other, way, "/shop.Echo/Say", &[], denied).await?;
+        shop.call_until(client, way, "/shop.Echo/Say", &[], |calls| calls.grpc_statuses.get(&0) == Some(&1)).await?;
+        shop.call_until(client, way, "/shop.Echo/Shout", &[], denied).await?;
+        return Ok(());
+    }
+    let denied = |calls: &Calls| calls.statuses.get(&403) == Some(&1) && calls.last_body.contains("RBAC: access denied");
+    shop.call_until(other, way, "/", &[], denied).await?;
+    shop.call_until(client, way, "/", &[], |calls| calls.statuses.get(&200) == Some(&1)).await?;
+    shop.call_until(client, way, "/", &["-X", "POST"], denied).await?;
+    // On one connection, a request is decided for itself.
+    let gets = shop.call(client, way, "/", &["-n", "50", "-c", "2"]).await?;
+    ensure!(gets.statuses.get(&200) == Some(&50), "{way}: {gets:?}");
+    Ok(())
+}
+
+/// Past the waypoint, to a pod's own address, the caller is refused: layer 4 cannot see that it is a GET.
+async fn direct(shop: &Shop<'_>) -> anyhow::Result<()> {
+    for service in ["near", "far"] {
+        let pod = shop.application(service, "v1").await?;
+        for family in tropis_tests::Family::BOTH {
+            let url = format!("http://{}/", pod.socket(family, APP));
+            let what = format!("{url} to be refused");
+            let mut last = Calls::default();
+            let refused = tropis_tests::wait::until(crate::shop::CHANGE, &what, async || {
+                last = shop.client.run(&["call", &url]).await.ok()?;
+                [FailureKind::Reset, FailureKind::Closed].iter().any(|kind| last.errors.contains_key(kind)).then_some(())
+            });
+            refused.await.with_context(|| format!("{last:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A denial names the policy that decided.
+fn denials_are_told(shop: &Shop<'_>) -> anyhow::Result<()> {
+    let lines = shop.lab.waypoint_access_log(shop.namespace, "waypoint");
+    let told = |service: &str| {
+        let of = |line: &&tropis_tests::observe::AccessLine| line.has(&[("stage", "authorize")]) && line.field("policy").contains(service);
+        lines.iter().filter(of).count()
+    };
+    for service in ["near", "far"] {
+        ensure!(told(service) > 0, "no denial names l7policy/{service}; the last line is {:?}", lines.last());
+    }
+    Ok(())
+}
+
+fn policy_of(service: &str, target: &str) -> String {
+    let target = target.replace("SERVICE", service);
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {service}, namespace: l7policy}}\nspec:\n  {target}\n  action: ALLOW\n  rules:\n  \
+         - from: [{{source: {{principals: [cluster.local/ns/l7policy/sa/client]}}}}]\n    to:\n    - operation: {{methods: [GET]}}\n    - operation: {{methods: [POST], paths: [/shop.Echo/Say]}}\n"
+    )
+}

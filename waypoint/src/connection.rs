@@ -1,0 +1,122 @@
+//! The journey of a connection that is not HTTP: accept → identify → resolve → authorize → route → balance → connect → relay → report.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+use tropis_model::{
+    authorize::request::StreamFacts,
+    matching, outlier, pick,
+    route::{Destination, Host},
+};
+use tropis_net::{
+    drain::DrainSignal,
+    relay::{RelayOptions, StopReason, relay},
+};
+
+use crate::{
+    entry::Entry,
+    stages::{
+        Failure, authorize,
+        balance::{self, BalanceError, Chosen, Wish},
+        connect::{self, Opened},
+        report::Report,
+        route::RouteError,
+    },
+    stream::Stream,
+    upstream::counts::{Held, Kind},
+};
+
+/// Serves a connection that is passed on as it is; `server_name` is that of its TLS, if it is TLS.
+pub async fn serve(entry: Rc<Entry>, stream: Stream, server_name: Option<String>, mut drain: DrainSignal) {
+    let mut report = Box::new(Report::connection(&entry, server_name.as_deref()));
+    let reached = tokio::select! {
+        reached = reach(&entry, server_name.as_deref(), &mut report) => reached,
+        () = drain.cut() => return,
+    };
+    let Reached { opened, chosen, _held } = match reached {
+        Ok(reached) => reached,
+        Err(failure) => {
+            // The stream is dropped unanswered: a tunnel is reset, as the caller's own connection would be.
+            return report.failed(failure);
+        }
+    };
+    let control = report.control();
+    report.relaying();
+    let mut revoked = std::pin::pin!(revoked(&entry, server_name.as_deref(), &chosen));
+    let options = RelayOptions { control: control.clone() };
+    let mut relaying = std::pin::pin!(relay(stream, opened.stream, &options));
+    let outcome = tokio::select! {
+        biased;
+        outcome = &mut relaying => outcome,
+        () = drain.cut() => {
+            control.stop(StopReason::Drained);
+            relaying.await
+        }
+        () = &mut revoked => {
+            control.stop(StopReason::PermitRevoked);
+            relaying.await
+        }
+    };
+    report.relayed(&outcome);
+}
+
+/// Waits until policy, as it changes, no longer allows the connection. What is no longer attached is no longer allowed.
+async fn revoked(entry: &Entry, server_name: Option<&str>, chosen: &Chosen) {
+    let mut changed = entry.worker.shared.view.subscribe();
+    while changed.changed().await.is_ok() {
+        let view = entry.worker.shared.view.load();
+        let Ok(host) = entry.host(&view) else { return };
+        let facts = facts(entry, server_name);
+        let permit = authorize::connection_target(&host, &facts);
+        let workload = view.workload(&chosen.workload.uid).unwrap_or(&chosen.workload);
+        if permit.and_then(|permit| authorize::connection_endpoint(&host, &facts, workload, chosen.address, permit)).is_err() {
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
+fn facts<'f>(entry: &'f Entry, server_name: Option<&'f str>) -> StreamFacts<'f> {
+    StreamFacts { caller: &entry.caller, port: entry.addressed.port(), destination: entry.addressed.address(), server_name }
+}
+
+/// What it takes to relay.
+struct Reached {
+    opened: Opened,
+    chosen: Chosen,
+    _held: Held,
+}
+
+async fn reach(entry: &Rc<Entry>, server_name: Option<&str>, report: &mut Report) -> Result<Reached, Failure> {
+    let worker = &entry.worker;
+    let view = report.view(worker.shared.view.seen());
+    let host = report.host(entry.host(&view)?, &view);
+    let facts = facts(entry, server_name);
+    let permit = authorize::connection_target(&host, &facts)?;
+    report.permitted();
+    let destination = route(entry, &host, &facts)?;
+    let pool = report.pool(balance::pool(&host, &destination.pool)?);
+    let own = worker.own(&view);
+    let current = worker.shared.pools.current(&view, &pool, own.as_deref());
+    let addressed = entry.addressed.address().map(|address| SocketAddr::new(address, entry.addressed.port()));
+    let chosen = balance::choose(worker, current, &Wish { addressed, ..Wish::default() })?;
+    let permit = authorize::connection_endpoint(&host, &facts, &chosen.workload, chosen.address, permit)?;
+    report.chosen(&chosen, 1);
+    let held = chosen.current.state.counts.take(Kind::Connection, &pool.limits).map_err(BalanceError::Full)?;
+    let opened = connect::open(worker, &pool.key, &chosen.member, &pool.limits, &pool.tls).await;
+    drop(permit);
+    let outcome = if opened.is_ok() { outlier::Outcome::Served } else { outlier::Outcome::ConnectFailure };
+    chosen.current.state.record(&chosen.member, outcome, worker.shared.pools.now(), own.as_deref());
+    let opened = opened?;
+    report.connected(opened.local);
+    Ok(Reached { opened, chosen, _held: held })
+}
+
+/// The destination: by the TLS routes if it is TLS, then by the TCP routes.
+fn route(entry: &Entry, host: &Arc<Host>, facts: &StreamFacts<'_>) -> Result<Destination, RouteError> {
+    let by_name = facts.server_name.and_then(|name| matching::tls(host, facts.port, name, facts.destination));
+    let by_name = by_name.map(|route| &route.destinations);
+    let destinations =
+        by_name.or_else(|| matching::tcp(host, facts.port, facts.destination, &entry.caller).map(|route| &route.destinations));
+    let destinations = destinations.ok_or(RouteError::NotFound)?;
+    entry.worker.draw(|draw| pick::destination(destinations, draw).cloned()).ok_or(RouteError::NotFound)
+}

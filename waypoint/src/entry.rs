@@ -1,0 +1,68 @@
+//! What a connection's requests have in common: who calls, what is addressed, and the worker that serves it.
+
+use std::{cell::RefCell, fmt, net::SocketAddr, rc::Rc, sync::Arc};
+
+use tropis_model::{
+    identity::Identity,
+    route::{Caller, Host},
+    view::View,
+    workload::Workload,
+};
+
+use crate::{
+    stages::resolve::{self, Addressed, ResolveError},
+    worker::Worker,
+};
+
+/// A connection that was accepted.
+pub struct Entry {
+    /// The worker that serves it.
+    pub worker: Rc<Worker>,
+    /// The original caller.
+    pub caller: Caller,
+    /// The original caller's workload, as far as it is known: for metrics.
+    pub source: Option<Arc<Workload>>,
+    /// Where the original caller called from.
+    pub source_address: SocketAddr,
+    /// What it called.
+    pub addressed: Addressed,
+    /// Its identity was proved, and ours to it.
+    pub mutual_tls: bool,
+    /// The host that was made up for a workload that is addressed itself, with the view's version that it is of.
+    made: RefCell<Option<(u64, Arc<Host>)>>,
+}
+
+impl Entry {
+    /// A connection of `identity` (proved by its tunnel) from `source_address`, for what `addressed` says.
+    pub fn new(worker: Rc<Worker>, view: &View, identity: Option<Identity>, source_address: SocketAddr, addressed: Addressed) -> Self {
+        let source = view.workload_at(&worker.shared.config.network, source_address.ip());
+        // An address is hearsay where the identity says that another calls.
+        let source = source.filter(|source| identity.as_ref().is_none_or(|identity| source.identity == *identity)).cloned();
+        let labels = source.as_ref().map(|source| source.labels.clone()).unwrap_or_default();
+        let mutual_tls = identity.is_some();
+        let caller = Caller { identity, address: Some(source_address.ip()), labels };
+        Self { worker, caller, source, source_address, addressed, mutual_tls, made: RefCell::default() }
+    }
+
+    /// The routes, policies and pools of what is addressed, as `view` has them: a change holds for open connections too.
+    pub fn host(&self, view: &View) -> Result<Arc<Host>, ResolveError> {
+        match &self.addressed {
+            Addressed::Service { name, .. } => resolve::service(view, &self.worker.shared.config.gateway, name),
+            Addressed::Workload { uid, address } => {
+                let mut made = self.made.borrow_mut();
+                if let Some((_, host)) = made.as_ref().filter(|(version, _)| *version == view.version()) {
+                    return Ok(host.clone());
+                }
+                let host = Arc::new(resolve::workload(view, &self.worker.shared.config.gateway, uid, *address)?);
+                *made = Some((view.version(), host.clone()));
+                Ok(host)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry").field("addressed", &self.addressed).field("caller", &self.caller).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,46 @@
+//! Header changes of the route and of the destination that was drawn: on requests the route's first, on responses the destination's.
+
+use http::HeaderMap;
+use tropis_model::{
+    rewrite,
+    route::{HeaderChanges, HeaderOperations},
+};
+
+use super::{Answer, Exchange};
+use crate::stages::{Failure, route::RouteError};
+
+pub(super) fn request(exchange: &mut Exchange<'_>) -> Option<Answer> {
+    let changes = [Some(&exchange.route().headers), exchange.routed.destination().map(|destination| &destination.headers)];
+    let changes: [Option<&HeaderOperations>; 2] =
+        changes.map(|changes| changes.map(|changes| &changes.request).filter(|one| !is_empty(one)));
+    if changes.iter().all(Option::is_none) {
+        return None;
+    }
+    let mut headers = exchange.parts.headers.clone();
+    for operations in changes.into_iter().flatten() {
+        match rewrite::headers(operations, &mut headers, rewrite::literal) {
+            Ok(authority) => exchange.authority = authority.or(exchange.authority.take()),
+            Err(error) => {
+                let failure = Failure::from(RouteError::Header(error));
+                return Some(Answer { reply: *failure.reply, flags: failure.flags, details: "invalid_header_change" });
+            }
+        }
+    }
+    exchange.changed = Some(headers);
+    None
+}
+
+pub(super) fn response(exchange: &Exchange<'_>, response: &mut HeaderMap) -> Result<(), RouteError> {
+    let of = |changes: &HeaderChanges, response: &mut HeaderMap| match is_empty(&changes.response) {
+        true => Ok(()),
+        false => rewrite::headers(&changes.response, response, rewrite::literal).map(|_| ()).map_err(RouteError::Header),
+    };
+    if let Some(destination) = exchange.routed.destination() {
+        of(&destination.headers, response)?;
+    }
+    of(&exchange.route().headers, response)
+}
+
+fn is_empty(operations: &HeaderOperations) -> bool {
+    operations.remove.is_empty() && operations.set.is_empty() && operations.add.is_empty()
+}

@@ -1,0 +1,72 @@
+//! Authorize: whether a request or a connection may be, against the original caller. The decisions are `model::authorize::request`'s.
+//!
+//! Twice: for what is addressed, with the service's port ([`target`]), before anything else looks at the request; and for the endpoint
+//! that was chosen, with its own port ([`endpoint`]), again for each try and mirror. No endpoint is called without an [`EndpointPermit`].
+
+use std::net::SocketAddr;
+
+use tropis_model::{
+    authorize::request::{self, RequestDenied, RequestPermit, StreamFacts},
+    route::Host,
+    workload::Workload,
+};
+
+use super::report::Report;
+use crate::request::Journey;
+
+/// The leave to look for an endpoint. Made only here.
+#[derive(Debug, Clone, Copy)]
+pub struct TargetPermit(());
+
+/// The leave to call an endpoint. Made only here.
+#[derive(Debug)]
+#[must_use]
+pub struct EndpointPermit(());
+
+/// Decides about a request by what is attached to the host or to us.
+pub fn target(journey: &Journey<'_>, report: &mut Report) -> Result<TargetPermit, RequestDenied> {
+    let permit = request::target(&journey.host.policies, &journey.facts)?;
+    note(&permit);
+    report.permitted();
+    Ok(TargetPermit(()))
+}
+
+/// Decides about a request by what selects the endpoint that was chosen for it.
+pub fn endpoint(
+    journey: &Journey<'_>,
+    workload: &Workload,
+    address: SocketAddr,
+    _target: TargetPermit,
+) -> Result<EndpointPermit, RequestDenied> {
+    let permit = request::endpoint(&journey.host.policies, &journey.facts, workload, address)?;
+    note(&permit);
+    Ok(EndpointPermit(()))
+}
+
+/// As [`target`], for a connection.
+pub fn connection_target(host: &Host, facts: &StreamFacts<'_>) -> Result<TargetPermit, RequestDenied> {
+    note(&request::connection_target(&host.policies, facts)?);
+    Ok(TargetPermit(()))
+}
+
+/// As [`endpoint`], for a connection.
+pub fn connection_endpoint(
+    host: &Host,
+    facts: &StreamFacts<'_>,
+    workload: &Workload,
+    address: SocketAddr,
+    _target: TargetPermit,
+) -> Result<EndpointPermit, RequestDenied> {
+    note(&request::connection_endpoint(&host.policies, facts, workload, address)?);
+    Ok(EndpointPermit(()))
+}
+
+/// What is only to be logged.
+fn note(permit: &RequestPermit) {
+    if let Some(denied) = permit.dry_run_denial() {
+        tracing::debug!(denial = %denied, "a dry-run policy would have denied this");
+    }
+    for policy in permit.audited() {
+        tracing::info!(target: "audit", policy = %policy, "an AUDIT policy matched");
+    }
+}

@@ -1,0 +1,287 @@
+//! The HTTP connections of a worker to endpoints: reused, bounded by the pool's limits, closed when idle, old or wanted elsewhere.
+//!
+//! A connection of HTTP/1.1 carries a request at a time and waits in its slot in between; one of HTTP/2 is shared while it has room. A
+//! request that must wait for a connection counts as pending.
+
+mod slot;
+
+use std::{cell::RefCell, collections::HashMap, fmt, future::poll_fn, rc::Rc, sync::Arc, time::Instant};
+
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http1, http2},
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use thiserror::Error;
+use tokio::task::spawn_local;
+use tropis_model::limits::Overflow;
+
+use self::slot::{Multiplexed, Slot};
+use super::{
+    counts::{Held, Kind},
+    members::Member,
+    pools::Current,
+};
+use crate::{
+    body::RequestBody,
+    stages::connect::{self, ConnectError, Opened},
+    worker::{LocalExecutor, Worker},
+};
+
+/// The version of HTTP on a connection to an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HttpVersion {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// Credit of a stream of HTTP/2 to an endpoint, and of a connection: as for tunnels, a quarter of it, since a response is read as it comes.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// Streams that a peer is thought to take before it has said so.
+const INITIAL_STREAMS: usize = 100;
+
+/// All connections of a worker.
+#[derive(Debug, Default)]
+pub struct Connections {
+    slots: RefCell<HashMap<(u64, HttpVersion), Rc<Slot>>>,
+}
+
+/// No connection can be had.
+#[derive(Debug, Clone, Error)]
+pub enum AcquireError {
+    /// The pool is full.
+    #[error(transparent)]
+    Full(#[from] Overflow),
+    /// The endpoint cannot be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+}
+
+/// What makes a connection.
+struct Wanted<'a> {
+    worker: &'a Rc<Worker>,
+    current: &'a Current,
+    member: &'a Member,
+    version: HttpVersion,
+}
+
+impl Connections {
+    /// A connection to `member` that takes a request: one that is open and has room, or a new one.
+    pub async fn acquire(worker: &Rc<Worker>, current: &Current, member: &Member, version: HttpVersion) -> Result<Lease, AcquireError> {
+        let slot = worker.connections.slot(member, version);
+        let limits = &current.ready.pool.limits;
+        if let Some(lease) = slot.take(limits) {
+            return Ok(lease);
+        }
+        let counts = &current.state.counts;
+        let _pending = counts.take(Kind::PendingRequest, limits)?;
+        let wanted = Wanted { worker, current, member, version };
+        loop {
+            let news = slot.news.notified();
+            if let Some(lease) = slot.take(limits) {
+                return Ok(lease);
+            }
+            if version == HttpVersion::Http2 && slot.is_connecting() {
+                news.await;
+                continue;
+            }
+            tokio::select! {
+                held = counts.take_connection(limits) => return wanted.connect(&slot, held).await,
+                () = news => {}
+            }
+        }
+    }
+
+    /// A connection of HTTP/1.1 for a request alone, which may turn it into something else.
+    pub async fn exclusive(worker: &Rc<Worker>, current: &Current, member: &Member) -> Result<(Opened, Held), AcquireError> {
+        let pool = &current.ready.pool;
+        let _pending = current.state.counts.take(Kind::PendingRequest, &pool.limits)?;
+        let held = current.state.counts.take_connection(&pool.limits).await;
+        Ok((connect::open(worker, &pool.key, member, &pool.limits, &pool.tls).await?, held))
+    }
+
+    /// How many connections are open, and how many of them carry nothing.
+    pub fn open(&self) -> (usize, usize) {
+        let slots = self.slots.borrow();
+        slots.values().fold((0, 0), |(open, idle), slot| (open + slot.open(), idle + slot.idle()))
+    }
+
+    /// Closes what has been idle or open for too long, and forgets endpoints without connections.
+    pub fn sweep(&self, now: Instant) {
+        self.slots.borrow_mut().retain(|_, slot| {
+            slot.sweep(now);
+            !slot.is_unused()
+        });
+    }
+
+    fn slot(&self, member: &Member, version: HttpVersion) -> Rc<Slot> {
+        self.slots.borrow_mut().entry((member.id, version)).or_default().clone()
+    }
+}
+
+impl Wanted<'_> {
+    async fn connect(&self, slot: &Rc<Slot>, held: Held) -> Result<Lease, AcquireError> {
+        let _connecting = slot.start_connecting();
+        let pool = &self.current.ready.pool;
+        let opened = connect::open(self.worker, &pool.key, self.member, &pool.limits, &pool.tls).await?;
+        let lease = match self.version {
+            HttpVersion::Http1 => self.http1(slot, opened, held).await,
+            HttpVersion::Http2 => self.http2(slot, opened, held).await,
+        };
+        lease.map_err(|error| ConnectError::Handshake(Rc::new(error)).into())
+    }
+
+    async fn http1(&self, slot: &Rc<Slot>, opened: Opened, held: Held) -> Result<Lease, hyper::Error> {
+        let limits = &self.worker.shared.config.http;
+        let mut builder = http1::Builder::new();
+        builder.max_headers(limits.headers).max_buf_size(limits.header_bytes.max(8 * 1024));
+        let (sender, connection) = builder.handshake(TokioIo::new(opened.stream)).await?;
+        let number = slot.opened();
+        let counts = self.current.state.counts.clone();
+        spawn_local({
+            let slot = slot.clone();
+            async move {
+                let mut connection = std::pin::pin!(connection);
+                let end = loop {
+                    tokio::select! {
+                        end = &mut connection => break end,
+                        () = counts.heard() => if counts.is_wanted() {
+                            slot.close_idle(number);
+                        },
+                    }
+                };
+                if let Err(error) = end {
+                    tracing::debug!(%error, "connection to an endpoint broke");
+                }
+                slot.closed(number);
+                drop(held);
+            }
+        });
+        let limits = self.current.ready.pool.limits.clone();
+        let one = slot::Single { sender, number, requests: 0, born: Instant::now(), limits, counts: self.current.state.counts.clone() };
+        Ok(Lease::single(slot.clone(), Box::new(one), opened.local))
+    }
+
+    async fn http2(&self, slot: &Rc<Slot>, opened: Opened, held: Held) -> Result<Lease, hyper::Error> {
+        let pool = &self.current.ready.pool.limits;
+        let limits = &self.worker.shared.config.http;
+        let mut builder = http2::Builder::new(LocalExecutor);
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .initial_max_send_streams(INITIAL_STREAMS)
+            .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX));
+        if let Some(keepalive) = pool.http2_keepalive {
+            builder.keep_alive_interval(keepalive.interval).keep_alive_timeout(keepalive.timeout).keep_alive_while_idle(true);
+        }
+        let (sender, connection) = builder.handshake(TokioIo::new(opened.stream)).await?;
+        let number = slot.opened();
+        let shared = Rc::new(Multiplexed::new(sender, number, opened.local, pool.clone()));
+        shared.peer_streams.set(connection.current_max_send_streams());
+        spawn_local({
+            let (slot, weak) = (slot.clone(), Rc::downgrade(&shared));
+            async move {
+                let mut connection = std::pin::pin!(connection);
+                let end = poll_fn(|cx| {
+                    let end = connection.as_mut().poll(cx);
+                    // What the peer takes may have changed in this turn.
+                    if let Some(shared) = weak.upgrade() {
+                        shared.peer_streams.set(connection.current_max_send_streams());
+                    }
+                    end
+                });
+                if let Err(error) = end.await {
+                    tracing::debug!(%error, "connection to an endpoint broke");
+                }
+                slot.closed(number);
+                drop(held);
+            }
+        });
+        slot.share(shared.clone());
+        Ok(Lease::shared(slot.clone(), shared))
+    }
+}
+
+/// A connection while a request is on it. Dropped, it closes what cannot carry another; [`Lease::give_back`] keeps it.
+pub struct Lease {
+    slot: Rc<Slot>,
+    carrier: Carrier,
+    local: std::net::SocketAddr,
+}
+
+enum Carrier {
+    Single(Option<Box<slot::Single>>),
+    Shared(Rc<Multiplexed>),
+}
+
+impl Lease {
+    fn single(slot: Rc<Slot>, one: Box<slot::Single>, local: std::net::SocketAddr) -> Self {
+        Self { slot, carrier: Carrier::Single(Some(one)), local }
+    }
+
+    fn shared(slot: Rc<Slot>, shared: Rc<Multiplexed>) -> Self {
+        shared.started();
+        let local = shared.local;
+        Self { slot, carrier: Carrier::Shared(shared), local }
+    }
+
+    /// Our end of the connection.
+    pub fn local(&self) -> std::net::SocketAddr {
+        self.local
+    }
+
+    /// Which version it speaks.
+    pub fn version(&self) -> HttpVersion {
+        match self.carrier {
+            Carrier::Single(_) => HttpVersion::Http1,
+            Carrier::Shared(_) => HttpVersion::Http2,
+        }
+    }
+
+    /// Sends a request. The error holds the request where nothing of it was sent.
+    pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        match &mut self.carrier {
+            Carrier::Single(Some(one)) => one.sender.try_send_request(request).await,
+            Carrier::Single(None) => unreachable_lease(),
+            Carrier::Shared(shared) => shared.sender.clone().try_send_request(request).await,
+        }
+    }
+
+    /// The response has ended: others may have the connection.
+    pub fn give_back(mut self) {
+        if let Carrier::Single(one) = &mut self.carrier
+            && let Some(mut one) = one.take()
+        {
+            one.requests += 1;
+            self.slot.keep(one, self.local);
+        }
+    }
+}
+
+/// A lease has its connection until it is given back, which consumes the lease.
+fn unreachable_lease() -> ! {
+    unreachable!("a lease that was given back is gone")
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Carrier::Shared(shared) = &self.carrier {
+            shared.ended();
+            self.slot.news.notify_one();
+        }
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("version", &self.version()).field("local", &self.local).finish_non_exhaustive()
+    }
+}
+
+/// What a slot's connections count against.
+type Counts = Arc<super::counts::Counts>;

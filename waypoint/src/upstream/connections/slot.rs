@@ -1,0 +1,209 @@
+//! The connections of one endpoint and version: which are open, which wait for a request, which have room for another.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    net::SocketAddr,
+    rc::Rc,
+    time::Instant,
+};
+
+use hyper::client::conn::{http1, http2};
+use tokio::sync::Notify;
+use tropis_model::{limits, pool::Limits};
+
+use super::{Counts, Lease};
+use crate::body::RequestBody;
+
+/// The slot of one endpoint and version.
+#[derive(Default)]
+pub(super) struct Slot {
+    /// Connections of HTTP/1.1 that wait for a request, the one used last at the end.
+    idle: RefCell<Vec<Idle>>,
+    /// Connections of HTTP/2 that take requests.
+    shared: RefCell<Vec<Rc<Multiplexed>>>,
+    open: Cell<usize>,
+    next_number: Cell<u64>,
+    /// Connections that are being made; others wait for one of HTTP/2.
+    connecting: Cell<usize>,
+    /// Told when a connection may have become free.
+    pub(super) news: Notify,
+}
+
+struct Idle {
+    one: Box<Single>,
+    local: SocketAddr,
+    since: Instant,
+}
+
+/// A connection of HTTP/1.1.
+pub(super) struct Single {
+    pub(super) sender: http1::SendRequest<RequestBody>,
+    pub(super) number: u64,
+    pub(super) requests: u32,
+    pub(super) born: Instant,
+    pub(super) limits: Limits,
+    pub(super) counts: Counts,
+}
+
+impl Single {
+    fn is_reusable(&self) -> bool {
+        !self.sender.is_closed() && limits::reuse(&self.limits, self.requests) && !is_old(&self.limits, self.born)
+    }
+}
+
+/// A connection of HTTP/2.
+pub(super) struct Multiplexed {
+    pub(super) sender: http2::SendRequest<RequestBody>,
+    number: u64,
+    pub(super) local: SocketAddr,
+    streams: Cell<u32>,
+    requests: Cell<u32>,
+    born: Instant,
+    idle_since: Cell<Instant>,
+    /// Streams that the peer takes.
+    pub(super) peer_streams: Cell<usize>,
+    limits: Limits,
+}
+
+impl Multiplexed {
+    pub(super) fn new(sender: http2::SendRequest<RequestBody>, number: u64, local: SocketAddr, limits: Limits) -> Self {
+        let now = Instant::now();
+        Self {
+            sender,
+            number,
+            local,
+            streams: Cell::new(0),
+            requests: Cell::new(0),
+            born: now,
+            idle_since: Cell::new(now),
+            peer_streams: Cell::new(usize::MAX),
+            limits,
+        }
+    }
+
+    pub(super) fn started(&self) {
+        self.streams.set(self.streams.get() + 1);
+        self.requests.set(self.requests.get().saturating_add(1));
+    }
+
+    pub(super) fn ended(&self) {
+        self.streams.set(self.streams.get() - 1);
+        self.idle_since.set(Instant::now());
+    }
+
+    /// Whether it may ever take another request.
+    fn is_reusable(&self) -> bool {
+        !self.sender.is_closed() && limits::reuse(&self.limits, self.requests.get()) && !is_old(&self.limits, self.born)
+    }
+
+    /// Whether it takes another request now.
+    fn has_room(&self) -> bool {
+        let streams = self.limits.max_concurrent_streams.map_or(usize::MAX, |limit| limit.max(1) as usize);
+        (self.streams.get() as usize) < streams.min(self.peer_streams.get().max(1))
+    }
+}
+
+fn is_old(limits: &Limits, born: Instant) -> bool {
+    limits.max_connection_duration.is_some_and(|limit| born.elapsed() >= limit)
+}
+
+/// Says that a connection is being made, until it is dropped.
+pub(super) struct Connecting<'a>(&'a Slot);
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        self.0.connecting.set(self.0.connecting.get() - 1);
+        self.0.news.notify_waiters();
+    }
+}
+
+impl Slot {
+    /// A connection that takes a request now.
+    pub(super) fn take(self: &Rc<Self>, limits: &Limits) -> Option<Lease> {
+        {
+            let mut shared = self.shared.borrow_mut();
+            // One that takes no more ends with its last stream.
+            shared.retain(|connection| connection.is_reusable());
+            if let Some(connection) = shared.iter().find(|connection| connection.has_room()) {
+                return Some(Lease::shared(self.clone(), connection.clone()));
+            }
+        }
+        let mut idle = self.idle.borrow_mut();
+        idle.retain(|idle| idle.one.is_reusable());
+        let at = idle.iter().rposition(|idle| idle.one.sender.is_ready())?;
+        let Idle { mut one, local, .. } = idle.remove(at);
+        one.limits = limits.clone();
+        Some(Lease::single(self.clone(), one, local))
+    }
+
+    /// Keeps a connection whose response has ended, if it may carry another request and nobody wants it closed.
+    pub(super) fn keep(&self, one: Box<Single>, local: SocketAddr) {
+        if one.is_reusable() && !one.counts.is_wanted() {
+            self.idle.borrow_mut().push(Idle { one, local, since: Instant::now() });
+            self.news.notify_one();
+        }
+    }
+
+    pub(super) fn share(&self, connection: Rc<Multiplexed>) {
+        self.shared.borrow_mut().push(connection);
+        self.news.notify_waiters();
+    }
+
+    pub(super) fn start_connecting(&self) -> Connecting<'_> {
+        self.connecting.set(self.connecting.get() + 1);
+        Connecting(self)
+    }
+
+    /// Whether a connection is being made.
+    pub(super) fn is_connecting(&self) -> bool {
+        self.connecting.get() > 0
+    }
+
+    /// Counts a connection that was opened; its number.
+    pub(super) fn opened(&self) -> u64 {
+        self.open.set(self.open.get() + 1);
+        let number = self.next_number.get();
+        self.next_number.set(number + 1);
+        number
+    }
+
+    pub(super) fn closed(&self, number: u64) {
+        self.open.set(self.open.get() - 1);
+        self.close_idle(number);
+        self.shared.borrow_mut().retain(|connection| connection.number != number);
+        self.news.notify_waiters();
+    }
+
+    /// Closes this connection if it carries nothing.
+    pub(super) fn close_idle(&self, number: u64) {
+        self.idle.borrow_mut().retain(|idle| idle.one.number != number);
+    }
+
+    pub(super) fn open(&self) -> usize {
+        self.open.get()
+    }
+
+    pub(super) fn idle(&self) -> usize {
+        self.idle.borrow().len() + self.shared.borrow().iter().filter(|connection| connection.streams.get() == 0).count()
+    }
+
+    pub(super) fn sweep(&self, now: Instant) {
+        let expired =
+            |limits: &Limits, since: Instant| limits.idle_timeout.is_some_and(|limit| now.saturating_duration_since(since) >= limit);
+        self.idle.borrow_mut().retain(|idle| idle.one.is_reusable() && !expired(&idle.one.limits, idle.since));
+        self.shared.borrow_mut().retain(|connection| {
+            connection.is_reusable() && !(connection.streams.get() == 0 && expired(&connection.limits, connection.idle_since.get()))
+        });
+    }
+
+    pub(super) fn is_unused(&self) -> bool {
+        self.open.get() == 0 && !self.is_connecting()
+    }
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slot").field("open", &self.open.get()).field("idle", &self.idle()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,162 @@
+//! What a pool has under way, counted for all workers; the limits are decided by `model::limits`.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use tokio::sync::Notify;
+use tropis_model::{
+    limits::{self, Overflow, UnderWay},
+    pool::Limits,
+};
+
+/// The counters of one pool.
+#[derive(Debug, Default)]
+pub struct Counts {
+    connections: AtomicU32,
+    pending_requests: AtomicU32,
+    requests: AtomicU32,
+    retries: AtomicU32,
+    /// Requests that wait because the pool may have no more connections.
+    waiting: AtomicU32,
+    /// Told when a connection has closed that others waited for.
+    freed: Notify,
+    /// Told when a request waits: idle connections are to close.
+    wanted: Notify,
+}
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A connection.
+    Connection,
+    /// A request that waits for a connection.
+    PendingRequest,
+    /// A request that has one.
+    Request,
+    /// A retry.
+    Retry,
+}
+
+/// A place among those counted; dropping it frees it.
+#[derive(Debug)]
+pub struct Held {
+    counts: Arc<Counts>,
+    kind: Kind,
+}
+
+impl Counts {
+    /// What is under way now.
+    pub fn under_way(&self) -> UnderWay {
+        let read = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
+        UnderWay {
+            connections: read(&self.connections),
+            pending_requests: read(&self.pending_requests),
+            requests: read(&self.requests),
+            retries: read(&self.retries),
+        }
+    }
+
+    /// Takes a place, if the limits leave one.
+    pub fn take(self: &Arc<Self>, kind: Kind, limits: &Limits) -> Result<Held, Overflow> {
+        // Counted first, so that two workers at the limit cannot both pass.
+        let before = self.counter(kind).fetch_add(1, Ordering::AcqRel);
+        let held = Held { counts: self.clone(), kind };
+        let under_way = self.under_way();
+        match kind {
+            Kind::Connection => limits::connection(limits, &UnderWay { connections: before, ..under_way }),
+            Kind::PendingRequest => limits::pending_request(limits, &UnderWay { pending_requests: before, ..under_way }),
+            Kind::Request => limits::request(limits, &UnderWay { requests: before, ..under_way }),
+            Kind::Retry => limits::retry(limits, &UnderWay { retries: before, ..under_way }),
+        }?;
+        Ok(held)
+    }
+
+    /// Takes a place for a connection, waiting for as long as the pool may have no more: idle ones are asked to close.
+    pub async fn take_connection(self: &Arc<Self>, limits: &Limits) -> Held {
+        struct Waits<'a>(&'a AtomicU32);
+        impl Drop for Waits<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        let mut waits = None;
+        loop {
+            // Before trying, so that one that closes in between is heard of.
+            let freed = self.freed.notified();
+            if let Ok(held) = self.take(Kind::Connection, limits) {
+                return held;
+            }
+            waits.get_or_insert_with(|| {
+                self.waiting.fetch_add(1, Ordering::AcqRel);
+                Waits(&self.waiting)
+            });
+            self.wanted.notify_waiters();
+            freed.await;
+        }
+    }
+
+    /// Waits for word that a connection is wanted: then [`Self::is_wanted`] tells.
+    pub async fn heard(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// Whether somebody waits for a connection of this pool to close.
+    pub fn is_wanted(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) > 0
+    }
+
+    fn counter(&self, kind: Kind) -> &AtomicU32 {
+        match kind {
+            Kind::Connection => &self.connections,
+            Kind::PendingRequest => &self.pending_requests,
+            Kind::Request => &self.requests,
+            Kind::Retry => &self.retries,
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.counts.counter(self.kind).fetch_sub(1, Ordering::AcqRel);
+        if self.kind == Kind::Connection && self.counts.is_wanted() {
+            self.counts.freed.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_is_refused_or_dropped_is_free() {
+        let counts = Arc::new(Counts::default());
+        let limits = Limits { max_requests: Some(1), ..Limits::default() };
+        let held = counts.take(Kind::Request, &limits).unwrap();
+        assert_eq!(counts.take(Kind::Request, &limits).unwrap_err(), Overflow::Requests);
+        assert_eq!(counts.under_way().requests, 1);
+        drop(held);
+        assert_eq!(counts.under_way(), UnderWay::default());
+        assert!(counts.take(Kind::Request, &limits).is_ok());
+    }
+
+    #[tokio::test]
+    async fn who_waits_hears_of_a_connection_that_closes() {
+        let counts = Arc::new(Counts::default());
+        let limits = Limits { max_connections: Some(1), ..Limits::default() };
+        let held = counts.take(Kind::Connection, &limits).unwrap();
+        let waiting = tokio::spawn({
+            let counts = counts.clone();
+            async move { counts.take_connection(&limits).await }
+        });
+        counts.heard().await;
+        assert!(counts.is_wanted() && !waiting.is_finished());
+        drop(held);
+        let held = waiting.await.unwrap();
+        assert_eq!(counts.under_way().connections, 1);
+        drop(held);
+        assert!(!counts.is_wanted());
+    }
+}

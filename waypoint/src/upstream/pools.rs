@@ -1,0 +1,306 @@
+//! The pools of the process: their members, who of them is ejected, and what is prepared for choosing among them.
+//!
+//! A pool's state is found by its key and lives as long as the key is used. What choosing needs is made anew when the view, the pool's
+//! configuration or an ejection changes, by whoever comes first; everybody else reads it without a lock.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use tropis_model::{
+    outlier::{Detector, Outcome},
+    pick::{Candidate, Endpoints},
+    pool::{Pool, PoolKey},
+    view::View,
+    workload::Workload,
+};
+
+use super::{
+    counts::Counts,
+    members::{self, Found, Member},
+};
+
+/// Pools that the process remembers. Configuration names far fewer; those that it names no more are forgotten when there are more.
+const MAX_POOLS: usize = 20_000;
+
+/// All pools.
+#[derive(Debug)]
+pub struct Pools {
+    states: RwLock<HashMap<PoolKey, Arc<PoolState>>>,
+    gateway: Arc<str>,
+    network: Arc<str>,
+    started: Instant,
+}
+
+/// A pool's state, shared by all workers.
+#[derive(Debug)]
+pub struct PoolState {
+    /// Its name.
+    pub key: PoolKey,
+    /// What it has under way.
+    pub counts: Arc<Counts>,
+    /// The turn of the next pick.
+    pub turn: AtomicU64,
+    ready: ArcSwap<Ready>,
+    inner: Mutex<Inner>,
+    /// When endpoints may come back next, in nanoseconds of the pools' clock.
+    next_sweep: AtomicU64,
+    ejections: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Inner {
+    detector: Option<Detector<u64>>,
+    found: Vec<Found>,
+    members: Vec<Arc<Member>>,
+}
+
+/// What choosing among a pool's endpoints needs.
+#[derive(Debug)]
+pub struct Ready {
+    /// The configuration.
+    pub pool: Arc<Pool>,
+    /// The endpoints, by place.
+    pub endpoints: Arc<Endpoints>,
+    /// What is counted about each, by the same place.
+    pub members: Vec<Arc<Member>>,
+    view_version: u64,
+}
+
+/// A pool as it is now.
+#[derive(Debug, Clone)]
+pub struct Current {
+    /// Its state.
+    pub state: Arc<PoolState>,
+    /// What choosing needs.
+    pub ready: Arc<Ready>,
+}
+
+/// What a pool shows of itself.
+#[derive(Debug, Clone)]
+pub struct PoolInfo {
+    /// Its state.
+    pub current: Current,
+    /// Its ejected endpoints, by place.
+    pub ejected: Vec<bool>,
+    /// Ejections since it is there.
+    pub ejections: u64,
+}
+
+impl Pools {
+    /// No pools yet, for the waypoint of `gateway` on `network`.
+    pub fn new(gateway: Arc<str>, network: Arc<str>) -> Self {
+        Self { states: RwLock::default(), gateway, network, started: Instant::now() }
+    }
+
+    /// The pools' clock.
+    pub fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// A pool as `view` and `pool` have it; `own` is the workload that we are, which says what is near.
+    pub fn current(&self, view: &View, pool: &Arc<Pool>, own: Option<&Workload>) -> Current {
+        let state = self.state(pool);
+        let ready = state.ready.load_full();
+        let now = self.now();
+        let is_current = (Arc::ptr_eq(&ready.pool, pool) || *ready.pool == **pool) && ready.view_version >= view.version();
+        if is_current && nanoseconds(now) < state.next_sweep.load(Ordering::Acquire) {
+            return Current { state, ready };
+        }
+        let ready = state.renew(self, view, pool, own, now);
+        Current { state, ready }
+    }
+
+    /// All pools that were used.
+    pub fn list(&self) -> Vec<PoolInfo> {
+        let states = self.states.read().unwrap_or_else(PoisonError::into_inner);
+        states.values().map(PoolState::info).collect()
+    }
+
+    fn state(&self, pool: &Arc<Pool>) -> Arc<PoolState> {
+        if let Some(state) = self.states.read().unwrap_or_else(PoisonError::into_inner).get(&pool.key) {
+            return state.clone();
+        }
+        let mut states = self.states.write().unwrap_or_else(PoisonError::into_inner);
+        if states.len() >= MAX_POOLS {
+            // What nobody but this table holds has nothing under way.
+            states.retain(|_, state| Arc::strong_count(state) > 1);
+        }
+        states.entry(pool.key.clone()).or_insert_with(|| Arc::new(PoolState::new(pool))).clone()
+    }
+}
+
+impl PoolState {
+    fn new(pool: &Arc<Pool>) -> Self {
+        let ready =
+            Ready { pool: pool.clone(), endpoints: Arc::new(Endpoints::new(pool, None, Vec::new())), members: Vec::new(), view_version: 0 };
+        Self {
+            key: pool.key.clone(),
+            counts: Arc::default(),
+            turn: AtomicU64::new(0),
+            ready: ArcSwap::from_pointee(ready),
+            inner: Mutex::new(Inner { detector: None, found: Vec::new(), members: Vec::new() }),
+            // The first use prepares it.
+            next_sweep: AtomicU64::new(0),
+            ejections: AtomicU64::new(0),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Brings it up to date: members, returns from ejection, and what is prepared for choosing.
+    fn renew(&self, pools: &Pools, view: &View, pool: &Arc<Pool>, own: Option<&Workload>, now: Duration) -> Arc<Ready> {
+        let mut inner = self.lock();
+        let before = self.ready.load_full();
+        let mut changed = before.view_version == 0;
+        let same_pool = Arc::ptr_eq(&before.pool, pool) || *before.pool == **pool;
+        // A worker that still has an older view does not bring it back.
+        if before.view_version < view.version() || !same_pool {
+            let found = members::find(view, &pools.gateway, &pools.network, pool);
+            changed |= !same_pool || found != inner.found || pool.locality != Default::default();
+            // Who is there from the beginning has nothing to warm up for.
+            let since = (before.view_version > 0).then_some(now);
+            inner.renew_members(pool, same_pool, found, since);
+        }
+        if self.sweep(&mut inner, pool, now) {
+            changed = true;
+        }
+        let version = before.view_version.max(view.version());
+        let ready = match changed {
+            true => Ready {
+                pool: pool.clone(),
+                endpoints: Arc::new(Endpoints::new(pool, own, inner.candidates())),
+                members: inner.members.clone(),
+                view_version: version,
+            },
+            false => {
+                Ready { pool: pool.clone(), endpoints: before.endpoints.clone(), members: before.members.clone(), view_version: version }
+            }
+        };
+        let ready = Arc::new(ready);
+        self.ready.store(ready.clone());
+        ready
+    }
+
+    /// Lets endpoints back whose time is over, at each tick of the interval. Says whether any came back.
+    fn sweep(&self, inner: &mut Inner, pool: &Pool, now: Duration) -> bool {
+        let Some((detector, settings)) = inner.detector.as_mut().zip(pool.outlier.as_ref()) else {
+            self.next_sweep.store(u64::MAX, Ordering::Release);
+            return false;
+        };
+        let interval = settings.interval.max(Duration::from_millis(1));
+        let next = Duration::from_nanos(self.next_sweep.load(Ordering::Acquire));
+        if next.is_zero() || next == Duration::from_nanos(u64::MAX) {
+            self.next_sweep.store(nanoseconds(now + interval), Ordering::Release);
+            return false;
+        }
+        let mut returned = false;
+        let mut tick = next;
+        // Ticks that nobody was there for are made up for, a bounded number of them: more would change nothing any more.
+        let missed = now.saturating_sub(tick).as_nanos() / interval.as_nanos();
+        if missed > MAX_TICKS {
+            tick = now.saturating_sub(interval * MAX_TICKS as u32);
+        }
+        while tick <= now {
+            returned |= !detector.sweep(tick).is_empty();
+            tick += interval;
+        }
+        self.next_sweep.store(nanoseconds(tick), Ordering::Release);
+        returned
+    }
+
+    /// Takes in how a request to `member` went. An ejection holds for the next pick.
+    pub fn record(&self, member: &Member, outcome: Outcome, now: Duration, own: Option<&Workload>) {
+        let ready = self.ready.load();
+        if ready.pool.outlier.is_none() {
+            return;
+        }
+        let mut inner = self.lock();
+        let Some(ejected) = inner.detector.as_mut().and_then(|detector| detector.record(&member.id, outcome, now)) else { return };
+        self.ejections.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(pool = %self.key, endpoint = %member.reach, cause = ?ejected.cause, duration = ?ejected.duration, "endpoint ejected");
+        let ready = self.ready.load_full();
+        let next = Ready {
+            pool: ready.pool.clone(),
+            endpoints: Arc::new(Endpoints::new(&ready.pool, own, inner.candidates())),
+            members: inner.members.clone(),
+            view_version: ready.view_version,
+        };
+        self.ready.store(Arc::new(next));
+    }
+
+    fn info(self: &Arc<Self>) -> PoolInfo {
+        let inner = self.lock();
+        let ready = self.ready.load_full();
+        let is_ejected = |member: &Arc<Member>| inner.detector.as_ref().is_some_and(|detector| detector.is_ejected(&member.id));
+        PoolInfo {
+            ejected: ready.members.iter().map(is_ejected).collect(),
+            ejections: self.ejections.load(Ordering::Relaxed),
+            current: Current { state: self.clone(), ready },
+        }
+    }
+}
+
+/// After so many ticks the longest row of ejections is forgiven.
+const MAX_TICKS: u128 = 1000;
+
+impl Inner {
+    fn renew_members(&mut self, pool: &Pool, same_pool: bool, found: Vec<Found>, since: Option<Duration>) {
+        self.members = members::members(&self.members, &found, since);
+        self.found = found;
+        match (&pool.outlier, &mut self.detector) {
+            (None, detector) => *detector = None,
+            (Some(settings), Some(detector)) if !same_pool => detector.configure(settings.clone()),
+            (Some(_), Some(_)) => {}
+            (Some(settings), detector @ None) => *detector = Some(Detector::new(settings.clone())),
+        }
+        if let Some(detector) = &mut self.detector {
+            detector.set_hosts(self.members.iter().map(|member| member.id));
+        }
+    }
+
+    fn candidates(&self) -> Vec<Candidate> {
+        let each = self.found.iter().zip(&self.members);
+        each.map(|(found, member)| Candidate {
+            workload: found.workload.clone(),
+            address: found.own_address(),
+            weight: found.workload.capacity,
+            healthy: self.detector.as_ref().is_none_or(|detector| !detector.is_ejected(&member.id)),
+            since: member.since,
+        })
+        .collect()
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX - 1)
+}
+
+/// A request under way to an endpoint; dropping it ends it.
+#[derive(Debug)]
+pub struct Active(Arc<Member>);
+
+impl Active {
+    /// Counts a request to `member`.
+    pub fn new(member: &Arc<Member>) -> Self {
+        member.active.fetch_add(1, Ordering::Relaxed);
+        Self(member.clone())
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        let _: u32 = AtomicU32::fetch_sub(&self.0.active, 1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests;

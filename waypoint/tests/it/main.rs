@@ -1,0 +1,8 @@
+//! The proxy from outside: real tunnels with real certificates in, real HTTP servers behind, the view fed by hand. What the control
+//! plane makes of objects is tested there; the whole way by the scenarios.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+
+mod log;
+mod requests;
+mod world;
