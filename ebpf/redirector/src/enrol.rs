@@ -11,6 +11,7 @@
 //! One task does it all, a step at a time; whatever has to wait is due later. Only the proxy is asked by another one (`ask.rs`).
 
 mod ask;
+mod effects;
 mod leave;
 mod member;
 mod take_over;
@@ -18,21 +19,17 @@ mod take_over;
 use std::{
     collections::BTreeMap,
     io,
-    net::IpAddr,
-    os::fd::AsFd as _,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use serde_json::json;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tropis_maps::PodEntry;
-use tropis_source::{Report, Source, SourceEvent};
+use tropis_source::{Source, SourceEvent};
 use tropis_telemetry::{chain, readiness::ReadinessTask};
 
 use self::{
@@ -41,9 +38,9 @@ use self::{
     member::{Member, Phase},
 };
 use crate::{
-    kernel::{Capture, CaptureError},
+    kernel::Capture,
     namespaces::{LocateError, Place, Processes},
-    pods::{Facts, PodFacts, REDIRECTION},
+    pods::{Facts, PodFacts},
     sandboxes::Sandboxes,
     zds::{Handed, Listen, Zds, ZdsEvent},
 };
@@ -57,10 +54,6 @@ const SWEEP_UNHEARD: Duration = Duration::from_secs(1);
 const PATIENCE: u32 = 4;
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LAST: Duration = Duration::from_secs(5);
-/// The node proxy's listener for captured connections, as under istio-cni.
-const OUTBOUND_PORT: u16 = 15001;
-/// The first of its DNS listeners.
-const DNS_PORT: u16 = 15053;
 const ENABLED: &str = "enabled";
 const PENDING: &str = "pending";
 
@@ -322,62 +315,12 @@ impl Enroller {
         self.ask_to_serve(uid, &place).await;
     }
 
-    /// Captures a pod where it was found. False when the kernel refused; what half of it succeeded goes with the pod.
-    fn capture_in_kernel(&mut self, uid: &str) -> bool {
-        let Some(member) = self.members.get_mut(uid) else { return false };
-        let (Some(place), facts) = (member.place.clone(), Arc::clone(&member.facts)) else { return false };
-        // Before the kernel hears of it, so that it is removed whatever happens.
-        member.cookie = Some(place.cookie());
-        let captured = self.enrol_in_kernel(&facts, &place);
-        if let Err(error) = &captured {
-            tracing::error!(pod = facts.name(), error = chain(error), "the pod cannot be captured");
-        }
-        if let Some(member) = self.members.get_mut(uid) {
-            member.captured = captured.is_ok();
-        }
-        captured.is_ok()
-    }
-
     fn not_located(&mut self, uid: &str, facts: &PodFacts, error: &LocateError) {
         let Some(member) = self.members.get_mut(uid) else { return };
         if member.attempts > PATIENCE {
             tracing::warn!(pod = facts.name(), error = chain(error), "its network namespace is not found");
         }
         member.retry();
-    }
-
-    /// What arrives first, then what it opens: the proxy listens already.
-    fn enrol_in_kernel(&self, facts: &PodFacts, place: &Place) -> Result<(), CaptureError> {
-        if facts.bypass_inbound {
-            self.capture.detach_inbound(place.cookie())?;
-        } else {
-            self.capture.attach_inbound(place.as_fd(), place.cookie())?;
-        }
-        self.capture.maps().enrol(place.cookie(), &self.entry(facts, true))?;
-        Ok(())
-    }
-
-    fn entry(&self, facts: &PodFacts, captures: bool) -> PodEntry {
-        PodEntry {
-            uid: facts.uid.clone(),
-            ipv4: facts.addresses.iter().find_map(|ip| match ip {
-                IpAddr::V4(ip) => Some(*ip),
-                IpAddr::V6(_) => None,
-            }),
-            ipv6: facts.addresses.iter().find_map(|ip| match ip {
-                IpAddr::V6(ip) => Some(*ip),
-                IpAddr::V4(_) => None,
-            }),
-            outbound_port: OUTBOUND_PORT,
-            dns_port: if self.captures_dns(facts) { DNS_PORT } else { 0 },
-            captures,
-            foreign_proxy: self.settings.foreign_proxy,
-        }
-    }
-
-    /// A proxy of another mesh has one DNS listener, which does not know that each resolver has a port of its own.
-    fn captures_dns(&self, facts: &PodFacts) -> bool {
-        facts.dns_capture.unwrap_or(self.settings.dns_capture) && !self.settings.foreign_proxy
     }
 
     /// Looks whether pods are still where they are captured.
@@ -404,27 +347,6 @@ impl Enroller {
                 member.due = Some(Instant::now());
             }
         }
-    }
-
-    async fn annotate(&self, facts: &PodFacts, value: &str) -> bool {
-        let fields = json!({"metadata": {"uid": facts.uid, "annotations": {REDIRECTION: value}}});
-        match self.source.report(Report::new(self.writer(), facts.reference.clone(), fields)).await {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::error!(pod = facts.name(), error = chain(&error), "the annotation could not be written");
-                false
-            }
-        }
-    }
-
-    async fn withdraw(&self, facts: &PodFacts) {
-        if let Err(error) = self.source.withdraw(&self.writer(), &facts.reference).await {
-            tracing::error!(pod = facts.name(), error = chain(&error), "the annotation could not be withdrawn");
-        }
-    }
-
-    fn writer(&self) -> String {
-        format!("redirector.{}", self.settings.node)
     }
 
     fn show(&self) {
