@@ -1,6 +1,6 @@
 //! The admin endpoint (`/enrolled`) and the metrics of this program.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, response::Response, routing::get};
 use prometheus_client::{
@@ -108,7 +108,8 @@ impl Collector for Scrape {
         let connected = ConstGauge::new(i64::try_from(self.zds.connected()).unwrap_or(i64::MAX));
         let metric = encoder.encode_descriptor("ztunnel_connected", "Node proxies that are connected", None, connected.metric_type())?;
         connected.encode(metric)?;
-        let pods = ConstGauge::new(i64::try_from(self.status.pods().len()).unwrap_or(i64::MAX));
+        let pods = self.status.pods().into_iter().map(|(uid, _)| uid).collect::<BTreeSet<_>>().len();
+        let pods = ConstGauge::new(i64::try_from(pods).unwrap_or(i64::MAX));
         let metric =
             encoder.encode_descriptor("tropis_redirector_pods", "Pods that are, or are to be, enrolled", None, pods.metric_type())?;
         pods.encode(metric)?;

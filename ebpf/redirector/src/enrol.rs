@@ -1,14 +1,17 @@
 //! Enrols pods, and un-enrols them, in the order that loses no connection.
 //!
-//! *Enrol a live pod*: find its namespace → the node proxy listens in it (ZDS Add answered) → what arrives is captured → what it opens is
-//! captured → annotation `enabled`, from which the control plane tells peers to use tunnels.
+//! *Enrol a live pod*: find its namespace → the node proxy listens in it (ZDS Add answered; half a second at most, then it is captured
+//! without, ADR 4) → what arrives is captured → what it opens is captured → annotation `enabled`, from which the control plane tells peers
+//! to use tunnels.
 //! *Un-enrol a live pod*: what it opens passes → annotation withdrawn → a bounded wait until peers have heard → what arrives passes →
 //! the proxy has accepted what was on its way → ZDS Del → entries removed. Connections that are open live on.
 //! *A pod that is gone*: ZDS Del at once, before its address is used again; entries stay until nothing runs in its namespace.
 //! *A pod whose sandbox was made anew*: captured where it runs now as soon as it is seen, and where it ran until nothing does.
 //!
-//! One task does it all, a step at a time; whatever has to wait is due later.
+//! One task does it all, a step at a time; whatever has to wait is due later. Only the proxy is asked by another one (`ask.rs`).
 
+mod ask;
+mod effects;
 mod leave;
 mod member;
 mod take_over;
@@ -16,29 +19,26 @@ mod take_over;
 use std::{
     collections::BTreeMap,
     io,
-    net::IpAddr,
-    os::fd::AsFd as _,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use serde_json::json;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tropis_maps::PodEntry;
-use tropis_source::{Report, Source, SourceEvent};
+use tropis_source::{Source, SourceEvent};
 use tropis_telemetry::{chain, readiness::ReadinessTask};
 
 use self::{
+    ask::Asking,
     leave::Retired,
     member::{Member, Phase},
 };
 use crate::{
-    kernel::{Capture, CaptureError},
+    kernel::Capture,
     namespaces::{LocateError, Place, Processes},
     pods::{Facts, PodFacts},
     sandboxes::Sandboxes,
@@ -54,11 +54,6 @@ const SWEEP_UNHEARD: Duration = Duration::from_secs(1);
 const PATIENCE: u32 = 4;
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LAST: Duration = Duration::from_secs(5);
-/// The node proxy's listener for captured connections, as under istio-cni.
-const OUTBOUND_PORT: u16 = 15001;
-/// The first of its DNS listeners.
-const DNS_PORT: u16 = 15053;
-const ANNOTATION: &str = "ambient.istio.io/redirection";
 const ENABLED: &str = "enabled";
 const PENDING: &str = "pending";
 
@@ -78,13 +73,13 @@ pub struct EnrolmentSettings {
 /// What others may see of the pods that are enrolled.
 #[derive(Debug, Clone)]
 pub struct Status {
-    pods: Arc<Mutex<BTreeMap<String, PodStatus>>>,
+    pods: Arc<Mutex<Vec<(String, PodStatus)>>>,
     capture: Arc<Capture>,
 }
 
 impl Status {
-    /// The pods, by UID.
-    pub fn pods(&self) -> BTreeMap<String, PodStatus> {
+    /// The namespaces of pods that are, or are to be, captured, each with its pod's UID.
+    pub fn pods(&self) -> Vec<(String, PodStatus)> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -109,6 +104,11 @@ pub struct Enroller {
     retired_due: Instant,
     retired_wait: Duration,
     sandboxes: Sandboxes,
+    asking: Asking,
+    /// How many times a proxy has connected.
+    connections: u64,
+    /// A proxy has put listeners into our maps beside programs of another version: those may go.
+    newer_proxy: bool,
     /// When the programs of another version go.
     older_due: Option<Instant>,
     status: Status,
@@ -125,6 +125,7 @@ impl Enroller {
         zds_events: mpsc::UnboundedReceiver<ZdsEvent>,
     ) -> Self {
         let capture = Arc::new(capture);
+        let asking = Asking::start(zds.clone());
         let facts = Facts::new(&settings.node, settings.sidecar_labels);
         let status = Status { pods: Arc::default(), capture: Arc::clone(&capture) };
         Self {
@@ -139,6 +140,9 @@ impl Enroller {
             retired_due: Instant::now(),
             retired_wait: RETRY_FIRST,
             sandboxes: Sandboxes::new(cgroup),
+            asking,
+            connections: 0,
+            newer_proxy: false,
             older_due: None,
             status,
         }
@@ -186,6 +190,7 @@ impl Enroller {
                     self.decide().await;
                 }
                 event = self.zds_events.recv() => if let Some(event) = event { self.heed(event) },
+                answer = self.asking.answer() => if let Some(answer) = answer { self.heed_answer(answer).await },
                 () = self.sandboxes.changed() => {}
                 () = sleep_until(due) => {}
                 () = sleep_until(sweep) => {
@@ -209,6 +214,7 @@ impl Enroller {
     fn heed(&mut self, event: ZdsEvent) {
         match event {
             ZdsEvent::Connected => {
+                self.connections += 1;
                 for member in self.members.values_mut().filter(|member| member.phase == Phase::Waiting) {
                     member.due = Some(Instant::now());
                     member.attempts = 0;
@@ -245,6 +251,7 @@ impl Enroller {
                     member.facts = Arc::clone(facts);
                     changed = true;
                     if enrolled_otherwise {
+                        member.asked = None;
                         member.phase = Phase::Waiting;
                         member.due = Some(Instant::now());
                     }
@@ -276,8 +283,8 @@ impl Enroller {
         let processes = look().await;
         for uid in due {
             match self.members.get_mut(&uid) {
-                Some(member) if member.phase == Phase::Leaving => self.stop_inbound(&uid).await,
-                Some(member) if member.phase == Phase::Closing => self.finish_leaving(&uid).await,
+                Some(member) if member.phase == Phase::Leaving => self.stop_inbound(&uid),
+                Some(member) if member.phase == Phase::Closing => self.finish_leaving(&uid),
                 Some(member) => {
                     member.due = None;
                     self.enrol(&uid, &processes).await;
@@ -298,65 +305,14 @@ impl Enroller {
         if let Some(before) = member.cookie.filter(|before| *before != place.cookie()) {
             tracing::info!(pod = facts.name(), "the pod has another network namespace now");
             self.retire(before, &facts, self.entry(&facts, true));
+            if let Some(member) = self.members.get_mut(uid) {
+                member.place = Some(place.clone());
+            }
             // At once, before the proxy serves it there: refused for a moment, never plain. Its peers take it for enrolled.
-            self.capture_in_kernel(uid, &facts, &place);
+            self.capture_in_kernel(uid);
         }
         self.retired.remove(&place.cookie());
-        let served = self.zds.add(handed(&facts, Some(&place))).await;
-        let held = self.capture.older_holds(place.cookie()) && !(served.is_ok() && self.shares_maps(&facts));
-        if let Some(member) = self.members.get_mut(uid) {
-            member.held_by_older = held;
-            if held {
-                return member.retry();
-            }
-        }
-        if let Err(error) = served {
-            // A pod that is captured is still served: saying `pending` would send its peers to it in plaintext.
-            let first = self.members.get(uid).is_some_and(|member| member.cookie.is_none() && member.said != Some(PENDING));
-            if first {
-                tracing::warn!(pod = facts.name(), error = chain(&error), "waiting for the node proxy");
-            }
-            // Marked for the mesh: until a proxy serves it, its connections are refused, never plain (ADR 4).
-            self.capture_in_kernel(uid, &facts, &place);
-            let said = first && self.annotate(&facts, PENDING).await;
-            if let Some(member) = self.members.get_mut(uid) {
-                member.said = if said { Some(PENDING) } else { member.said };
-                member.retry();
-            }
-            return;
-        }
-        if !self.capture_in_kernel(uid, &facts, &place) {
-            if let Some(member) = self.members.get_mut(uid) {
-                member.retry();
-            }
-            return;
-        }
-        let annotated = self.annotate(&facts, ENABLED).await;
-        tracing::info!(pod = facts.name(), netns_cookie = place.cookie(), addresses = ?facts.addresses, "enrolled");
-        if let Some(member) = self.members.get_mut(uid) {
-            member.cookie = Some(place.cookie());
-            member.place = Some(place);
-            member.phase = Phase::Enrolled;
-            member.attempts = 0;
-            member.said = annotated.then_some(ENABLED);
-            if !annotated {
-                member.phase = Phase::Waiting;
-                member.retry();
-            }
-        }
-    }
-
-    /// Captures a pod. False when the kernel refused; what half of it succeeded goes with the pod.
-    fn capture_in_kernel(&mut self, uid: &str, facts: &PodFacts, place: &Place) -> bool {
-        if let Some(member) = self.members.get_mut(uid) {
-            // Before the kernel hears of it, so that it is removed whatever happens.
-            member.cookie = Some(place.cookie());
-        }
-        let captured = self.enrol_in_kernel(facts, place);
-        if let Err(error) = &captured {
-            tracing::error!(pod = facts.name(), error = chain(error), "the pod cannot be captured");
-        }
-        captured.is_ok()
+        self.ask_to_serve(uid, &place).await;
     }
 
     fn not_located(&mut self, uid: &str, facts: &PodFacts, error: &LocateError) {
@@ -365,40 +321,6 @@ impl Enroller {
             tracing::warn!(pod = facts.name(), error = chain(error), "its network namespace is not found");
         }
         member.retry();
-    }
-
-    /// What arrives first, then what it opens: the proxy listens already.
-    fn enrol_in_kernel(&self, facts: &PodFacts, place: &Place) -> Result<(), CaptureError> {
-        if facts.bypass_inbound {
-            self.capture.detach_inbound(place.cookie())?;
-        } else {
-            self.capture.attach_inbound(place.as_fd(), place.cookie())?;
-        }
-        self.capture.maps().enrol(place.cookie(), &self.entry(facts, true))?;
-        Ok(())
-    }
-
-    fn entry(&self, facts: &PodFacts, captures: bool) -> PodEntry {
-        PodEntry {
-            uid: facts.uid.clone(),
-            ipv4: facts.addresses.iter().find_map(|ip| match ip {
-                IpAddr::V4(ip) => Some(*ip),
-                IpAddr::V6(_) => None,
-            }),
-            ipv6: facts.addresses.iter().find_map(|ip| match ip {
-                IpAddr::V6(ip) => Some(*ip),
-                IpAddr::V4(_) => None,
-            }),
-            outbound_port: OUTBOUND_PORT,
-            dns_port: if self.captures_dns(facts) { DNS_PORT } else { 0 },
-            captures,
-            foreign_proxy: self.settings.foreign_proxy,
-        }
-    }
-
-    /// A proxy of another mesh has one DNS listener, which does not know that each resolver has a port of its own.
-    fn captures_dns(&self, facts: &PodFacts) -> bool {
-        facts.dns_capture.unwrap_or(self.settings.dns_capture) && !self.settings.foreign_proxy
     }
 
     /// Looks whether pods are still where they are captured.
@@ -427,30 +349,10 @@ impl Enroller {
         }
     }
 
-    async fn annotate(&self, facts: &PodFacts, value: &str) -> bool {
-        let fields = json!({"metadata": {"uid": facts.uid, "annotations": {ANNOTATION: value}}});
-        match self.source.report(Report::new(self.writer(), facts.reference.clone(), fields)).await {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::error!(pod = facts.name(), error = chain(&error), "the annotation could not be written");
-                false
-            }
-        }
-    }
-
-    async fn withdraw(&self, facts: &PodFacts) {
-        if let Err(error) = self.source.withdraw(&self.writer(), &facts.reference).await {
-            tracing::error!(pod = facts.name(), error = chain(&error), "the annotation could not be withdrawn");
-        }
-    }
-
-    fn writer(&self) -> String {
-        format!("redirector.{}", self.settings.node)
-    }
-
     fn show(&self) {
         let retired = self.retired.values().map(|retired| (retired.entry.uid.clone(), retired.status.clone()));
-        let pods = retired.chain(self.members.iter().map(|(uid, member)| (uid.clone(), member.status()))).collect();
+        let mut pods: Vec<_> = retired.chain(self.members.iter().map(|(uid, member)| (uid.clone(), member.status()))).collect();
+        pods.sort_by(|(one, _), (other, _)| one.cmp(other));
         *self.status.pods.lock().unwrap_or_else(PoisonError::into_inner) = pods;
     }
 }

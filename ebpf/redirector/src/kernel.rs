@@ -6,6 +6,7 @@
 
 pub mod filesystem;
 pub mod links;
+pub mod older;
 pub mod probe;
 pub mod programs;
 
@@ -100,9 +101,7 @@ impl Capture {
         for program in &programs.cgroup {
             links::attach_to_cgroup(program.descriptor.as_fd(), &cgroup, program.hook.attach, &pins.links().join(program.hook.name))?;
         }
-        let older = other_schemas(&pins).map_err(filesystem)?;
-        let held = older.iter().map(|schema| links_below(&schema.join("links"))).collect::<io::Result<Vec<_>>>().map_err(filesystem)?;
-        let older = (!older.is_empty()).then(|| held.into_iter().flatten().collect());
+        let older = older::held(&pins).map_err(filesystem)?;
         let maps = NodeMaps::open(&pins)?;
         Ok(Self { pins, maps, sk_lookup: programs.sk_lookup, retired: Mutex::default(), older: Mutex::new(older) })
     }
@@ -140,30 +139,6 @@ impl Capture {
         links_below(&self.pins.links())
     }
 
-    /// Whether the programs of another version capture a namespace. They go on beside ours, after them: what ours have rewritten is
-    /// loopback to them.
-    pub fn older_holds(&self, netns_cookie: u64) -> bool {
-        let older = self.older.lock().unwrap_or_else(PoisonError::into_inner);
-        older.as_ref().is_some_and(|held| held.contains(&netns_cookie))
-    }
-
-    /// Whether there are programs of another version.
-    pub fn has_older(&self) -> bool {
-        self.older.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
-
-    /// Removes the programs of other versions, if there are any: what they alone capture passes from now on.
-    pub fn remove_older(&self) -> io::Result<()> {
-        let mut older = self.older.lock().unwrap_or_else(PoisonError::into_inner);
-        if older.take().is_some() {
-            for path in other_schemas(&self.pins)? {
-                tracing::warn!(pins = %path.display(), "removing the pins of another version");
-                fs::remove_dir_all(&path)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Everything counted since this process started to count, of pods that are there and of those that are gone.
     pub fn totals(&self) -> Result<Totals, MapsError> {
         let mut totals = *self.retired.lock().unwrap_or_else(PoisonError::into_inner);
@@ -194,19 +169,6 @@ fn add_inbound(sum: &mut InboundCount, one: &InboundCount) {
     sum.refused += one.refused;
 }
 
-/// The folders of other schema versions.
-fn other_schemas(pins: &Pins) -> io::Result<Vec<PathBuf>> {
-    let mut folders = Vec::new();
-    for entry in fs::read_dir(pins.root())? {
-        let path = entry?.path();
-        let is_schema = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("schema-"));
-        if is_schema && path != pins.schema() {
-            folders.push(path);
-        }
-    }
-    Ok(folders)
-}
-
 /// The namespaces that inbound links are pinned for in a folder; none where there is no such folder.
 fn links_below(folder: &Path) -> io::Result<Vec<u64>> {
     let entries = match fs::read_dir(folder) {
@@ -226,7 +188,7 @@ pub fn cleanup(pins: &Path) -> io::Result<()> {
     if filesystem::is_bpf(pins)? {
         for entry in fs::read_dir(pins)? {
             let path = entry?.path();
-            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("schema-")) {
+            if older::is_schema(&path) {
                 fs::remove_dir_all(&path)?;
             }
         }

@@ -5,7 +5,10 @@ use std::{
     fs::{self, File},
     io,
     net::IpAddr,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -45,6 +48,15 @@ impl Place {
         Ok(Self { namespace: NetworkNamespace::from_fd(copy)?, descriptor: Arc::new(descriptor) })
     }
 
+    /// The user namespace that the namespace belongs to; `None` for one that is not below ours.
+    fn owner(&self) -> Option<u64> {
+        // SAFETY: takes no argument and writes nothing; gives a new descriptor.
+        let raw = unsafe { libc::ioctl(self.descriptor.as_raw_fd(), libc::NS_GET_USERNS) };
+        // SAFETY: as above, nobody else has it.
+        let owner = (raw >= 0).then(|| unsafe { OwnedFd::from_raw_fd(raw) })?;
+        nix::sys::stat::fstat(owner).ok().map(|status| status.st_ino)
+    }
+
     /// Whether an interface of the namespace has one of these addresses.
     fn has_any(&self, addresses: &[IpAddr]) -> Result<bool, LocateError> {
         let interfaces = self.namespace.run(getifaddrs)?.map_err(|error| LocateError::Addresses { source: error.into() })?;
@@ -73,6 +85,9 @@ pub enum LocateError {
     /// Its processes run in the node's own namespace, which cannot be enrolled.
     #[error("its processes run in the node's own network namespace")]
     NodeNamespace,
+    /// Its processes run in a namespace that one of them made for itself.
+    #[error("its processes run in a network namespace of a user namespace that is not the pod's")]
+    OtherOwner,
     /// Its processes run in a namespace without the pod's addresses.
     #[error("the network namespace of its processes has none of the addresses {addresses}")]
     OtherAddresses {
@@ -137,29 +152,45 @@ impl Processes {
         self.pods.values().any(|pod| pod == uid)
     }
 
-    /// The network namespace of the pod: not the node's, with one of the pod's addresses. Of several the newest, going by the oldest process
-    /// of each: what is left of an earlier sandbox may still be ending.
+    /// The network namespace of the pod: not the node's, with one of the pod's addresses, of our user namespace or of that of the pod's
+    /// oldest process. What any process may make without a privilege, a user namespace with a network namespace in it, is not the pod's.
+    /// Of several the newest, going by the oldest process of each: what is left of an earlier sandbox may still be ending.
     pub fn locate(&self, uid: &str, addresses: &[IpAddr]) -> Result<Place, LocateError> {
         let node = NetworkNamespace::current()?;
+        let mut owners: BTreeSet<u64> = user_namespace("self").into_iter().collect();
         let mut problem = LocateError::NoProcess;
         let (mut seen, mut newest) = (BTreeSet::new(), None);
         for ((_, pid), _) in self.pods.iter().filter(|(_, pod)| *pod == uid) {
             // A process that ends while we look says nothing.
             let Ok(place) = Place::open(Path::new(&format!("/proc/{pid}/ns/net"))) else { continue };
+            if seen.is_empty() {
+                owners.extend(user_namespace(&pid.to_string()));
+            }
             if !seen.insert(place.cookie()) {
                 continue;
             }
             if place.cookie() == node.cookie() {
                 problem = LocateError::NodeNamespace;
-            } else if place.has_any(addresses)? {
-                newest = Some(place);
+            } else if !place.owner().is_some_and(|owner| owners.contains(&owner)) {
+                problem = LocateError::OtherOwner;
             } else {
-                let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-                problem = LocateError::OtherAddresses { addresses: addresses.join(", ") };
+                match place.has_any(addresses) {
+                    Ok(true) => newest = Some(place),
+                    Ok(false) => {
+                        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                        problem = LocateError::OtherAddresses { addresses: addresses.join(", ") };
+                    }
+                    Err(error) => problem = error,
+                }
             }
         }
         newest.ok_or(problem)
     }
+}
+
+/// The user namespace of a process (`self`: of this one), by its number.
+fn user_namespace(process: &str) -> Option<u64> {
+    fs::metadata(format!("/proc/{process}/ns/user")).ok().map(|status| status.ino())
 }
 
 /// Folders of containers within a pod's.

@@ -13,6 +13,8 @@ use tropis_model::enrolment::{Candidate, decide};
 
 /// Never enrolled, as istio-cni excludes it: what the cluster itself runs on.
 const EXCLUDED_NAMESPACE: &str = "kube-system";
+/// What we report about a pod.
+pub const REDIRECTION: &str = "ambient.istio.io/redirection";
 const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
 const BYPASS_INBOUND: &str = "ambient.istio.io/bypass-inbound-capture";
 
@@ -133,6 +135,13 @@ impl Facts {
     pub fn wanted(&self) -> BTreeMap<String, Arc<PodFacts>> {
         let wanted = self.pods.values().filter(|pod| pod.alive && !pod.addresses.is_empty() && self.belongs(pod));
         wanted.map(|pod| (pod.uid.clone(), Arc::clone(pod))).collect()
+    }
+
+    /// The pods of which a report says that they are enrolled, or are to be, although they do not belong to the mesh.
+    pub fn wrongly_marked(&self) -> Vec<Arc<PodFacts>> {
+        let wanted = self.wanted();
+        let marked = |pod: &&Arc<PodFacts>| pod.annotations.contains_key(REDIRECTION) && !wanted.contains_key(&pod.uid);
+        self.pods.values().filter(marked).map(Arc::clone).collect()
     }
 
     fn belongs(&self, pod: &PodFacts) -> bool {

@@ -8,6 +8,7 @@ use tropis_telemetry::chain;
 
 use super::{
     Enroller, RETRY_FIRST,
+    ask::Removal,
     member::{Phase, PodStatus},
 };
 use crate::{
@@ -47,24 +48,35 @@ impl Enroller {
         member.phase = Phase::Leaving;
         member.due = Some(Instant::now() + LEAVING);
         member.said = None;
+        member.asked = None;
+        let older = member.place.as_ref().map(Place::cookie).filter(|cookie| self.capture.older_holds(*cookie));
+        member.held_by_older = older.is_some();
         let (facts, cookie) = (Arc::clone(&member.facts), member.cookie);
         tracing::info!(pod = facts.name(), "un-enrolling");
-        match cookie {
-            Some(cookie) => {
-                if let Err(error) = self.capture.maps().enrol(cookie, &self.entry(&facts, false)) {
-                    tracing::error!(pod = facts.name(), error = chain(&error), "outbound capture stays on");
-                }
-            }
+        let ours = cookie.map_or(Ok(()), |cookie| Ok(self.capture.maps().enrol(cookie, &self.entry(&facts, false))?));
+        let theirs = older.map_or(Ok(()), |cookie| self.capture.pass_older_outbound(cookie));
+        for error in [ours, theirs].into_iter().filter_map(Result::<(), CaptureError>::err) {
+            tracing::error!(pod = facts.name(), error = chain(&error), "outbound capture stays on");
+        }
+        if cookie.or(older).is_none()
+            && let Some(member) = self.members.get_mut(uid)
+        {
             // Never captured anything.
-            None => member.due = Some(Instant::now()),
+            member.due = Some(Instant::now());
         }
         self.withdraw(&facts).await;
     }
 
     /// The second half begins when peers have heard: what arrives passes. What the proxy's listeners have queued is theirs to accept.
-    pub(super) async fn stop_inbound(&mut self, uid: &str) {
-        let Some(cookie) = self.members.get(uid).and_then(|member| member.cookie) else { return self.finish_leaving(uid).await };
-        if let Err(error) = self.capture.detach_inbound(cookie) {
+    pub(super) fn stop_inbound(&mut self, uid: &str) {
+        let Some(member) = self.members.get(uid) else { return };
+        let older = member.place.as_ref().map(Place::cookie).filter(|_| member.held_by_older);
+        if member.cookie.or(older).is_none() {
+            return self.finish_leaving(uid);
+        }
+        let ours = member.cookie.map_or(Ok(()), |cookie| Ok(self.capture.detach_inbound(cookie)?));
+        let theirs = older.map_or(Ok(()), |cookie| self.capture.detach_older_inbound(cookie));
+        for error in [ours, theirs].into_iter().filter_map(Result::<(), CaptureError>::err) {
             tracing::error!(uid, error = chain(&error), "inbound capture stays on");
         }
         if let Some(member) = self.members.get_mut(uid) {
@@ -74,12 +86,12 @@ impl Enroller {
     }
 
     /// The end of un-enrolling a live pod.
-    pub(super) async fn finish_leaving(&mut self, uid: &str) {
+    pub(super) fn finish_leaving(&mut self, uid: &str) {
         let Some(member) = self.members.remove(uid) else { return };
         tracing::info!(pod = member.facts.name(), "un-enrolled");
         match member.cookie {
-            Some(cookie) => self.remove(uid, cookie, member.facts.addresses.clone()).await,
-            None => self.zds.delete(uid).await,
+            Some(cookie) => self.remove(uid, cookie, member.facts.addresses.clone()),
+            None => self.ask_to_let_go(uid, None),
         }
     }
 
@@ -90,12 +102,12 @@ impl Enroller {
         match member.cookie {
             // What it opens passes already, as its owner wished.
             Some(cookie) if matches!(member.phase, Phase::Leaving | Phase::Closing) => {
-                return self.remove(uid, cookie, member.facts.addresses.clone()).await;
+                return self.remove(uid, cookie, member.facts.addresses.clone());
             }
             Some(cookie) => self.retire(cookie, &member.facts, self.entry(&member.facts, true)),
             None => {}
         }
-        self.zds.delete(uid).await;
+        self.ask_to_let_go(uid, None);
     }
 
     /// Leaves a namespace captured until nothing runs in it.
@@ -155,18 +167,17 @@ impl Enroller {
     }
 
     /// What arrives passes, then the proxy lets go, then the entries go: never an entry that leads to a listener which is closed.
-    pub(super) async fn remove(&mut self, uid: &str, cookie: u64, addresses: Vec<IpAddr>) {
+    pub(super) fn remove(&self, uid: &str, cookie: u64, addresses: Vec<IpAddr>) {
         if let Err(error) = self.capture.detach_inbound(cookie) {
             tracing::error!(uid, error = chain(&error), "inbound capture stays on");
         }
-        self.zds.delete(uid).await;
-        self.remove_from_kernel(uid, cookie, addresses);
+        self.ask_to_let_go(uid, Some(Removal { cookie, addresses }));
     }
 
-    /// Addresses that another pod has by now stay that one's.
-    fn remove_from_kernel(&self, uid: &str, cookie: u64, addresses: Vec<IpAddr>) {
+    /// Addresses that a pod has by now stay that one's.
+    pub(super) fn remove_from_kernel(&self, uid: &str, cookie: u64, addresses: Vec<IpAddr>) {
         let taken = |ip: &IpAddr| {
-            self.members.iter().any(|(other, member)| other != uid && member.facts.addresses.contains(ip))
+            self.members.values().any(|member| member.facts.addresses.contains(ip))
                 || self.retired.iter().any(|(other, retired)| *other != cookie && retired.status.addresses.contains(ip))
         };
         let free: Vec<IpAddr> = addresses.into_iter().filter(|ip| !taken(ip)).collect();

@@ -9,7 +9,7 @@ use tropis_source::{SourceEvent, Watch};
 use tropis_telemetry::chain;
 
 use super::{
-    ENABLED, Enroller, PATIENCE, handed,
+    ENABLED, Enroller, handed,
     leave::Retired,
     look,
     member::{Member, Phase},
@@ -41,6 +41,7 @@ impl Enroller {
         for (cookie, entry) in &pinned {
             self.take_over(*cookie, entry, wanted.get(&entry.uid), &processes).await;
         }
+        self.let_go_of_unwanted(&processes).await;
         let known: BTreeSet<u64> = pinned.iter().map(|(cookie, _)| *cookie).collect();
         for cookie in self.capture.inbound_links().unwrap_or_default().into_iter().filter(|cookie| !known.contains(cookie)) {
             if let Err(error) = self.capture.detach_inbound(cookie) {
@@ -53,12 +54,17 @@ impl Enroller {
 
     /// A pod that an earlier process enrolled: goes on as it is, leaves in order, or is removed because it is gone.
     async fn take_over(&mut self, cookie: u64, entry: &PodEntry, wanted: Option<&Arc<PodFacts>>, processes: &Processes) {
+        if self.members.contains_key(&entry.uid) {
+            return self.take_over_another(cookie, entry, processes);
+        }
         let located = processes.locate(&entry.uid, &entry.addresses().collect::<Vec<_>>()).ok();
         let place = located.filter(|place| place.cookie() == cookie);
         match (wanted, &place) {
             (Some(facts), _) => {
                 let mut member = Member::new(Arc::clone(facts));
                 member.cookie = Some(cookie);
+                member.captured = true;
+                self.newer_proxy |= self.capture.has_older() && self.shares_maps(facts);
                 self.zds.register(handed(facts, place.as_ref()));
                 match place {
                     Some(place) => {
@@ -96,7 +102,50 @@ impl Enroller {
             }
             (None, _) => {
                 tracing::info!(uid = entry.uid, cookie, "removing what is left of a pod");
-                self.remove(&entry.uid, cookie, entry.addresses().collect()).await;
+                if let Some(facts) = self.facts.alive(&entry.uid) {
+                    self.withdraw(&facts).await;
+                }
+                self.remove(&entry.uid, cookie, entry.addresses().collect());
+            }
+        }
+    }
+
+    /// A second namespace of one pod: it runs in one of them, the other is captured until it is empty.
+    fn take_over_another(&mut self, cookie: u64, entry: &PodEntry, processes: &Processes) {
+        let located = processes.locate(&entry.uid, &entry.addresses().collect::<Vec<_>>()).ok();
+        let Some(member) = self.members.get_mut(&entry.uid) else { return };
+        if matches!(member.phase, Phase::Leaving | Phase::Closing) {
+            // As its owner wished.
+            return self.remove_from_kernel(&entry.uid, cookie, Vec::new());
+        }
+        let mut other = cookie;
+        if let Some(place) = located.filter(|place| place.cookie() == cookie) {
+            other = member.cookie.replace(cookie).unwrap_or(cookie);
+            self.zds.register(handed(&member.facts, Some(&place)));
+            member.place = Some(place);
+            member.phase = Phase::Waiting;
+            member.due = Some(Instant::now());
+        }
+        let facts = Arc::clone(&member.facts);
+        self.retire(other, &facts, self.entry(&facts, true));
+    }
+
+    /// What was said of pods that do not belong to the mesh any more, when nobody watched and whatever became of the pins. Those that the
+    /// programs of another version capture leave in order.
+    async fn let_go_of_unwanted(&mut self, processes: &Processes) {
+        for facts in self.facts.wrongly_marked() {
+            if self.members.contains_key(&facts.uid) {
+                continue;
+            }
+            let place = processes.locate(&facts.uid, &facts.addresses).ok();
+            if let Some(place) = place.filter(|place| self.capture.older_holds(place.cookie())) {
+                self.zds.register(handed(&facts, Some(&place)));
+                let mut member = Member::new(Arc::clone(&facts));
+                member.place = Some(place);
+                self.members.insert(facts.uid.clone(), member);
+                self.begin_leaving(&facts.uid).await;
+            } else {
+                self.withdraw(&facts).await;
             }
         }
     }
@@ -110,10 +159,10 @@ impl Enroller {
         })
     }
 
-    /// Removes the programs of another version a while after ours capture every pod: connections that those captured are still to be asked
-    /// for their destination. A pod that cannot be found is not waited for without end.
+    /// Removes the programs of another version a while after ours capture every pod, for a proxy that was seen to know them: connections
+    /// that those captured are still to be asked for their destination.
     pub(super) fn let_older_go(&mut self) {
-        let needed = self.members.values().any(|member| member.held_by_older || (member.cookie.is_none() && member.attempts <= PATIENCE));
+        let needed = !self.newer_proxy || self.members.values().any(Member::needs_older);
         if needed || !self.capture.has_older() {
             self.older_due = None;
             return;

@@ -5,9 +5,12 @@
 #![allow(unsafe_code, clippy::unwrap_used, reason = "system calls that std does not wrap; tests may panic")]
 
 mod dns;
+mod faults;
 mod foreign;
+mod hostile;
 mod inbound;
 mod lab;
 mod lifecycle;
 mod outbound;
 mod program;
+mod upgrade;
