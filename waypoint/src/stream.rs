@@ -1,18 +1,28 @@
 //! A connection's bytes, wherever they come from: a tunnel or a socket, with what was read ahead to see what is spoken.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::timeout,
 };
 use tropis_hbone::stream::TunnelStream;
 use tropis_net::relay::RelayStream;
+
+/// How long the other side may take to finish after we have.
+const LINGER: Duration = Duration::from_secs(2);
+/// Bytes that the other side may still send meanwhile; they are nobody's.
+const LINGER_BYTES: usize = 1024 * 1024;
+/// Bytes taken at a time meanwhile.
+const LINGER_CHUNK_BYTES: usize = 16 * 1024;
 
 /// A side of a connection.
 pub struct Stream {
@@ -50,6 +60,22 @@ impl Stream {
             self.ahead = joined.into();
         }
         self
+    }
+
+    /// Waits until the other side has finished as well, after we have. A stream that is dropped while it is open one way is reset, and
+    /// the reset may overtake the end of what the other side was told.
+    pub async fn linger(mut self) {
+        let finished = async {
+            let mut left = LINGER_BYTES;
+            while let Ok(chunk) = poll_fn(|cx| self.poll_read_chunk(cx, LINGER_CHUNK_BYTES)).await {
+                match left.checked_sub(chunk.len()) {
+                    Some(rest) if !chunk.is_empty() => left = rest,
+                    _ => return,
+                }
+            }
+        };
+        // Whoever does not finish in time is reset, as by a closed socket.
+        let _ = timeout(LINGER, finished).await;
     }
 
     fn carrier(&mut self) -> &mut (dyn RelayStream + 'static) {

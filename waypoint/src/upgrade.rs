@@ -37,9 +37,10 @@ impl UpgradeSlot {
     }
 }
 
-/// HTTP/1.1 has let go of the caller's connection: relays, if it was upgraded.
+/// HTTP/1.1 has let go of the caller's connection: relays, if it was upgraded, or else waits for the caller to finish as well.
 pub async fn go_on(slot: &UpgradeSlot, downstream: Stream) {
-    let Some(upgrade) = slot.left.borrow_mut().take() else { return };
+    let left = slot.left.borrow_mut().take();
+    let Some(upgrade) = left else { return downstream.linger().await };
     let Upgrade { upstream, mut report, held } = upgrade;
     let Ok(upstream) = upstream.await else { return };
     let options = RelayOptions { control: report.control() };

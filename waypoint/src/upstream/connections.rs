@@ -80,6 +80,7 @@ impl Connections {
         let counts = &current.state.counts;
         let _pending = counts.take(Kind::PendingRequest, limits)?;
         let wanted = Wanted { worker, current, member, version };
+        let waiting = slot.start_waiting();
         loop {
             let news = slot.news.notified();
             if let Some(lease) = slot.take(limits) {
@@ -90,7 +91,10 @@ impl Connections {
                 continue;
             }
             tokio::select! {
-                held = counts.take_connection(limits) => return wanted.connect(&slot, held).await,
+                held = counts.take_connection(limits) => {
+                    drop(waiting);
+                    return wanted.connect(&slot, held).await;
+                }
                 () = news => {}
             }
         }

@@ -58,19 +58,28 @@ impl Counts {
         }
     }
 
-    /// Takes a place, if the limits leave one.
+    /// Takes a place, if the limits leave one. A refusal counts nothing, not even for a moment: it keeps nobody else out, and nobody is
+    /// told of a place that was never had.
     pub fn take(self: &Arc<Self>, kind: Kind, limits: &Limits) -> Result<Held, Overflow> {
-        // Counted first, so that two workers at the limit cannot both pass.
-        let before = self.counter(kind).fetch_add(1, Ordering::AcqRel);
-        let held = Held { counts: self.clone(), kind };
-        let under_way = self.under_way();
-        match kind {
-            Kind::Connection => limits::connection(limits, &UnderWay { connections: before, ..under_way }),
-            Kind::PendingRequest => limits::pending_request(limits, &UnderWay { pending_requests: before, ..under_way }),
-            Kind::Request => limits::request(limits, &UnderWay { requests: before, ..under_way }),
-            Kind::Retry => limits::retry(limits, &UnderWay { retries: before, ..under_way }),
-        }?;
-        Ok(held)
+        let decide = |counted: u32| {
+            let under_way = self.under_way();
+            match kind {
+                Kind::Connection => limits::connection(limits, &UnderWay { connections: counted, ..under_way }),
+                Kind::PendingRequest => limits::pending_request(limits, &UnderWay { pending_requests: counted, ..under_way }),
+                Kind::Request => limits::request(limits, &UnderWay { requests: counted, ..under_way }),
+                Kind::Retry => limits::retry(limits, &UnderWay { retries: counted, ..under_way }),
+            }
+        };
+        let counter = self.counter(kind);
+        let mut counted = counter.load(Ordering::Acquire);
+        loop {
+            decide(counted)?;
+            // Decided and counted as one, so that two workers at the limit cannot both pass.
+            match counter.compare_exchange_weak(counted, counted + 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Ok(Held { counts: self.clone(), kind }),
+                Err(now) => counted = now,
+            }
+        }
     }
 
     /// Takes a place for a connection, waiting for as long as the pool may have no more: idle ones are asked to close.
@@ -128,6 +137,8 @@ impl Drop for Held {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Poll;
+
     use super::*;
 
     #[test]
@@ -140,6 +151,21 @@ mod tests {
         drop(held);
         assert_eq!(counts.under_way(), UnderWay::default());
         assert!(counts.take(Kind::Request, &limits).is_ok());
+    }
+
+    #[tokio::test]
+    async fn who_is_refused_waits_without_waking_itself() {
+        let counts = Arc::new(Counts::default());
+        let limits = Limits { max_connections: Some(1), ..Limits::default() };
+        let _held = counts.take(Kind::Connection, &limits).unwrap();
+        let mut first = Box::pin(counts.take_connection(&limits));
+        let mut second = Box::pin(counts.take_connection(&limits));
+        for _ in 0..3 {
+            // Without an end to its trying, this would never come back.
+            let polled = std::future::poll_fn(|cx| Poll::Ready((first.as_mut().poll(cx), second.as_mut().poll(cx))));
+            assert!(matches!(polled.await, (Poll::Pending, Poll::Pending)));
+        }
+        assert_eq!(counts.under_way().connections, 1);
     }
 
     #[tokio::test]

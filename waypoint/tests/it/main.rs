@@ -4,5 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
 mod log;
+mod pools;
+mod process;
+mod protocols;
 mod requests;
+mod retries;
+mod routes;
 mod world;

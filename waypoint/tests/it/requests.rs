@@ -24,7 +24,7 @@ fn a_request_goes_through_tunnels_on_both_sides() {
             assert_eq!(fetch(&mut sender, get("/tunnels-both-sides?q=1")).await, (200, "hello".into()));
         }
         assert_eq!(app.connections.get(), 1, "the connection is used again");
-        let head = seen.borrow();
+        let head = seen.take();
         assert_eq!(
             (head[0].uri.to_string(), &head[0].headers["host"]),
             ("/tunnels-both-sides?q=1".into(), &"reviews:9080".parse().unwrap())

@@ -274,7 +274,7 @@ impl World {
             loop {
                 let Ok((stream, _)) = listener.accept().await else { return };
                 connections.set(connections.get() + 1);
-                spawn_local(serve(TokioIo::new(stream), answer.clone()));
+                spawn_local(serve_socket(TokioIo::new(stream), answer.clone()));
             }
         });
         app
@@ -377,6 +377,16 @@ async fn serve(io: impl hyper::rt::Read + hyper::rt::Write + Unpin + 'static, an
     let builder = hyper_util::server::conn::auto::Builder::new(LocalExecutor);
     // A caller that goes away is what many tests do.
     let _ = builder.serve_connection(io, service).await;
+}
+
+/// The same, with upgrades.
+async fn serve_socket(io: TokioIo<TcpStream>, answer: Answer) {
+    let service = service_fn(move |request| {
+        let answer = answer(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let builder = hyper_util::server::conn::auto::Builder::new(LocalExecutor);
+    let _ = builder.serve_connection_with_upgrades(io, service).await;
 }
 
 /// A request without body.

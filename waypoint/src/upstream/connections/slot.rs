@@ -26,6 +26,8 @@ pub(super) struct Slot {
     next_number: Cell<u64>,
     /// Connections that are being made; others wait for one of HTTP/2.
     connecting: Cell<usize>,
+    /// Requests that wait here for a connection.
+    waiting: Cell<usize>,
     /// Told when a connection may have become free.
     pub(super) news: Notify,
 }
@@ -108,6 +110,15 @@ fn is_old(limits: &Limits, born: Instant) -> bool {
     limits.max_connection_duration.is_some_and(|limit| born.elapsed() >= limit)
 }
 
+/// Says that a request waits, until it is dropped.
+pub(super) struct Waiting<'a>(&'a Slot);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.set(self.0.waiting.get() - 1);
+    }
+}
+
 /// Says that a connection is being made, until it is dropped.
 pub(super) struct Connecting<'a>(&'a Slot);
 
@@ -137,9 +148,10 @@ impl Slot {
         Some(Lease::single(self.clone(), one, local))
     }
 
-    /// Keeps a connection whose response has ended, if it may carry another request and nobody wants it closed.
+    /// Keeps a connection whose response has ended, if it may carry another request: for one that waits here, before anybody elsewhere
+    /// who wants it closed.
     pub(super) fn keep(&self, one: Box<Single>, local: SocketAddr) {
-        if one.is_reusable() && !one.counts.is_wanted() {
+        if one.is_reusable() && (self.waiting.get() > 0 || !one.counts.is_wanted()) {
             self.idle.borrow_mut().push(Idle { one, local, since: Instant::now() });
             self.news.notify_one();
         }
@@ -148,6 +160,11 @@ impl Slot {
     pub(super) fn share(&self, connection: Rc<Multiplexed>) {
         self.shared.borrow_mut().push(connection);
         self.news.notify_waiters();
+    }
+
+    pub(super) fn start_waiting(&self) -> Waiting<'_> {
+        self.waiting.set(self.waiting.get() + 1);
+        Waiting(self)
     }
 
     pub(super) fn start_connecting(&self) -> Connecting<'_> {

@@ -12,6 +12,9 @@ pub(crate) type Answer = Response<Full<Bytes>>;
 /// `reviews-v2-abc;saw=10.244.1.4, ratings-v1-def;saw=10.244.2.7`.
 pub(crate) const SERVED_BY: &str = "x-bookinfo-served-by";
 
+/// Header field of reviews that names their version, for whoever counts how traffic is split.
+pub(crate) const VERSION: &str = "x-version";
+
 /// No scripts, no foreign content, no framing: the page brings all that it needs.
 const CONTENT_SECURITY_POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";

@@ -52,6 +52,16 @@ enum Version {
     V3,
 }
 
+impl Version {
+    fn name(self) -> &'static str {
+        match self {
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+            Self::V3 => "v3",
+        }
+    }
+}
+
 /// The sample bookstore, one role a process.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "bookinfo", version, max_term_width = 110)]

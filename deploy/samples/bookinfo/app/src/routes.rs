@@ -83,6 +83,7 @@ impl Shop {
             eprintln!("bookinfo: {}", failure.chain());
         }
         let mut answer = answer::json(StatusCode::OK, &gathered.reviews);
+        answer.headers_mut().insert(answer::VERSION, HeaderValue::from_static(service_version.name()));
         if let Ok(value) = HeaderValue::from_str(&gathered.served_by) {
             answer.headers_mut().insert(SERVED_BY, value);
         }

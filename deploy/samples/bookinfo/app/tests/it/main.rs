@@ -137,6 +137,7 @@ fn reviews_differ_by_version() {
         let answer = get(&reviews.ipv4(), "/reviews/0");
         let told = answer.json();
         assert_eq!((&told["id"], &told["podname"], &told["clustername"]), (&json!("0"), &json!(pod), &json!("null")));
+        assert_eq!(answer.field("x-version"), version);
         assert_eq!(told["reviews"][0]["reviewer"], "Mirela");
         assert_eq!(told["reviews"][0].get("rating").cloned().unwrap_or_default(), rating, "{version}");
         assert_eq!(answer.field("x-bookinfo-served-by").contains("ratings-v1-b;saw=::1"), version != "v1");
