@@ -6,9 +6,11 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod canary;
+mod circuit_breaking;
 mod encryption;
 mod enrolment;
 mod failure;
+mod http_transparency;
 mod identity;
 mod l7_policy;
 mod rollout;
