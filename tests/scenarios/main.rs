@@ -7,10 +7,12 @@
 
 mod bad_input;
 mod canary;
+mod circuit_breaking;
 mod encryption;
 mod enrolment;
 mod failure;
 mod foreign_proxy;
+mod http_transparency;
 mod identity;
 mod l7_policy;
 mod rollout;

@@ -18,7 +18,11 @@ use crate::{
     Affected, Compiled, Index, Settings, authorization, destination_rule,
     index::Key,
     namespace, peer_authentication, request_policy, service, virtual_service,
-    waypoint::{self, admission, scope::Told},
+    waypoint::{
+        self, admission,
+        needed::{Need, needed},
+        scope::Told,
+    },
     workload,
 };
 use waypoints::Waypoints;
@@ -40,6 +44,7 @@ pub struct Compiler {
     /// What looks at many objects, made anew when one of them may be different.
     wide_findings: BTreeMap<ObjectRef, Vec<Finding>>,
     waypoints: Waypoints,
+    needs: BTreeMap<String, Need>,
 }
 
 impl Compiler {
@@ -57,6 +62,7 @@ impl Compiler {
             findings: BTreeMap::new(),
             wide_findings: BTreeMap::new(),
             waypoints: Waypoints::default(),
+            needs: BTreeMap::new(),
         }
     }
 
@@ -118,6 +124,10 @@ impl Compiler {
             let findings = self.index.gateway(&key).map(|object| waypoint::findings(object)).unwrap_or_default();
             self.tell(ObjectRef::new(Kind::Gateway, key.0.clone(), key.1.clone()), findings);
         }
+        if self.waypoints.take_needs() {
+            let names = self.index.namespace_names();
+            self.needs = names.filter_map(|name| Some((name.clone(), needed(&self.index, name)?))).collect();
+        }
         self.waypoints.workloads.extend(changes.uids());
         changes.in_order()
     }
@@ -136,6 +146,11 @@ impl Compiler {
     pub fn acknowledged(&mut self, gateway: &Key) {
         let policies = self.waypoints.policies(gateway);
         self.enforced(gateway, policies);
+    }
+
+    /// The namespaces that need a waypoint of their own, as of the last [`Self::changes`].
+    pub fn needs(&self) -> &BTreeMap<String, Need> {
+        &self.needs
     }
 
     /// The Gateways of waypoints that have an address: they are in use.

@@ -25,6 +25,8 @@ use std::sync::Arc;
 use tropis_crds::Finding;
 use tropis_model::{policy::Policy, service::Service, waypoint::AccessLogFormat, workload::Workload};
 
+use waypoint::needed::AutomaticWaypoints;
+
 pub use compiler::{Compiler, compile};
 pub use index::{Affected, Index};
 
@@ -43,6 +45,8 @@ pub struct Settings {
     pub network: Arc<str>,
     /// Labels of the sidecar model enrol too.
     pub sidecar_labels: bool,
+    /// Whether namespaces get waypoints that nobody made for them.
+    pub automatic_waypoints: AutomaticWaypoints,
     /// How waypoints log requests; `None` logs nothing.
     pub access_log: Option<AccessLogFormat>,
 }
@@ -56,6 +60,7 @@ impl Default for Settings {
             cluster_id: "Kubernetes".into(),
             network: "".into(),
             sidecar_labels: true,
+            automatic_waypoints: AutomaticWaypoints::ByNeed,
             access_log: Some(AccessLogFormat::Json),
         }
     }

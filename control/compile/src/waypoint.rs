@@ -35,8 +35,11 @@ pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 pub const MANAGED: &str = "gateway.istio.io/managed";
 /// Label or annotation of a Gateway: the account whose traffic it carries.
 pub const FOR_ACCOUNT: &str = "istio.io/for-service-account";
-/// Label of a Gateway that the control plane made by itself.
+/// Label of a Gateway that the control plane made by itself: `true`, or [`LEAVING`]. On a namespace, whether one may be made for it.
 pub const AUTOMATIC: &str = "tropis.io/automatic-waypoint";
+/// Value of [`AUTOMATIC`] of a waypoint that nothing needs any more: nothing new goes through it, and it still knows what it carries, for
+/// connections that are under way.
+pub const LEAVING: &str = "leaving";
 /// Label of a Gateway: the traffic that it takes.
 const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
 /// Label of a pod, a Service or a namespace: the name of its waypoint, or `none`.
@@ -136,7 +139,7 @@ fn wish(object: &Object) -> Wish {
 pub struct Attached {
     /// Its Gateway. It is told of what it will carry before anything comes.
     pub gateway: Key,
-    /// Where it is; `None` while its status has no address: traffic does not go through it yet.
+    /// Where it is; `None` while its status has no address or it is leaving: traffic does not go through it.
     pub address: Option<GatewayAddress>,
 }
 
@@ -172,7 +175,8 @@ fn usable(index: &Index, key: &Key, namespace: &str, traffic: Traffic) -> Result
     if !takes {
         return Err(Obstacle::OtherTraffic);
     }
-    Ok(Attached { gateway: key.clone(), address: address(index.settings(), object) })
+    let address = address(index.settings(), object).filter(|_| object.label(AUTOMATIC) != Some(LEAVING));
+    Ok(Attached { gateway: key.clone(), address })
 }
 
 /// Why nothing goes through a waypoint that is named.

@@ -25,6 +25,7 @@ use tropis_telemetry::{
 use tropis_xds::server::{Clients, Resources};
 
 use crate::{
+    automatic::Automatic,
     ca::{
         authority::{Authority, write_file},
         server_certificate::ServerCertificate,
@@ -117,8 +118,10 @@ impl App {
             cluster_id: config.cluster_id.as_str().into(),
             network: config.network.as_str().into(),
             sidecar_labels: config.sidecar_labels,
+            automatic_waypoints: config.automatic_waypoints,
             ..Settings::default()
         };
+        let automatic = Automatic::new(config.automatic_waypoint_drain);
         let told = Told {
             scope: self.scope.clone(),
             resources: self.resources.clone(),
@@ -128,7 +131,7 @@ impl App {
             ready: self.readiness.task("objects"),
             metrics: self.metrics.clone(),
         };
-        self.tasks.spawn(Watch::new(settings, told).run(source.watch(), self.stop.clone()));
+        self.tasks.spawn(Watch::new(settings, automatic, told).run(source.watch(), self.stop.clone()));
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Parser;
 use thiserror::Error;
+use tropis_compile::waypoint::needed::AutomaticWaypoints;
 use tropis_telemetry::logs::LogFormat;
 
 /// What Kubernetes writes into tokens of its own clusters.
@@ -63,6 +64,13 @@ pub(crate) struct Arguments {
     /// The sidecar labels (istio-injection, sidecar.istio.io/inject, istio.io/rev) enrol, too; as the redirectors have it.
     #[arg(long, env = "TROPIS_SIDECAR_LABELS", default_value_t = true, action = clap::ArgAction::Set)]
     sidecar_labels: bool,
+    /// Waypoints for namespaces that need one and have none: ByNeed or Off. A namespace's label tropis.io/automatic-waypoint (true, false)
+    /// says otherwise for it.
+    #[arg(long, env = "TROPIS_AUTOMATIC_WAYPOINTS", default_value = "ByNeed", value_parser = automatic_waypoints)]
+    automatic_waypoints: AutomaticWaypoints,
+    /// How long such a waypoint runs on after nothing goes through it any more, in seconds, for connections that are under way.
+    #[arg(long, env = "TROPIS_AUTOMATIC_WAYPOINT_DRAIN_SECONDS", default_value_t = 30)]
+    automatic_waypoint_drain: u64,
     /// Lifetime of a certificate whose request names none, and of tropisd's own, in seconds.
     #[arg(long, env = "DEFAULT_WORKLOAD_CERT_TTL_SECONDS", default_value_t = 86_400)]
     default_certificate_lifetime: u64,
@@ -129,6 +137,8 @@ pub(crate) struct Config {
     pub(crate) trusted_namespace: String,
     pub(crate) trusted_account: String,
     pub(crate) sidecar_labels: bool,
+    pub(crate) automatic_waypoints: AutomaticWaypoints,
+    pub(crate) automatic_waypoint_drain: Duration,
     pub(crate) default_certificate_lifetime: Duration,
     pub(crate) longest_certificate_lifetime: Duration,
     pub(crate) longest_connection: Option<Duration>,
@@ -176,6 +186,8 @@ impl Config {
             cluster_id: arguments.cluster_id,
             network: arguments.network,
             sidecar_labels: arguments.sidecar_labels,
+            automatic_waypoints: arguments.automatic_waypoints,
+            automatic_waypoint_drain: Duration::from_secs(arguments.automatic_waypoint_drain),
             default_certificate_lifetime: Duration::from_secs(default),
             longest_certificate_lifetime: Duration::from_secs(longest),
             longest_connection: (arguments.max_connection_age > 0).then(|| Duration::from_secs(arguments.max_connection_age)),
@@ -199,6 +211,15 @@ impl Config {
             ]);
         }
         names
+    }
+}
+
+/// In any case of letters.
+fn automatic_waypoints(text: &str) -> Result<AutomaticWaypoints, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "byneed" => Ok(AutomaticWaypoints::ByNeed),
+        "off" => Ok(AutomaticWaypoints::Off),
+        _ => Err("ByNeed or Off".to_owned()),
     }
 }
 
@@ -228,6 +249,13 @@ mod tests {
     fn sidecar_labels_enrol_unless_told_otherwise() {
         assert!(config(&[]).unwrap().sidecar_labels);
         assert!(!config(&["--sidecar-labels", "false"]).unwrap().sidecar_labels);
+    }
+
+    #[test]
+    fn automatic_waypoints_are_made_unless_they_are_switched_off() {
+        assert_eq!(config(&[]).unwrap().automatic_waypoints, AutomaticWaypoints::ByNeed);
+        assert_eq!(config(&["--automatic-waypoints", "off"]).unwrap().automatic_waypoints, AutomaticWaypoints::Off);
+        assert!(Arguments::try_parse_from(["tropisd", "--automatic-waypoints", "often"]).is_err());
     }
 
     #[test]

@@ -8,8 +8,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
-use tropis_compile::{Index, waypoint};
+use tropis_compile::{
+    Index,
+    waypoint::{self, needed::Need},
+};
 use tropis_crds::{Finding, Kind, Level, Object, ObjectRef, codes};
+
+use crate::automatic::{self, Stand};
 
 /// Value of the label [`waypoint::MANAGED`]: who made it, as Istio writes it.
 pub(crate) const MANAGED_BY: &str = "istio.io-mesh-controller";
@@ -49,21 +54,51 @@ impl Existing {
     }
 }
 
-/// Whether an object was made by a control plane for a waypoint.
+/// Whether an object was made by a control plane for a waypoint, or is a waypoint that it made by itself.
 pub(crate) fn is_ours(object: &Object) -> bool {
-    MADE.contains(&object.kind) && object.label(waypoint::MANAGED) == Some(MANAGED_BY)
+    MADE.contains(&object.kind) && object.label(waypoint::MANAGED) == Some(MANAGED_BY) || is_automatic(object)
+}
+
+fn is_automatic(object: &Object) -> bool {
+    object.kind == Kind::Gateway && object.metadata.name == automatic::NAME && object.label(waypoint::AUTOMATIC).is_some()
+}
+
+/// The waypoints that nobody made.
+pub(crate) struct Automatic<'a> {
+    /// What becomes of each, by namespace.
+    pub(crate) stands: &'a BTreeMap<String, Stand>,
+    /// Why they are needed.
+    pub(crate) needs: &'a BTreeMap<String, Need>,
 }
 
 /// Everything that should stand, and what there is to tell. `live` says whether a pod of a waypoint has its configuration in force.
 pub(crate) fn desired(
     index: &Index,
     existing: &Existing,
+    automatic: &Automatic<'_>,
     findings: &[Finding],
     live: impl Fn(&(String, String)) -> bool,
 ) -> (BTreeMap<ObjectRef, Made>, Vec<Finding>) {
     let (mut made, mut told) = (BTreeMap::new(), Vec::new());
+    for (namespace, stand) in automatic.stands {
+        let (reference, fields) = automatic::gateway(namespace, *stand);
+        let obstacle = in_the_way(index, existing, &reference);
+        if let Some(need) = automatic.needs.get(namespace) {
+            told.push(match &obstacle {
+                Some(taken) => automatic::taken(namespace, need, taken),
+                None => automatic::made(namespace, need),
+            });
+        }
+        if obstacle.is_none() {
+            made.insert(reference, Made { fields, owned: true });
+        }
+    }
     for object in index.waypoints() {
         let reference = object.reference();
+        if is_automatic(object) && !made.contains_key(&reference) {
+            // It goes, and all that was made for it.
+            continue;
+        }
         let by_hand = waypoint::is_deployed_by_hand(object);
         let taken: Vec<&ObjectRef> = existing.foreign.iter().filter(|foreign| !by_hand && same_name(foreign, &reference)).collect();
         told.extend(taken.iter().map(|taken| name_taken(&reference, taken)));
@@ -82,9 +117,19 @@ pub(crate) fn desired(
                 || waypoint::address(index.settings(), object).is_some()
                 || live(&(reference.namespace.clone(), reference.name.clone())),
         };
-        made.insert(reference, Made { fields: status(index, object, &state), owned: false });
+        let status = status(index, object, &state);
+        match made.get_mut(&reference) {
+            Some(own) => own.fields["status"] = status,
+            None => _ = made.insert(reference, Made { fields: json!({ "status": status }), owned: false }),
+        }
     }
     (made, told)
+}
+
+/// What has the name of an automatic waypoint and is not ours.
+fn in_the_way(index: &Index, existing: &Existing, gateway: &ObjectRef) -> Option<ObjectRef> {
+    let known = index.gateway(&(gateway.namespace.clone(), gateway.name.clone())).filter(|object| !is_automatic(object));
+    known.map(|object| object.reference()).or_else(|| existing.foreign.iter().find(|foreign| same_name(foreign, gateway)).cloned())
 }
 
 fn same_name(object: &ObjectRef, gateway: &ObjectRef) -> bool {
@@ -106,7 +151,7 @@ struct State {
     programmed: bool,
 }
 
-/// Times of transition are added when it is written.
+/// The status of a waypoint's Gateway. Times of transition are added when it is written.
 fn status(index: &Index, object: &Object, state: &State) -> Value {
     let generation = object.metadata.generation;
     let condition = |kind: &str, holds: bool, reason: &str, message: &str| {
@@ -149,7 +194,7 @@ fn status(index: &Index, object: &Object, state: &State) -> Value {
     }
     let addresses: Vec<Value> =
         addresses.into_iter().filter(|_| holds).map(|value| json!({ "type": "Hostname", "value": value })).collect();
-    json!({ "status": { "addresses": addresses, "conditions": [accepted, programmed], "listeners": names.map(listener).collect::<Vec<_>>() } })
+    json!({ "addresses": addresses, "conditions": [accepted, programmed], "listeners": names.map(listener).collect::<Vec<_>>() })
 }
 
 /// Labels and annotations of everything that is made for a Gateway.
@@ -270,92 +315,4 @@ fn deployment(object: &Object) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use tropis_compile::Settings;
-    use tropis_crds::decode;
-
-    use super::*;
-
-    fn gateway(spec: &Value) -> Arc<Object> {
-        let mut all = json!({
-            "gatewayClassName": "istio-waypoint", "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}],
-        });
-        all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
-        Arc::new(
-            decode(json!({
-                "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
-                "metadata": {"name": "gw", "namespace": "shop", "uid": "u", "generation": 3}, "spec": all,
-            }))
-            .unwrap()
-            .0,
-        )
-    }
-
-    fn index(spec: &Value) -> Index {
-        let mut index = Index::new(Settings::default());
-        index.apply(&gateway(spec));
-        index
-    }
-
-    fn of(kind: Kind) -> ObjectRef {
-        ObjectRef::new(kind, "shop", "gw")
-    }
-
-    #[test]
-    fn a_waypoint_gets_an_account_a_service_and_a_deployment_that_decode_and_fit_together() {
-        let spec = json!({"infrastructure": {"labels": {"team": "a"}, "annotations": {"note": "b"}}});
-        let (made, told) = desired(&index(&spec), &Existing::default(), &[], |_| false);
-        assert!(told.is_empty() && made.len() == 4);
-        for kind in MADE {
-            let made = &made[&of(kind)];
-            let (object, findings) = decode(made.fields.clone()).unwrap();
-            assert!(made.owned && is_ours(&object) && object.label("team") == Some("a"), "{object:?}");
-            assert_eq!(object.annotation("note"), Some("b"));
-            assert!(findings.is_empty(), "{findings:?}");
-            assert_eq!(object.reference(), of(kind));
-        }
-        let deployment = &made[&of(Kind::Deployment)].fields["spec"]["template"];
-        let selector = &made[&of(Kind::Service)].fields["spec"]["selector"];
-        assert_eq!(deployment["metadata"]["labels"][waypoint::GATEWAY_NAME], selector[waypoint::GATEWAY_NAME]);
-        assert_eq!(deployment["metadata"]["labels"]["istio.io/dataplane-mode"], "none", "a waypoint is never captured");
-        assert_eq!(deployment["spec"]["serviceAccountName"], "gw");
-        assert_eq!(deployment["spec"]["containers"][0]["name"], "istio-proxy");
-    }
-
-    #[test]
-    fn the_address_comes_with_the_first_pod_that_is_configured() {
-        let status =
-            |live: bool| desired(&index(&json!({})), &Existing::default(), &[], |_| live).0[&of(Kind::Gateway)].fields["status"].clone();
-        assert_eq!(status(false)["addresses"], json!([]));
-        assert_eq!(status(false)["conditions"][1]["reason"], "Pending");
-        assert_eq!(status(true)["addresses"], json!([{"type": "Hostname", "value": "gw.shop.svc.cluster.local"}]));
-        assert_eq!(status(true)["conditions"][1]["status"], "True");
-        assert_eq!(status(true)["listeners"][0]["name"], "mesh");
-        assert_eq!(status(true)["conditions"][0]["observedGeneration"], 3);
-    }
-
-    #[test]
-    fn what_somebody_else_made_is_never_adopted() {
-        let mut existing = Existing::default();
-        let theirs =
-            decode(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "gw", "namespace": "shop"}})).unwrap().0;
-        existing.note(&theirs.reference(), Some(&theirs));
-        let (made, told) = desired(&index(&json!({})), &existing, &[], |_| true);
-        assert_eq!(made.keys().collect::<Vec<_>>(), [&of(Kind::Gateway)]);
-        assert_eq!(told[0].code, codes::NAME_TAKEN);
-        let status = &made[&of(Kind::Gateway)].fields["status"];
-        assert_eq!((&status["conditions"][1]["reason"], &status["addresses"]), (&json!("Invalid"), &json!([])));
-        existing.note(&theirs.reference(), None);
-        assert_eq!(desired(&index(&json!({})), &existing, &[], |_| true).0.len(), 4);
-    }
-
-    #[test]
-    fn a_deployment_made_by_hand_is_left_alone() {
-        let spec = json!({"addresses": [{"type": "Hostname", "value": "own.shop.svc.cluster.local"}]});
-        let (made, _) = desired(&index(&spec), &Existing::default(), &[], |_| false);
-        assert_eq!(made.keys().collect::<Vec<_>>(), [&of(Kind::Gateway)]);
-        assert_eq!(made[&of(Kind::Gateway)].fields["status"]["addresses"][0]["value"], "own.shop.svc.cluster.local");
-    }
-}
+mod tests;

@@ -10,6 +10,7 @@ use tropis_telemetry::{chain, logs};
 use crate::config::{Arguments, Config};
 
 mod app;
+mod automatic;
 mod ca;
 mod caller;
 mod certify;

@@ -12,7 +12,10 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use tropis_compile::{Compiler, Settings, waypoint};
+use tropis_compile::{
+    Compiler, Settings,
+    waypoint::{self, needed::Need},
+};
 use tropis_crds::{Finding, Kind, Level, Object, ObjectRef, OwnerReference};
 use tropis_source::{SourceEvent, Watch as Events};
 use tropis_telemetry::readiness::ReadinessTask;
@@ -22,6 +25,7 @@ use tropis_xds::{
 };
 
 use crate::{
+    automatic::{Automatic, Stand},
     deploy::{self, Existing},
     metrics::Metrics,
     report::{self, Condition, Refused, Reports},
@@ -91,6 +95,11 @@ pub(crate) struct Told {
 pub(crate) struct Watch {
     compiler: Compiler,
     told: Told,
+    automatic: Automatic,
+    /// What the last decision was.
+    stands: BTreeMap<String, Stand>,
+    /// What it was made of.
+    needs: BTreeMap<String, Need>,
     synced: bool,
     /// The generation that is published.
     generation: u64,
@@ -135,11 +144,14 @@ impl Pending {
 }
 
 impl Watch {
-    /// Compiles for `settings`.
-    pub(crate) fn new(settings: Settings, told: Told) -> Self {
+    /// Compiles for `settings`; `automatic` decides over waypoints that nobody made.
+    pub(crate) fn new(settings: Settings, automatic: Automatic, told: Told) -> Self {
         Self {
             compiler: Compiler::new(settings),
             told,
+            automatic,
+            stands: BTreeMap::new(),
+            needs: BTreeMap::new(),
             synced: false,
             generation: 0,
             file_findings: BTreeMap::new(),
@@ -161,9 +173,10 @@ impl Watch {
         let mut pending: Option<Pending> = None;
         let mut acknowledgements = self.told.clients.watch();
         loop {
+            let due = pending.map(Pending::due).or_else(|| self.automatic.due(Instant::now()));
             let due = async {
-                match pending {
-                    Some(pending) => tokio::time::sleep_until(pending.due()).await,
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
                     None => std::future::pending().await,
                 }
             };
@@ -276,7 +289,22 @@ impl Watch {
             info!(generation = published.generation, changed = published.changed, seconds, "configuration published");
         }
         self.told.ready.ready();
+        self.decide();
         self.tell();
+    }
+
+    /// Decides over the waypoints that nobody made.
+    fn decide(&mut self) {
+        let clients = &self.told.clients;
+        let acknowledged = |generation| clients.everywhere(&Audience::NodeProxies, generation) == Some(true);
+        let (index, needs) = (self.compiler.index(), self.compiler.needs());
+        let stands = self.automatic.decide(index, needs, self.generation, acknowledged, Instant::now());
+        self.untold |= stands != self.stands;
+        self.stands = stands;
+        if self.needs != *needs {
+            self.needs.clone_from(needs);
+            self.untold = true;
+        }
     }
 
     /// Sees which waypoints have in force what they were told last.
@@ -301,7 +329,8 @@ impl Watch {
         self.untold = false;
         let mut all: Vec<Finding> = self.file_findings.values().flatten().cloned().collect();
         all.extend(self.compiled_findings.iter().cloned());
-        let (made, told) = deploy::desired(self.compiler.index(), &self.existing, &all, |gateway| self.live.contains(gateway));
+        let automatic = deploy::Automatic { stands: &self.stands, needs: &self.needs };
+        let (made, told) = deploy::desired(self.compiler.index(), &self.existing, &automatic, &all, |gateway| self.live.contains(gateway));
         all.extend(told);
         let mut desired = report::conditions(&all, &self.policies, &self.refused, |object| self.generations.get(object).copied().flatten());
         // A waypoint's Gateway has a status of its own.
@@ -375,125 +404,4 @@ fn key(object: &ObjectRef) -> Key {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-    use tropis_crds::codes;
-    use tropis_telemetry::{metrics::Metrics as Registry, readiness::Readiness};
-
-    use super::*;
-
-    fn watch() -> Watch {
-        let (reports, _) = watch::channel(None);
-        let told = Told {
-            scope: Arc::new(Scope::new("cluster.local".into(), ("istio-system", "ztunnel"), true)),
-            resources: Resources::new("i"),
-            clients: Clients::default(),
-            findings: Findings::default(),
-            reports,
-            ready: Readiness::default().task("objects"),
-            metrics: Registry::default().register(Metrics::new),
-        };
-        Watch::new(Settings::default(), told)
-    }
-
-    fn applied(value: Value) -> SourceEvent {
-        SourceEvent::Applied(Arc::new(tropis_crds::decode(value).unwrap().0))
-    }
-
-    fn pod(number: u32, account: &str) -> SourceEvent {
-        let (third, fourth) = (number / 250, number % 250 + 1);
-        applied(json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {
-                "name": format!("p{number}"), "namespace": format!("ns{}", number % 100), "uid": format!("u{number}"),
-                "labels": {"app": format!("app{}", number % 1000)},
-            },
-            "spec": {"nodeName": format!("node{}", number % 500), "serviceAccountName": account, "containers": []},
-            "status": {"phase": "Running", "podIPs": [{"ip": format!("10.{}.{}.{fourth}", third / 250, third % 250)}]},
-        }))
-    }
-
-    #[test]
-    fn a_pods_account_is_the_same_to_the_authority_and_in_the_configuration() {
-        for (field, account) in [("serviceAccountName", "web"), ("serviceAccount", "web"), ("hostname", "default")] {
-            let watch = watch();
-            let mut pod = json!({
-                "apiVersion": "v1", "kind": "Pod",
-                "metadata": {"name": "p", "namespace": "shop", "uid": "u", "annotations": {"ambient.istio.io/redirection": "enabled"}},
-                "spec": {"nodeName": "a", "containers": []},
-                "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]},
-            });
-            pod["spec"][field] = "web".into();
-            let SourceEvent::Applied(object) = applied(pod) else { panic!("applied") };
-            let Some(Fact::Pod(_, facts)) = fact(&object) else { panic!("a pod") };
-            assert_eq!(facts.service_account, account, "{field}");
-            let workload = tropis_compile::workload::from_pod(watch.compiler.index(), &object).map(|workload| workload.identity);
-            assert_eq!(&*workload.unwrap().service_account, account, "{field}");
-        }
-    }
-
-    #[test]
-    fn nothing_is_published_before_everything_was_told() {
-        let mut watch = watch();
-        watch.take(pod(1, "web"));
-        watch.publish();
-        assert!(watch.told.resources.snapshot().is_none());
-        watch.take(SourceEvent::Synced);
-        watch.publish();
-        assert_eq!(watch.told.resources.snapshot().unwrap().resources(&Audience::NodeProxies, ResourceType::Address).count(), 1);
-    }
-
-    #[test]
-    fn a_pod_costs_little_in_a_large_mesh() {
-        let mut watch = watch();
-        let pods = 20_000;
-        for number in 0..pods {
-            watch.take(pod(number, "web"));
-        }
-        for number in 0..1000 {
-            watch.take(applied(json!({
-                "apiVersion": "v1", "kind": "Service",
-                "metadata": {"name": format!("s{number}"), "namespace": format!("ns{}", number % 100)},
-                "spec": {
-                    "selector": {"app": format!("app{number}")},
-                    "clusterIPs": [format!("10.96.{}.{}", number / 250, number % 250 + 1)],
-                    "ports": [{"port": 80, "targetPort": 8080}],
-                },
-            })));
-        }
-        watch.take(SourceEvent::Synced);
-        let started = Instant::now();
-        watch.publish();
-        println!("{pods} pods compiled and published in {:?}", started.elapsed());
-        let started = Instant::now();
-        let changes = 50;
-        for number in 0..changes {
-            watch.take(pod(number * 7, "api"));
-            watch.publish();
-        }
-        let each = started.elapsed() / changes;
-        println!("one pod changed in {each:?}");
-        assert_eq!(watch.told.resources.snapshot().unwrap().generation, u64::from(changes) + 1);
-        // Normally a tenth of a millisecond; the goal is 10 ms among 100 000.
-        assert!(each < Duration::from_millis(10), "{each:?}");
-    }
-
-    #[test]
-    fn a_change_waits_for_quiet_but_not_for_ever() {
-        let first = Instant::now();
-        let at = |milliseconds| first + Duration::from_millis(milliseconds);
-        assert_eq!(Pending { first, last: first }.due(), at(20));
-        assert_eq!(Pending { first, last: at(50) }.due(), at(70));
-        assert_eq!(Pending { first, last: at(95) }.due(), at(100));
-    }
-
-    #[test]
-    fn findings_stand_once_each() {
-        let findings = Findings::default();
-        let finding = |name: &str| Finding::error(codes::UNREADABLE_VALUE, ObjectRef::new(Kind::Service, "ns", name));
-        findings.replace(vec![finding("b"), finding("a"), finding("b")]);
-        assert_eq!(findings.list().len(), 2);
-        findings.replace(vec![finding("a")]);
-        assert_eq!(*findings.list(), [finding("a")]);
-    }
-}
+mod tests;

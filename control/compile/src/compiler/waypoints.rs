@@ -33,6 +33,8 @@ pub(super) struct Waypoints {
     anew: bool,
     /// Findings that look at many objects may be different.
     wide: bool,
+    /// Which namespaces need a waypoint may be different.
+    needs: bool,
     /// Workloads that changed.
     pub(super) workloads: HashSet<WorkloadUid>,
 }
@@ -43,6 +45,12 @@ impl Waypoints {
         let routing = !(affected.virtual_services.is_empty() && affected.destination_rules.is_empty() && affected.services.is_empty());
         self.anew |= routing || !(affected.authorizations.is_empty() && affected.gateways.is_empty() && affected.namespaces.is_empty());
         self.wide |= self.anew || affected.pod_labels;
+        self.needs |= self.anew;
+    }
+
+    /// Whether which namespaces need a waypoint may be different, once.
+    pub(super) fn take_needs(&mut self) -> bool {
+        std::mem::take(&mut self.needs)
     }
 
     /// Whether findings that look at many objects may be different, once.
@@ -53,6 +61,7 @@ impl Waypoints {
     /// Traffic to a service goes through this now.
     pub(super) fn service(&mut self, key: &Key, gateway: Option<Key>) {
         self.anew |= set(&mut self.services_through, key, gateway);
+        self.needs |= self.anew;
     }
 
     /// Traffic to a pod goes through this now.

@@ -57,6 +57,16 @@ impl Index {
         self.gateways.values().filter(|gateway| waypoint::is_waypoint(gateway))
     }
 
+    /// The names of all namespaces.
+    pub(crate) fn namespace_names(&self) -> impl Iterator<Item = &String> {
+        self.namespaces.keys()
+    }
+
+    /// The waypoints that the control plane made by itself.
+    pub fn automatic_waypoints(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.waypoints().filter(|gateway| gateway.label(waypoint::AUTOMATIC).is_some())
+    }
+
     /// Every AuthorizationPolicy.
     pub(crate) fn authorizations(&self) -> impl Iterator<Item = &Arc<Object>> {
         self.authorizations.values()

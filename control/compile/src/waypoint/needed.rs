@@ -11,8 +11,20 @@ use tropis_model::enrolment::{self, Candidate};
 use super::{AUTOMATIC, MANAGED, Wish, of_service, wish};
 use crate::{Index, index::key_of, service, virtual_service};
 
+/// Value of the label [`AUTOMATIC`] of a namespace for which a waypoint may be made, whatever holds for the mesh.
+const ON: &str = "true";
 /// Value of the label [`AUTOMATIC`] of a namespace that wants no waypoint made for it.
 const OFF: &str = "false";
+
+/// Whether waypoints are made without anybody having asked for one. A namespace's label [`AUTOMATIC`] says otherwise for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AutomaticWaypoints {
+    /// One for each namespace that needs one.
+    #[default]
+    ByNeed,
+    /// None.
+    Off,
+}
 
 /// What calls for a waypoint, the first that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,8 +39,12 @@ pub struct Need {
 /// Service of it that no waypoint of the user's serves.
 pub fn needed(index: &Index, namespace: &str) -> Option<Need> {
     let object = index.namespace(namespace)?;
-    let unwanted = object.label(AUTOMATIC) == Some(OFF) || !matches!(wish(object), Wish::Nothing);
-    if unwanted || !is_enrolled(index, object) {
+    let wanted = match object.label(AUTOMATIC) {
+        Some(ON) => true,
+        Some(OFF) => false,
+        _ => index.settings().automatic_waypoints == AutomaticWaypoints::ByNeed,
+    };
+    if !wanted || !matches!(wish(object), Wish::Nothing) || !is_enrolled(index, object) {
         return None;
     }
     let mut unserved = index.services_in(namespace).filter(|service| is_unserved(index, service)).peekable();

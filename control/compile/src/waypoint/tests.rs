@@ -7,7 +7,10 @@ use tropis_model::{
     view::{Change, View},
 };
 
-use super::{needed::needed, *};
+use super::{
+    needed::{AutomaticWaypoints, needed},
+    *,
+};
 use crate::{Compiler, Settings};
 
 /// A mesh that is put together object by object.
@@ -354,9 +357,31 @@ fn a_namespace_needs_a_waypoint_when_something_asks_for_one_and_nobody_gave_one(
 fn an_automatic_waypoint_serves_its_namespace_and_does_not_end_the_need() {
     let mut mesh = Mesh::new(json!({"istio-injection": "enabled"}));
     mesh.gateway("shop", "auto", json!({AUTOMATIC: "true"}), "Same", true);
+    let (view, _) = told(&mut mesh, "auto", &View::default());
     assert_eq!(mesh.waypoints().0, at("shop", "auto"));
     assert!(needed(mesh.compiler.index(), "shop").is_some());
+    assert!(mesh.compiler.needs().contains_key("shop"));
+    mesh.gateway("shop", "auto", json!({AUTOMATIC: LEAVING}), "Same", true);
+    let (view, _) = told(&mut mesh, "auto", &view);
+    assert_eq!(mesh.waypoints().0, None, "nothing new goes through one that leaves");
+    assert_eq!(view.hosts().len(), 1, "it still knows what it carries");
     mesh.namespace("shop", json!({"istio-injection": "enabled", "istio.io/use-waypoint": "none"}));
     assert_eq!(mesh.waypoints().0, None);
     assert_eq!(needed(mesh.compiler.index(), "shop"), None);
+    assert!(mesh.compiler.needs().is_empty());
+}
+
+#[test]
+fn the_mesh_decides_about_automatic_waypoints_unless_the_namespace_does() {
+    let settings = Settings { automatic_waypoints: AutomaticWaypoints::Off, ..Settings::default() };
+    let mut mesh = Mesh { compiler: Compiler::new(settings) };
+    mesh.service("web", json!({}));
+    let mut needs = |labels: Value| {
+        mesh.namespace("shop", labels);
+        mesh.compiler.changes();
+        !mesh.compiler.needs().is_empty()
+    };
+    assert!(!needs(json!({"istio-injection": "enabled"})));
+    assert!(needs(json!({"istio-injection": "enabled", AUTOMATIC: "true"})));
+    assert!(!needs(json!({"istio-injection": "enabled", AUTOMATIC: "false"})));
 }

@@ -7,7 +7,10 @@ use tokio::sync::watch;
 use tonic::service::interceptor::InterceptedService;
 use tropis_model::view::{Change, View};
 use tropis_tls::control::{self, ControlEndpoint, Credentials, RootSource, TokenSource};
-use tropis_xds::client::{self, ClientConfig, ConnectError, Status, WAYPOINT_TYPES};
+use tropis_xds::{
+    ResourceType,
+    client::{self, ClientConfig, ConnectError, NODE_PROXY_TYPES, Status, WAYPOINT_TYPES},
+};
 
 use crate::harness::{Ask, Tropisd, pod};
 
@@ -25,25 +28,41 @@ metadata: {name: paid, namespace: shop, labels: {istio.io/use-waypoint: gw}}
 spec: {clusterIP: 10.96.0.77, selector: {app: cart}, ports: [{name: http, port: 80, targetPort: 8080}]}
 ";
 
-fn waypoint_pod(name: &str, replica_set: &str) -> Value {
-    let mut pod = pod("shop", name, "a", "gw", "10.244.1.9");
+fn waypoint_pod(gateway: &str, name: &str, replica_set: &str) -> Value {
+    let mut pod = pod("shop", name, "a", gateway, "10.244.1.9");
     pod["metadata"]["labels"] = json!({
-        "gateway.networking.k8s.io/gateway-name": "gw", "gateway.istio.io/managed": "istio.io-mesh-controller",
+        "gateway.networking.k8s.io/gateway-name": gateway, "gateway.istio.io/managed": "istio.io-mesh-controller",
     });
     pod["metadata"]["ownerReferences"] =
         json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": replica_set, "uid": "rs", "controller": true}]);
     pod
 }
 
-fn follow(tropisd: &Tropisd, pod: &str) -> (Arc<Mutex<View>>, watch::Receiver<Status>, tokio_util::sync::DropGuard) {
+type Followed = (Arc<Mutex<View>>, watch::Receiver<Status>, tokio_util::sync::DropGuard);
+
+/// A pod of a waypoint in namespace `shop`, which acknowledges what it is told.
+fn follow(tropisd: &Tropisd, gateway: &str, pod: &str) -> Followed {
+    follow_as(tropisd, ("waypoint", WAYPOINT_TYPES), ("shop", pod, gateway))
+}
+
+/// The node proxy of node `a`, which does as well.
+fn follow_node(tropisd: &Tropisd) -> Followed {
+    follow_as(tropisd, ("ztunnel", NODE_PROXY_TYPES), ("istio-system", "ztunnel-a", "ztunnel"))
+}
+
+fn follow_as(
+    tropisd: &Tropisd,
+    (role, types): (&'static str, &'static [ResourceType]),
+    (namespace, pod, account): (&str, &str, &str),
+) -> Followed {
     let view: Arc<Mutex<View>> = Arc::default();
     let (sender, status) = watch::channel(Status::default());
     let config = ClientConfig {
-        role: "waypoint",
-        types: WAYPOINT_TYPES,
+        role,
+        types,
         address: "10.244.1.9".parse().unwrap(),
         pod_name: pod.into(),
-        pod_namespace: "shop".into(),
+        pod_namespace: namespace.into(),
         node_name: "a".into(),
         cluster_id: "Kubernetes".into(),
         metadata: Default::default(),
@@ -55,7 +74,7 @@ fn follow(tropisd: &Tropisd, pod: &str) -> (Arc<Mutex<View>>, watch::Receiver<St
         root: RootSource::File(tropisd.path("root-cert.pem")),
         server_name: Some("istiod.istio-system.svc".into()),
     };
-    let token = TokenSource::Literal(tropisd.token("shop", pod, "gw", "a"));
+    let token = TokenSource::Literal(tropisd.token(namespace, pod, account, "a"));
     let credentials = Credentials::new(token, []).unwrap();
     let connect = move || {
         let channel = control::channel(&endpoint).map_err(ConnectError::from);
@@ -99,8 +118,8 @@ async fn a_waypoint_is_deployed_configured_and_used_once_it_acknowledged() {
     assert!(!reported(&tropisd).contains("gw.shop.svc.cluster.local"), "no address yet");
 
     // A pod that runs as the waypoint's account and is none of its own gets neither configuration nor certificate.
-    tropisd.apply("cluster/shop-thief.yaml", &waypoint_pod("thief", "other-1").to_string());
-    tropisd.apply("cluster/shop-gw-1.yaml", &waypoint_pod("gw-1", "gw-1").to_string());
+    tropisd.apply("cluster/shop-thief.yaml", &waypoint_pod("gw", "thief", "other-1").to_string());
+    tropisd.apply("cluster/shop-gw-1.yaml", &waypoint_pod("gw", "gw-1", "gw-1").to_string());
     let own = tropisd.token("shop", "gw-1", "gw", "a");
     let issued = tropisd.until("a certificate", async || tropisd.certify(Some(&own), Ask::default()).await.ok()).await;
     assert_eq!(issued.name(), "spiffe://cluster.local/ns/shop/sa/gw");
@@ -108,7 +127,7 @@ async fn a_waypoint_is_deployed_configured_and_used_once_it_acknowledged() {
     let refused = tropisd.certify(Some(&thief), Ask::default()).await.unwrap_err();
     assert!(refused.message().contains("that of a waypoint"), "{refused}");
 
-    let (view, mut status, _stop) = follow(&tropisd, "gw-1");
+    let (view, mut status, _stop) = follow(&tropisd, "gw", "gw-1");
     tokio::time::timeout(std::time::Duration::from_secs(20), status.wait_for(Status::synced)).await.unwrap().unwrap();
     tropisd.until("the address", async || reported(&tropisd).contains("gw.shop.svc.cluster.local").then_some(())).await;
     let served = async || {
@@ -120,4 +139,76 @@ async fn a_waypoint_is_deployed_configured_and_used_once_it_acknowledged() {
     assert!(view.workloads().all(|workload| &*workload.namespace == "shop"), "nothing of the rest of the mesh");
     assert_eq!(view.policies().len(), 0, "no policy of layer 4");
     assert_eq!(view.waypoint("shop/gw").map(|own| own.service.to_string()).as_deref(), Some("shop/gw.shop.svc.cluster.local"));
+}
+
+const ROUTED: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: paid, namespace: shop}
+spec: {clusterIP: 10.96.0.77, selector: {app: cart}, ports: [{name: http, port: 80, targetPort: 8080}]}
+";
+const ROUTE: &str = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: paid, namespace: shop}
+spec: {hosts: [paid], http: [{route: [{destination: {host: paid}}]}]}
+";
+const AUTOMATIC: &str = "automatic-waypoint";
+
+/// Whether traffic to Service `paid` goes through a waypoint, as a node proxy has it.
+fn attached(view: &Arc<Mutex<View>>) -> bool {
+    let view = view.lock().unwrap();
+    view.services().any(|service| &*service.name == "paid" && service.waypoint.is_some())
+}
+
+#[tokio::test]
+async fn a_namespace_that_needs_a_waypoint_gets_one_and_loses_it_when_it_needs_it_no_more() {
+    let tropisd = Tropisd::start(&["--automatic-waypoint-drain", "1"]);
+    tropisd.ready().await;
+    let (nodes, _nodes_status, _nodes_stop) = follow_node(&tropisd);
+    tropisd.apply("objects/paid.yaml", ROUTED);
+    tropisd.until("the service", async || nodes.lock().unwrap().services().any(|own| &*own.name == "paid").then_some(())).await;
+    assert!(!reported(&tropisd).contains(AUTOMATIC), "nothing needs it");
+
+    tropisd.apply("objects/route.yaml", ROUTE);
+    for kind in ["Gateway", "ServiceAccount", "Deployment", "Service"] {
+        let there = async || reported(&tropisd).lines().any(|line| line.contains("kind") && line.contains(kind)).then_some(());
+        tropisd.until(kind, there).await;
+    }
+    let told = async || tropisd.debug("/debug/findings").await.to_string().contains("TRP0019").then_some(());
+    tropisd.until("a finding that says so", told).await;
+    assert!(!attached(&nodes), "nothing goes through what does not run");
+
+    tropisd.apply("cluster/shop-auto-1.yaml", &waypoint_pod(AUTOMATIC, "auto-1", "automatic-waypoint-1").to_string());
+    let own = tropisd.token("shop", "auto-1", AUTOMATIC, "a");
+    tropisd.until("a certificate", async || tropisd.certify(Some(&own), Ask::default()).await.ok()).await;
+    let (view, _status, _stop) = follow(&tropisd, AUTOMATIC, "auto-1");
+    tropisd.until("traffic through it", async || attached(&nodes).then_some(())).await;
+    let hosts = || view.lock().unwrap().hosts().len();
+    assert_eq!(hosts(), 1);
+
+    // It is detached first, and knows what it carries until it is gone.
+    tropisd.delete("objects/route.yaml");
+    tropisd.until("traffic past it", async || (!attached(&nodes)).then_some(())).await;
+    assert!(reported(&tropisd).contains("leaving") && reported(&tropisd).contains("Deployment"));
+    assert_eq!(hosts(), 1, "for connections that are under way");
+    tropisd.until("its end", async || (!reported(&tropisd).contains(AUTOMATIC)).then_some(())).await;
+}
+
+#[tokio::test]
+async fn no_waypoint_is_made_where_a_setting_or_a_label_says_so() {
+    let tropisd = Tropisd::start(&["--automatic-waypoints", "Off"]);
+    tropisd.ready().await;
+    tropisd.apply("objects/paid.yaml", ROUTED);
+    tropisd.apply("objects/route.yaml", ROUTE);
+    let (nodes, _status, _stop) = follow_node(&tropisd);
+    tropisd.until("the service", async || nodes.lock().unwrap().services().any(|own| &*own.name == "paid").then_some(())).await;
+    assert!(!reported(&tropisd).contains(AUTOMATIC));
+    let labels = |automatic: &str| {
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {
+            "name": "shop", "uid": "ns-2", "labels": {"istio.io/dataplane-mode": "ambient", "tropis.io/automatic-waypoint": automatic},
+        }})
+    };
+    tropisd.apply("objects/shop.yaml", &labels("true").to_string());
+    tropisd.until("one for this namespace", async || reported(&tropisd).contains(AUTOMATIC).then_some(())).await;
 }

@@ -1,0 +1,143 @@
+//! What is made for a waypoint, decided without I/O.
+
+use std::sync::Arc;
+
+use tropis_compile::Settings;
+use tropis_crds::decode;
+
+use super::*;
+
+fn gateway(spec: &Value) -> Arc<Object> {
+    let mut all = json!({
+        "gatewayClassName": "istio-waypoint", "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}],
+    });
+    all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    Arc::new(
+        decode(json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+            "metadata": {"name": "gw", "namespace": "shop", "uid": "u", "generation": 3}, "spec": all,
+        }))
+        .unwrap()
+        .0,
+    )
+}
+
+fn index(spec: &Value) -> Index {
+    let mut index = Index::new(Settings::default());
+    index.apply(&gateway(spec));
+    index
+}
+
+/// Without automatic waypoints.
+fn all(index: &Index, existing: &Existing, live: bool) -> (BTreeMap<ObjectRef, Made>, Vec<Finding>) {
+    let (stands, needs) = Default::default();
+    desired(index, existing, &Automatic { stands: &stands, needs: &needs }, &[], |_| live)
+}
+
+fn of(kind: Kind) -> ObjectRef {
+    ObjectRef::new(kind, "shop", "gw")
+}
+
+#[test]
+fn a_waypoint_gets_an_account_a_service_and_a_deployment_that_decode_and_fit_together() {
+    let spec = json!({"infrastructure": {"labels": {"team": "a"}, "annotations": {"note": "b"}}});
+    let (made, told) = all(&index(&spec), &Existing::default(), false);
+    assert!(told.is_empty() && made.len() == 4);
+    for kind in MADE {
+        let made = &made[&of(kind)];
+        let (object, findings) = decode(made.fields.clone()).unwrap();
+        assert!(made.owned && is_ours(&object) && object.label("team") == Some("a"), "{object:?}");
+        assert_eq!(object.annotation("note"), Some("b"));
+        assert!(findings.is_empty(), "{findings:?}");
+        assert_eq!(object.reference(), of(kind));
+    }
+    let deployment = &made[&of(Kind::Deployment)].fields["spec"]["template"];
+    let selector = &made[&of(Kind::Service)].fields["spec"]["selector"];
+    assert_eq!(deployment["metadata"]["labels"][waypoint::GATEWAY_NAME], selector[waypoint::GATEWAY_NAME]);
+    assert_eq!(deployment["metadata"]["labels"]["istio.io/dataplane-mode"], "none", "a waypoint is never captured");
+    assert_eq!(deployment["spec"]["serviceAccountName"], "gw");
+    assert_eq!(deployment["spec"]["containers"][0]["name"], "istio-proxy");
+}
+
+#[test]
+fn the_address_comes_with_the_first_pod_that_is_configured() {
+    let status = |live: bool| all(&index(&json!({})), &Existing::default(), live).0[&of(Kind::Gateway)].fields["status"].clone();
+    assert_eq!(status(false)["addresses"], json!([]));
+    assert_eq!(status(false)["conditions"][1]["reason"], "Pending");
+    assert_eq!(status(true)["addresses"], json!([{"type": "Hostname", "value": "gw.shop.svc.cluster.local"}]));
+    assert_eq!(status(true)["conditions"][1]["status"], "True");
+    assert_eq!(status(true)["listeners"][0]["name"], "mesh");
+    assert_eq!(status(true)["conditions"][0]["observedGeneration"], 3);
+}
+
+#[test]
+fn what_somebody_else_made_is_never_adopted() {
+    let mut existing = Existing::default();
+    let theirs = decode(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "gw", "namespace": "shop"}})).unwrap().0;
+    existing.note(&theirs.reference(), Some(&theirs));
+    let (made, told) = all(&index(&json!({})), &existing, true);
+    assert_eq!(made.keys().collect::<Vec<_>>(), [&of(Kind::Gateway)]);
+    assert_eq!(told[0].code, codes::NAME_TAKEN);
+    let status = &made[&of(Kind::Gateway)].fields["status"];
+    assert_eq!((&status["conditions"][1]["reason"], &status["addresses"]), (&json!("Invalid"), &json!([])));
+    existing.note(&theirs.reference(), None);
+    assert_eq!(all(&index(&json!({})), &existing, true).0.len(), 4);
+}
+
+#[test]
+fn a_deployment_made_by_hand_is_left_alone() {
+    let spec = json!({"addresses": [{"type": "Hostname", "value": "own.shop.svc.cluster.local"}]});
+    let (made, _) = all(&index(&spec), &Existing::default(), false);
+    assert_eq!(made.keys().collect::<Vec<_>>(), [&of(Kind::Gateway)]);
+    assert_eq!(made[&of(Kind::Gateway)].fields["status"]["addresses"][0]["value"], "own.shop.svc.cluster.local");
+}
+
+fn need() -> BTreeMap<String, Need> {
+    [("shop".to_owned(), Need { because: "VirtualService shop/web".into(), service: Some("web".into()) })].into()
+}
+
+#[test]
+fn an_automatic_waypoint_is_a_gateway_of_ours_with_everything_that_a_users_gets() {
+    let (needs, mut index) = (need(), Index::new(Settings::default()));
+    let own = ObjectRef::new(Kind::Gateway, "shop", automatic::NAME);
+    let stands = |stand| [("shop".to_owned(), stand)].into();
+    let of = |index: &Index, stands: &_| desired(index, &Existing::default(), &Automatic { stands, needs: &needs }, &[], |_| true);
+    let (made, told) = of(&index, &stands(Stand::InUse));
+    assert_eq!(made.keys().collect::<Vec<_>>(), [&own], "the rest comes when the Gateway is there");
+    assert!(made[&own].owned);
+    assert_eq!((told.len(), told[0].code), (1, codes::AUTOMATIC_WAYPOINT));
+    assert!(told[0].to_string().contains("VirtualService shop/web"), "{}", told[0]);
+    let (object, findings) = decode(made[&own].fields.clone()).unwrap();
+    assert!(is_ours(&object) && waypoint::is_waypoint(&object) && findings.is_empty(), "{findings:?}");
+
+    index.apply(&Arc::new(object));
+    let (made, _) = of(&index, &stands(Stand::InUse));
+    assert_eq!(made.len(), 4);
+    assert_eq!(made[&own].fields["status"]["conditions"][1]["status"], "True");
+    assert!(made[&own].owned, "its status stands with it");
+    let (made, _) = of(&index, &stands(Stand::Leaving));
+    assert_eq!((made.len(), &made[&own].fields["metadata"]["labels"][waypoint::AUTOMATIC]), (4, &json!("leaving")));
+    let (made, _) = of(&index, &BTreeMap::new());
+    assert!(made.is_empty(), "with it goes what was made for it: {made:?}");
+}
+
+#[test]
+fn an_automatic_waypoint_takes_no_name_that_somebody_has() {
+    let (needs, stands) = (need(), [("shop".to_owned(), Stand::InUse)].into());
+    let theirs = |kind: &str, api: &str| {
+        let mut value = json!({"apiVersion": api, "kind": kind, "metadata": {"name": automatic::NAME, "namespace": "shop"}});
+        if kind == "Gateway" {
+            value["spec"] = json!({"gatewayClassName": "istio", "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}]});
+        }
+        Arc::new(decode(value).unwrap().0)
+    };
+    for object in [theirs("ServiceAccount", "v1"), theirs("Gateway", "gateway.networking.k8s.io/v1")] {
+        let (mut index, mut existing) = (Index::new(Settings::default()), Existing::default());
+        index.apply(&object);
+        existing.note(&object.reference(), Some(&object));
+        let (made, told) = desired(&index, &existing, &Automatic { stands: &stands, needs: &needs }, &[], |_| true);
+        assert!(made.is_empty(), "{made:?}");
+        assert_eq!((told.len(), told[0].code), (1, codes::NAME_TAKEN));
+        assert!(told[0].to_string().contains(&object.reference().to_string()), "{}", told[0]);
+    }
+}
