@@ -94,7 +94,8 @@ fn fields() -> String {
                 FieldSupport::NotHonoured => "not honoured",
             };
             let tests: Vec<String> = field.tests.iter().map(|test| format!("`{test}`")).collect();
-            let _ = writeln!(text, "| `{}` | {support} | {} | {} |", field.path, field.does, tests.join(", "));
+            let does = field.does.replace('*', "\\*");
+            let _ = writeln!(text, "| `{}` | {support} | {does} | {} |", field.path, tests.join(", "));
         }
     }
     text
