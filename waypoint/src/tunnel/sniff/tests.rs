@@ -1,3 +1,5 @@
+//! First bytes as callers send them, and as attackers do.
+
 use super::*;
 
 fn hello(name: Option<&str>) -> Vec<u8> {

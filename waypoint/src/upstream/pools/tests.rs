@@ -1,3 +1,5 @@
+//! What pools keep when their members, their settings or their ejections change.
+
 use std::collections::BTreeMap;
 
 use tropis_model::{

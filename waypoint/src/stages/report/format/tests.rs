@@ -1,3 +1,5 @@
+//! Lines as users and programs read them.
+
 use super::*;
 
 fn line() -> Line<'static> {
