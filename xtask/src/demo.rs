@@ -6,6 +6,7 @@
 
 mod claims;
 mod story;
+mod traffic;
 
 use std::{
     path::{Path, PathBuf},
@@ -162,6 +163,7 @@ async fn tell(lab: &Lab, options: &Options, claims: &mut Claims) -> anyhow::Resu
         return Ok(());
     }
     story::tell(lab, claims).await?;
+    traffic::tell(lab, claims).await?;
     claims.verdict()
 }
 
