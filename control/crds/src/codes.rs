@@ -90,6 +90,8 @@ codes! {
         "A waypoint cannot be deployed, because an object of its name exists that the control plane did not make.";
     AUTOMATIC_WAYPOINT = "TRP0019" "AutomaticWaypoint" Info
         "The control plane made a waypoint for a namespace because something there needs one.";
+    REFUSED_BY_PROXY = "TRP0020" "RefusedByProxy" Error
+        "A proxy refused what an object became; an older version is in force there, or none.";
 }
 
 /// The table's entry of `code`.
