@@ -45,6 +45,10 @@ pub struct Compiler {
     wide_findings: BTreeMap<ObjectRef, Vec<Finding>>,
     waypoints: Waypoints,
     needs: BTreeMap<String, Need>,
+    /// What waypoints are still to be told.
+    told: Vec<Told>,
+    /// Policies that may let other waypoints in now.
+    readmitted: BTreeSet<Key>,
 }
 
 impl Compiler {
@@ -63,6 +67,8 @@ impl Compiler {
             wide_findings: BTreeMap::new(),
             waypoints: Waypoints::default(),
             needs: BTreeMap::new(),
+            told: Vec::new(),
+            readmitted: BTreeSet::new(),
         }
     }
 
@@ -92,9 +98,6 @@ impl Compiler {
         if affected.static_strict {
             let now = self.index.has_peers().then(|| peer_authentication::static_strict(self.index.settings()));
             changes.policy(&mut self.static_strict, now);
-        }
-        for key in affected.authorizations {
-            self.compile_authorization(key, &mut changes);
         }
         for key in affected.peers {
             self.compile_peer(key, &mut changes);
@@ -129,20 +132,32 @@ impl Compiler {
             self.needs = names.filter_map(|name| Some((name.clone(), needed(&self.index, name)?))).collect();
         }
         self.waypoints.workloads.extend(changes.uids());
+        self.scopes();
+        // Whom a policy lets in depends on what waypoints are told.
+        let mut authorizations = affected.authorizations;
+        authorizations.append(&mut self.readmitted);
+        for key in authorizations {
+            self.compile_authorization(key, &mut changes);
+        }
         changes.in_order()
     }
 
-    /// What each waypoint is to be told that is different since the last call. Call it after [`Self::changes`].
+    /// What each waypoint is to be told that is different since the last call, as of the last [`Self::changes`].
     pub fn waypoints(&mut self) -> Vec<Told> {
+        std::mem::take(&mut self.told)
+    }
+
+    fn scopes(&mut self) {
         let workloads = self.pods.values().chain(self.slices.values().flat_map(BTreeMap::values));
         let (told, gone) = self.waypoints.differences(&self.index, &self.services, workloads);
         for gateway in gone {
             self.enforced(&gateway, HashMap::new());
         }
-        told
+        self.told.extend(told);
     }
 
-    /// A waypoint has in force what [`Self::waypoints`] gave for it so far: the policies in it may let it in.
+    /// A waypoint has in force what [`Self::waypoints`] gave for it so far: the policies in it may let it in. Nothing may have been
+    /// compiled since that it was not given.
     pub fn acknowledged(&mut self, gateway: &Key) {
         let policies = self.waypoints.policies(gateway);
         self.enforced(gateway, policies);
@@ -161,8 +176,18 @@ impl Compiler {
 
     fn enforced(&mut self, gateway: &Key, policies: waypoints::Enforced) {
         let keys = self.waypoints.enforce(gateway, policies);
-        let keys = keys.iter().filter_map(|key| key.0.split_once('/')).map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
-        self.affected.authorizations.extend(keys);
+        self.readmitted.extend(keys.iter().filter_map(object_key));
+    }
+
+    /// Whether a policy lets a waypoint in that has not acknowledged its present version yet: give it some time, then
+    /// [`Self::end_grace`].
+    pub fn has_grace(&self) -> bool {
+        self.waypoints.has_grace()
+    }
+
+    /// Policies let only those waypoints in that have acknowledged them; takes effect with [`Self::changes`].
+    pub fn end_grace(&mut self) {
+        self.readmitted.extend(self.waypoints.end_grace().iter().filter_map(object_key));
     }
 
     fn tell_widely(&mut self) {
@@ -201,21 +226,27 @@ impl Compiler {
 
     fn compile_authorization(&mut self, key: Key, changes: &mut Changes) {
         let (mut now, mut findings) = (None, Vec::new());
-        if let Some(object) = self.index.authorization(&key) {
-            (now, findings) = authorization::compile(self.index.settings(), object);
-            findings.extend(authorization::selection_findings(&self.index, object));
-            let waypoints = self.enforcing(object);
-            now = now.map(|policy| admission::admit(policy, &waypoints));
+        match self.index.authorization(&key).cloned() {
+            Some(object) => {
+                (now, findings) = authorization::compile(self.index.settings(), &object);
+                findings.extend(authorization::selection_findings(&self.index, &object));
+                let waypoints = self.admitted(&key, &object);
+                now = now.map(|policy| admission::admit(policy, &waypoints));
+            }
+            None => self.waypoints.forget(&PolicyKey(format!("{}/{}", key.0, key.1).into())),
         }
         self.tell(ObjectRef::new(Kind::AuthorizationPolicy, key.0.clone(), key.1.clone()), findings);
         slot(&mut self.authorizations, key, now, |old, new| changes.policy_slot(old, new));
     }
 
-    /// The waypoints that enforce this very version of a policy.
-    fn enforcing(&self, object: &Object) -> BTreeSet<Identity> {
+    /// The waypoints that a policy lets in.
+    fn admitted(&mut self, key: &Key, object: &Object) -> BTreeSet<Identity> {
         let settings = self.index.settings();
         let Some(present) = request_policy::compile(settings, object).0 else { return BTreeSet::new() };
-        self.waypoints.enforcing(&present).map(|gateway| waypoint::identity(settings, gateway)).collect()
+        let is_new = !self.authorizations.contains_key(key);
+        let in_use = |gateway: &Key| self.index.gateway(gateway).is_some_and(|object| waypoint::address(settings, object).is_some());
+        let admitted = self.waypoints.admitted(&present, is_new, in_use);
+        admitted.iter().map(|gateway| waypoint::identity(settings, gateway)).collect()
     }
 
     fn compile_peer(&mut self, key: Key, changes: &mut Changes) {
@@ -258,6 +289,11 @@ impl Compiler {
             self.findings.insert(object, findings);
         }
     }
+}
+
+/// The object that a policy was compiled from.
+fn object_key(policy: &PolicyKey) -> Option<Key> {
+    policy.0.split_once('/').map(|(namespace, name)| (namespace.to_owned(), name.to_owned()))
 }
 
 /// Everything that the objects of an index mean, from nothing.

@@ -92,6 +92,8 @@ codes! {
         "The control plane made a waypoint for a namespace because something there needs one.";
     WAYPOINT_NOT_USABLE = "TRP0020" "WaypointNotUsable" Warning
         "A label names a waypoint that cannot be used: it is of another class, not ready, or does not take this traffic or namespace.";
+    REFUSED_BY_PROXY = "TRP0021" "RefusedByProxy" Error
+        "A proxy refused what an object became; an older version is in force there, or none.";
 }
 
 /// The table's entry of `code`.

@@ -16,7 +16,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
-use tropis_crds::{Finding, Kind, Level, Object, ObjectRef};
+use tropis_crds::{Finding, Kind, Level, Object, ObjectRef, codes};
 use tropis_source::{Report, Source};
 use tropis_telemetry::chain;
 
@@ -112,6 +112,7 @@ pub(crate) fn conditions<'a>(
 
 fn reason(finding: &Finding) -> &'static str {
     match finding.level {
+        Level::Error if finding.code == codes::REFUSED_BY_PROXY => "RefusedByProxy",
         Level::Error => "Invalid",
         Level::Warning => "UnsupportedValue",
         Level::Info => "Accepted",
@@ -301,8 +302,6 @@ fn status(condition: &Condition, since: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use tropis_crds::codes;
-
     use super::*;
 
     fn object(kind: Kind, name: &str) -> ObjectRef {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use tropis_compile::{
     Compiler, Settings,
-    waypoint::{self, needed::Need},
+    waypoint::{self, needed::Need, refused},
 };
 use tropis_crds::{Finding, Kind, Level, Object, ObjectRef, OwnerReference};
 use tropis_source::{SourceEvent, Watch as Events};
@@ -36,6 +36,9 @@ use crate::{
 const QUIET: Duration = Duration::from_millis(20);
 /// How long a change waits at most when the source is never quiet.
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
+
+/// How long a waypoint may take to acknowledge a policy that has changed, before the policy's destinations let it in no more.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// The findings that stand now. Clones share them.
 #[derive(Debug, Clone, Default)]
@@ -109,6 +112,8 @@ pub(crate) struct Watch {
     policies: BTreeSet<ObjectRef>,
     /// Policies that some proxy refused.
     refused: Refused,
+    /// What there is to tell about objects of which a waypoint refused what they became.
+    refusals: Vec<Finding>,
     /// Something besides the findings of compiling changed what is to be told.
     untold: bool,
     /// `metadata.generation` of every object; its size is the number of objects.
@@ -118,6 +123,8 @@ pub(crate) struct Watch {
     /// Objects for waypoints that an earlier process left.
     found_made: BTreeSet<ObjectRef>,
     existing: Existing,
+    /// When waypoints are let in no more by policies that they have not acknowledged.
+    grace_ends: Option<Instant>,
     /// The generation in which each waypoint's table was changed last.
     waypoints: BTreeMap<Key, u64>,
     /// Waypoints of which a pod has had its configuration in force.
@@ -158,11 +165,13 @@ impl Watch {
             compiled_findings: Vec::new(),
             policies: BTreeSet::new(),
             refused: Refused::new(),
+            refusals: Vec::new(),
             untold: true,
             generations: HashMap::new(),
             found: BTreeMap::new(),
             found_made: BTreeSet::new(),
             existing: Existing::default(),
+            grace_ends: None,
             waypoints: BTreeMap::new(),
             live: BTreeSet::new(),
         }
@@ -173,7 +182,8 @@ impl Watch {
         let mut pending: Option<Pending> = None;
         let mut acknowledgements = self.told.clients.watch();
         loop {
-            let due = pending.map(Pending::due).or_else(|| self.automatic.due(Instant::now()));
+            let later = self.automatic.due(Instant::now()).into_iter().chain(self.grace_ends).min();
+            let due = pending.map(Pending::due).or(later);
             let due = async {
                 match due {
                     Some(due) => tokio::time::sleep_until(due).await,
@@ -253,6 +263,9 @@ impl Watch {
         }
         let started = Instant::now();
         self.acknowledge();
+        if self.grace_ends.take_if(|end| *end <= started).is_some() {
+            self.compiler.end_grace();
+        }
         let mut changes = self.compiler.changes();
         let told = self.compiler.waypoints();
         if self.told.resources.snapshot().is_none() {
@@ -263,6 +276,8 @@ impl Watch {
         }
         // A waypoint that is gone is let in no more, and one that was there before is.
         changes.extend(self.compiler.changes());
+        let grace = self.grace_ends.unwrap_or(started + GRACE);
+        self.grace_ends = self.compiler.has_grace().then_some(grace);
         let mut step = self.told.resources.step();
         step.apply(&Audience::NodeProxies, &changes);
         for told in &told {
@@ -320,15 +335,16 @@ impl Watch {
     /// Tells the findings that stand, if they are not the ones that stood before.
     fn tell(&mut self) {
         let compiled: Vec<Finding> = self.compiler.findings().cloned().collect();
-        let refused = self.refused();
-        if compiled == self.compiled_findings && refused == self.refused && !self.untold {
+        let (refused, refusals) = (self.refused(), self.refusals());
+        if compiled == self.compiled_findings && refused == self.refused && refusals == self.refusals && !self.untold {
             return;
         }
         self.compiled_findings = compiled;
+        self.refusals = refusals;
         self.refused = refused;
         self.untold = false;
         let mut all: Vec<Finding> = self.file_findings.values().flatten().cloned().collect();
-        all.extend(self.compiled_findings.iter().cloned());
+        all.extend(self.compiled_findings.iter().chain(&self.refusals).cloned());
         let automatic = deploy::Automatic { stands: &self.stands, needs: &self.needs };
         let (made, told) = deploy::desired(self.compiler.index(), &self.existing, &automatic, &all, |gateway| self.live.contains(gateway));
         all.extend(told);
@@ -352,6 +368,20 @@ impl Watch {
         let object = |name: &str| name.split_once('/').map(|(namespace, name)| ObjectRef::new(Kind::AuthorizationPolicy, namespace, name));
         let refused = self.told.clients.refused(ResourceType::Authorization).into_iter();
         refused.filter_map(|(name, why)| Some((object(&name)?, why))).collect()
+    }
+
+    /// What there is to tell about the objects that went into resources which some waypoint refused.
+    fn refusals(&self) -> Vec<Finding> {
+        let (clients, index) = (&self.told.clients, self.compiler.index());
+        let mut told = Vec::new();
+        for (name, (client, reason)) in clients.refused(ResourceType::Host) {
+            let origins = refused::host_origins(index, &name).into_iter();
+            told.extend(origins.map(|object| refused::finding(object, &name, &client, &reason)));
+        }
+        for (name, (client, reason)) in clients.refused(ResourceType::Waypoint) {
+            told.extend(refused::waypoint_origin(&name).map(|object| refused::finding(object, &name, &client, &reason)));
+        }
+        told
     }
 }
 

@@ -22,6 +22,16 @@ use crate::{
 /// Policies that a waypoint enforces, by key.
 pub(super) type Enforced = HashMap<PolicyKey, Arc<RequestPolicy>>;
 
+/// A version of a policy that waypoints in use were told and have not acknowledged.
+#[derive(Debug)]
+struct Grace {
+    policy: RequestPolicy,
+    /// Those that are let in all the same.
+    waypoints: BTreeSet<Key>,
+    /// They took too long, and are let in no more.
+    over: bool,
+}
+
 /// What is remembered.
 #[derive(Debug, Default)]
 pub(super) struct Waypoints {
@@ -29,6 +39,7 @@ pub(super) struct Waypoints {
     pods_through: HashMap<Key, Key>,
     scopes: BTreeMap<Key, Scope>,
     enforced: BTreeMap<Key, Enforced>,
+    grace: BTreeMap<PolicyKey, Grace>,
     /// Something besides workloads changed: scopes are made anew.
     anew: bool,
     /// Findings that look at many objects may be different.
@@ -108,6 +119,46 @@ impl Waypoints {
     pub(super) fn enforcing<'a>(&'a self, present: &'a RequestPolicy) -> impl Iterator<Item = &'a Key> {
         let enforce = |policies: &Enforced| policies.get(&present.key).is_some_and(|own| **own == *present);
         self.enforced.iter().filter(move |(_, policies)| enforce(policies)).map(|(gateway, _)| gateway)
+    }
+
+    /// The waypoints that a policy lets in: those that enforce this version of it, and for a while those that are about to, if they
+    /// enforce the version before, or there was none (`is_new`). So a change is neither a moment of denial for what goes through a
+    /// waypoint nor one without a policy. A waypoint that newly has to enforce an old policy is not let in before it does.
+    pub(super) fn admitted(&mut self, present: &RequestPolicy, is_new: bool, in_use: impl Fn(&Key) -> bool) -> BTreeSet<Key> {
+        let mut admitted: BTreeSet<Key> = self.enforcing(present).cloned().collect();
+        let before = self.grace.remove(&present.key).filter(|grace| grace.policy == *present);
+        let told = |scope: &Scope| scope.policies().any(|own| **own == *present);
+        let mut waypoints: BTreeSet<Key> = (self.scopes.iter())
+            .filter(|(gateway, scope)| !admitted.contains(*gateway) && in_use(gateway) && told(scope))
+            .map(|(gateway, _)| gateway.clone())
+            .collect();
+        let knows = |gateway: &Key| self.enforced.get(gateway).is_some_and(|policies| policies.contains_key(&present.key));
+        let was_let_in = |gateway: &Key| before.as_ref().is_some_and(|grace| grace.waypoints.contains(gateway));
+        waypoints.retain(|gateway| is_new || knows(gateway) || was_let_in(gateway));
+        if !waypoints.is_empty() {
+            let over = before.is_some_and(|grace| grace.over);
+            if !over {
+                admitted.extend(waypoints.iter().cloned());
+            }
+            self.grace.insert(present.key.clone(), Grace { policy: present.clone(), waypoints, over });
+        }
+        admitted
+    }
+
+    /// A policy is gone.
+    pub(super) fn forget(&mut self, policy: &PolicyKey) {
+        self.grace.remove(policy);
+    }
+
+    /// Whether some waypoint is let in by a version of a policy that it has not acknowledged.
+    pub(super) fn has_grace(&self) -> bool {
+        self.grace.values().any(|grace| !grace.over)
+    }
+
+    /// Lets waypoints in no more that have not acknowledged, and gives the policies concerned.
+    pub(super) fn end_grace(&mut self) -> Vec<PolicyKey> {
+        let pending = self.grace.iter_mut().filter(|(_, grace)| !grace.over);
+        pending.map(|(key, grace)| (key.clone(), std::mem::replace(&mut grace.over, true)).0).collect()
     }
 
     /// What there is to tell about the hosts of waypoints.

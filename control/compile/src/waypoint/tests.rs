@@ -292,7 +292,6 @@ fn a_waypoint_is_told_of_what_it_will_carry_before_it_carries_it() {
 #[test]
 fn policies_let_a_waypoint_in_once_it_enforces_this_very_version() {
     let mut mesh = Mesh::new(json!({"istio.io/use-waypoint": "gw"}));
-    mesh.gateway("shop", "gw", json!({}), "Same", true);
     let allow = |principal: &str| json!([{"from": [{"source": {"principals": [principal]}}]}]);
     mesh.policy("ALLOW", allow("cluster.local/ns/shop/sa/a"));
     let waypoint = StringMatch::Exact("cluster.local/ns/shop/sa/gw".into());
@@ -300,25 +299,63 @@ fn policies_let_a_waypoint_in_once_it_enforces_this_very_version() {
         let matches = policy.rules.iter().flat_map(|rule| &rule.clauses).flat_map(|clause| &clause.matches);
         matches.clone().any(|one| one.principals.contains(&waypoint) || one.not_principals.contains(&waypoint))
     };
-    assert!(!admitted(&mesh.l4()), "it has not acknowledged anything");
-    mesh.compiler.waypoints();
+    assert!(!admitted(&mesh.l4()), "there is no waypoint");
+    mesh.gateway("shop", "gw", json!({}), "Same", true);
+    assert!(!admitted(&mesh.l4()), "it has not acknowledged a policy that was there before it");
     mesh.compiler.acknowledged(&key("shop", "gw"));
     assert!(admitted(&mesh.l4()));
+
+    // A new version: it goes on while the waypoint takes it in, which it has to do in time.
     mesh.policy("ALLOW", allow("cluster.local/ns/shop/sa/b"));
-    assert!(!admitted(&mesh.l4()), "this version it does not know");
-    mesh.compiler.waypoints();
+    assert!(admitted(&mesh.l4()) && mesh.compiler.has_grace(), "it still enforces the version before");
+    mesh.compiler.end_grace();
+    assert!(!admitted(&mesh.l4()) && !mesh.compiler.has_grace(), "this version it does not know");
+    mesh.compiler.apply(&mesh.compiler.index().authorization(&key("shop", "p")).unwrap().clone());
+    assert!(!admitted(&mesh.l4()), "and it gets no more time for the same version");
     mesh.compiler.acknowledged(&key("shop", "gw"));
     assert!(admitted(&mesh.l4()));
     mesh.policy("DENY", allow("cluster.local/ns/shop/sa/b"));
-    mesh.l4();
-    mesh.compiler.waypoints();
+    assert!(admitted(&mesh.l4()));
     mesh.compiler.acknowledged(&key("shop", "gw"));
     let deny = mesh.l4();
-    assert_eq!((deny.action, admitted(&deny)), (Action::Deny, true));
+    assert_eq!((deny.action, admitted(&deny), mesh.compiler.has_grace()), (Action::Deny, true, false));
+
+    // One that is new altogether says nothing about a waypoint yet, and has the same time.
+    mesh.compiler.remove(&ObjectRef::new(Kind::AuthorizationPolicy, "shop", "p"));
+    mesh.compiler.changes();
+    mesh.compiler.acknowledged(&key("shop", "gw"));
+    mesh.policy("ALLOW", allow("cluster.local/ns/shop/sa/a"));
+    assert!(admitted(&mesh.l4()));
+    mesh.compiler.end_grace();
+    assert!(!admitted(&mesh.l4()));
+    mesh.compiler.acknowledged(&key("shop", "gw"));
+    assert!(admitted(&mesh.l4()));
     mesh.compiler.remove(&ObjectRef::new(Kind::Gateway, "shop", "gw"));
     mesh.compiler.changes();
     mesh.compiler.waypoints();
     assert!(!admitted(&mesh.l4()), "a waypoint that is gone is let in no more");
+}
+
+#[test]
+fn what_a_waypoint_refuses_is_told_of_all_that_it_was_made_of() {
+    let mut mesh = Mesh::new(json!({"istio.io/use-waypoint": "gw"}));
+    mesh.gateway("shop", "gw", json!({}), "Same", true);
+    mesh.apply(json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": "route", "namespace": "shop"},
+        "spec": {"hosts": ["web"], "http": [{"route": [{"destination": {"host": "web"}}]}]},
+    }));
+    mesh.apply(json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": {"name": "rule", "namespace": "shop"},
+        "spec": {"host": "web"},
+    }));
+    let origins = |name: &str| refused::host_origins(mesh.compiler.index(), name);
+    let of = |kind, name| ObjectRef::new(kind, "shop", name);
+    let expected = [of(Kind::Service, "web"), of(Kind::VirtualService, "route"), of(Kind::DestinationRule, "rule")];
+    assert_eq!(origins("shop/web.shop.svc.cluster.local"), expected);
+    assert!(origins("shop/gone.shop.svc.cluster.local").is_empty() && origins("nonsense").is_empty());
+    assert_eq!(refused::waypoint_origin("shop/gw"), Some(of(Kind::Gateway, "gw")));
+    let finding = refused::finding(of(Kind::Service, "web"), "shop/web", "shop/gw-1", "an unknown balancer");
+    assert!(finding.to_string().contains("shop/gw-1 refuses: an unknown balancer"), "{finding}");
 }
 
 #[test]
