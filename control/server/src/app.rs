@@ -54,8 +54,9 @@ pub(crate) async fn run(config: Config, log_control: LogControl) -> anyhow::Resu
     let mut app = App::new(config);
     app.watch_objects()?;
     app.serve_proxies()?;
-    app.serve_monitoring().await?;
+    // First: health is told once everything is there, the socket's mode among it.
     app.serve_debug(log_control).await?;
+    app.serve_monitoring().await?;
     app.tasks.spawn(count_clients(app.clients.clone(), app.metrics.clone(), app.stop.clone()));
 
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
