@@ -15,6 +15,7 @@ mod foreign_proxy;
 mod http_transparency;
 mod identity;
 mod l7_policy;
+mod large_bodies;
 mod rollout;
 mod runs;
 mod shop;

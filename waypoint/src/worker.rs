@@ -17,7 +17,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::{LocalSet, spawn_local},
 };
-use tropis_hbone::client::{Pool, PoolOptions};
+use tropis_hbone::{
+    client::{Pool, PoolOptions},
+    settings::Windows,
+};
 use tropis_model::{resolve::Draw, workload::Workload};
 use tropis_net::{accept, drain::DrainSignal};
 
@@ -76,7 +79,7 @@ impl Worker {
     /// An idle worker. Its tunnels want a `LocalSet`.
     pub fn new(shared: Arc<Shared>) -> Self {
         Self {
-            tunnels: Pool::new(shared.certificates.clone(), PoolOptions::default()),
+            tunnels: Pool::new(shared.certificates.clone(), PoolOptions { windows: Windows::WAYPOINT, ..PoolOptions::default() }),
             connections: Connections::default(),
             counters: CounterCache::default(),
             formats: Formats::default(),

@@ -28,7 +28,12 @@ use self::{
     slot::Slot,
 };
 pub use self::{decide::CONNECTIONS_LIMIT, error::TunnelError};
-use crate::{connection::StreamGuard, headers::TunnelHeaders, settings, stream::TunnelStream};
+use crate::{
+    connection::StreamGuard,
+    headers::TunnelHeaders,
+    settings::{self, Windows},
+    stream::TunnelStream,
+};
 
 /// Which connections may be shared.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -83,6 +88,8 @@ pub struct PoolOptions {
     pub ping_limit: Duration,
     /// How long the peer may take to answer a CONNECT.
     pub response_limit: Duration,
+    /// What a peer may send ahead.
+    pub windows: Windows,
 }
 
 impl Default for PoolOptions {
@@ -93,6 +100,7 @@ impl Default for PoolOptions {
             ping_interval: settings::PING_INTERVAL,
             ping_limit: settings::PING_LIMIT,
             response_limit: settings::RESPONSE_LIMIT,
+            windows: Windows::NODE,
         }
     }
 }

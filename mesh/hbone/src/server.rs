@@ -25,7 +25,7 @@ use tropis_tls::peer::peer_identity;
 use crate::{
     connection::{Beat, Keepalive, Load, Output, StreamGuard, TunnelSocket},
     headers::{self, TunnelHeaders},
-    settings,
+    settings::{self, Windows},
     stream::TunnelStream,
 };
 
@@ -42,6 +42,8 @@ pub struct ServerOptions {
     pub ping_interval: Duration,
     /// How long it may take to answer.
     pub ping_limit: Duration,
+    /// What a peer may send ahead.
+    pub windows: Windows,
 }
 
 impl Default for ServerOptions {
@@ -52,6 +54,7 @@ impl Default for ServerOptions {
             first_tunnel_limit: settings::FIRST_TUNNEL_LIMIT,
             ping_interval: settings::PING_INTERVAL,
             ping_limit: settings::PING_LIMIT,
+            windows: Windows::NODE,
         }
     }
 }
@@ -153,7 +156,7 @@ pub async fn accept(stream: TcpStream, config: Arc<ServerConfig>, options: &Serv
         http,
         keepalive: Keepalive::new(pings, options.ping_interval, options.ping_limit),
         output,
-        load: Load::new(Rc::default()),
+        load: Load::new(Rc::default(), options.windows),
         facts: Rc::new(Facts { peer, remote, local }),
         first_tunnel_limit: options.first_tunnel_limit,
     })
@@ -162,9 +165,9 @@ pub async fn accept(stream: TcpStream, config: Arc<ServerConfig>, options: &Serv
 fn builder(options: &ServerOptions) -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
-        .initial_window_size(settings::STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(settings::CONNECTION_WINDOW_BYTES)
-        .max_frame_size(settings::FRAME_BYTES)
+        .initial_window_size(options.windows.stream)
+        .initial_connection_window_size(options.windows.connection)
+        .max_frame_size(options.windows.frame)
         .max_header_list_size(settings::REQUEST_HEADERS_BYTES)
         .max_send_buffer_size(settings::SEND_BUFFER_BYTES)
         .max_concurrent_streams(options.streams_per_connection)

@@ -2,15 +2,29 @@
 
 use std::time::Duration;
 
-/// Credit of a stream: bytes that a peer may send before the application here has taken any. 4 MiB keeps a gigabit busy over 30 ms.
-pub const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-/// Credit of a connection, for the streams that move.
-pub const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
-/// Credit of a connection at most, when streams that stall hold part of it (`connection::load`): a bound on memory for one pair of
-/// pods, reached when 28 streams between them stall at once.
-pub const CONNECTION_WINDOW_LIMIT_BYTES: u32 = 128 * 1024 * 1024;
-/// The largest frame that a peer may send.
-pub const FRAME_BYTES: u32 = 1024 * 1024;
+/// What a peer may send before the application here has taken any of it, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Windows {
+    /// Credit of a stream.
+    pub stream: u32,
+    /// Credit of a connection, for the streams that move.
+    pub connection: u32,
+    /// Credit of a connection at most, when streams that stall hold part of it (`connection::load`): a bound on memory for one pair of
+    /// pods.
+    pub connection_limit: u32,
+    /// The largest frame.
+    pub frame: u32,
+}
+
+impl Windows {
+    /// Of a node's proxy, which moves bytes between any two nodes: 4 MiB keeps a gigabit busy over 30 ms; the limit is reached when 28
+    /// streams between two pods stall at once.
+    pub const NODE: Self = Self { stream: 4 << 20, connection: 16 << 20, connection_limit: 128 << 20, frame: 1 << 20 };
+    /// Of a waypoint, which stands near to its endpoints and holds a request in two tunnels, with HTTP between them: 1 MiB keeps 4
+    /// gigabits busy over 2 ms. A reader that stalls costs some megabytes; with a node's windows it was 35 (scenario `large_bodies`).
+    pub const WAYPOINT: Self = Self { stream: 1 << 20, connection: 16 << 20, connection_limit: 64 << 20, frame: 64 << 10 };
+}
+
 /// Bytes of a stream that may wait in the process for the tunnel to take them.
 pub const SEND_BUFFER_BYTES: usize = 400 * 1024;
 /// The largest header block that a client (the side of the response) reads.

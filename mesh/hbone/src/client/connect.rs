@@ -172,7 +172,7 @@ where
     let shaking = builder(options).handshake::<_, Bytes>(tls);
     let shaken = tokio::time::timeout(after, shaking).await.map_err(late("shaking hands (HTTP/2)"))?;
     let (send, mut http) = shaken.map_err(|error| TunnelError::of_connection(address, error))?;
-    let load = Load::new(Rc::clone(news));
+    let load = Load::new(Rc::clone(news), options.windows);
     let pings = http.ping_pong().expect("taken only here");
     let connection = Rc::new(Connection {
         send: RefCell::new(Some(send)),
@@ -193,9 +193,9 @@ where
 fn builder(options: &PoolOptions) -> h2::client::Builder {
     let mut builder = h2::client::Builder::new();
     builder
-        .initial_window_size(settings::STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(settings::CONNECTION_WINDOW_BYTES)
-        .max_frame_size(settings::FRAME_BYTES)
+        .initial_window_size(options.windows.stream)
+        .initial_connection_window_size(options.windows.connection)
+        .max_frame_size(options.windows.frame)
         .max_header_list_size(settings::RESPONSE_HEADERS_BYTES)
         .max_send_buffer_size(settings::SEND_BUFFER_BYTES)
         .initial_max_send_streams(options.streams_per_connection)

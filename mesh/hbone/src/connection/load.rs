@@ -14,7 +14,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use crate::settings::{CONNECTION_WINDOW_BYTES, CONNECTION_WINDOW_LIMIT_BYTES, STREAM_WINDOW_BYTES};
+use crate::settings::Windows;
 
 /// Stalling for this long is long: far more than a healthy application needs to come back to its socket.
 const LONG_STALL: Duration = Duration::from_secs(1);
@@ -30,12 +30,13 @@ pub(crate) struct Load {
     idle_since: Cell<Instant>,
     driver: RefCell<Option<Waker>>,
     window: Cell<u32>,
+    windows: Windows,
     /// Told when there may be room for another stream, here or on another connection.
     news: Rc<Notify>,
 }
 
 impl Load {
-    pub(crate) fn new(news: Rc<Notify>) -> Rc<Self> {
+    pub(crate) fn new(news: Rc<Notify>, windows: Windows) -> Rc<Self> {
         Rc::new(Self {
             streams: Cell::new(0),
             next_number: Cell::new(0),
@@ -43,7 +44,8 @@ impl Load {
             stalls: RefCell::default(),
             idle_since: Cell::new(Instant::now()),
             driver: RefCell::default(),
-            window: Cell::new(CONNECTION_WINDOW_BYTES),
+            window: Cell::new(windows.connection),
+            windows,
             news,
         })
     }
@@ -81,7 +83,7 @@ impl Load {
 
     /// The window that the connection should have from now on, when that differs from the last answer.
     pub(crate) fn take_window_change(&self) -> Option<u32> {
-        let wanted = window_for(self.blocked.get());
+        let wanted = window_for(self.blocked.get(), self.windows);
         (self.window.replace(wanted) != wanted).then_some(wanted)
     }
 
@@ -98,9 +100,9 @@ impl Load {
 }
 
 /// The window of a connection with so many streams blocked.
-fn window_for(blocked: usize) -> u32 {
-    let extra = u32::try_from(blocked).unwrap_or(u32::MAX).saturating_mul(STREAM_WINDOW_BYTES);
-    CONNECTION_WINDOW_BYTES.saturating_add(extra).min(CONNECTION_WINDOW_LIMIT_BYTES)
+fn window_for(blocked: usize, windows: Windows) -> u32 {
+    let extra = u32::try_from(blocked).unwrap_or(u32::MAX).saturating_mul(windows.stream);
+    windows.connection.saturating_add(extra).min(windows.connection_limit)
 }
 
 /// One stream's part in the load.
@@ -172,13 +174,13 @@ mod tests {
     fn the_window_grows_with_what_stalls_up_to_a_limit() {
         let mib = |bytes: u32| bytes / 1024 / 1024;
         for (blocked, expected) in [(0, 16), (1, 20), (4, 32), (28, 128), (29, 128), (usize::MAX, 128)] {
-            assert_eq!(mib(window_for(blocked)), expected, "{blocked}");
+            assert_eq!(mib(window_for(blocked, Windows::NODE)), expected, "{blocked}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_long_stall_is_seen_and_forgotten_with_the_stream() {
-        let load = Load::new(Rc::default());
+        let load = Load::new(Rc::default(), Windows::NODE);
         let mut one = load.start_stream();
         let mut two = load.start_stream();
         one.block();
@@ -190,7 +192,7 @@ mod tests {
         two.stall();
         drop(one);
         assert!(!load.is_stalled(), "the other has only begun to");
-        assert_eq!(load.take_window_change(), Some(CONNECTION_WINDOW_BYTES));
+        assert_eq!(load.take_window_change(), Some(Windows::NODE.connection));
         tokio::time::advance(LONG_STALL).await;
         assert!(load.is_stalled());
         two.go_on();

@@ -1,0 +1,73 @@
+//! Large bodies flow through a waypoint at the reader's pace, without piling up in it.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use tropis_tests::testkit::calls::Transferred;
+use tropis_tests::{Family, Lab};
+
+use crate::shop::{LOAD, Protocol, Shop, Way};
+use crate::support::{Company, play};
+
+/// A waypoint may grow by this while a reader stalls.
+const GROWTH_BYTES: u64 = 32 << 20;
+/// How long the reader stalls.
+const STALL: &str = "3";
+
+#[test]
+fn large_bodies_do_not_pile_up_in_the_waypoint() {
+    play(Company::Welcome, |lab| Box::pin(large(lab)));
+}
+
+async fn large(lab: &Lab) -> anyhow::Result<()> {
+    let shop = Shop::with_waypoint(lab, "large").await?;
+    for (direction, family, protocol) in [
+        ("down", Family::V4, Protocol::Http1),
+        ("up", Family::V6, Protocol::Http1),
+        ("down", Family::V6, Protocol::Http2),
+        ("up", Family::V4, Protocol::Http2),
+    ] {
+        transfer(&shop, Way { family, service: "far", protocol }, direction).await.with_context(|| direction.to_owned())?;
+    }
+    shop.close(&[("Gateway", "waypoint")])
+}
+
+/// A gibibyte whose reader stalls a while after the first mebibyte.
+async fn transfer(shop: &Shop<'_>, way: Way, direction: &str) -> anyhow::Result<()> {
+    let url = shop.url(way, "/")?;
+    let waypoint = shop.lab.pod(shop.namespace, "waypoint").await?;
+    // What one request needs is there already.
+    shop.call_until(&shop.client, way, "/", &["-n", "10"], |calls| calls.ok).await?;
+    let before = waypoint.resident_bytes();
+    let arguments = [
+        "transfer",
+        url.as_str(),
+        "--direction",
+        direction,
+        "--protocol",
+        way.protocol.flag(),
+        "--bytes",
+        "1G",
+        "--pause",
+        STALL,
+        "--timeout",
+        "60",
+    ];
+    let moving = shop.client.run_for::<Transferred>(&arguments, LOAD);
+    let mut highest = 0;
+    let watching = async {
+        loop {
+            highest = highest.max(waypoint.resident_bytes().saturating_sub(before));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let moved = tokio::select! {
+        moved = moving => moved?,
+        () = watching => unreachable!("it never ends"),
+    };
+    ensure!(moved.ok && moved.bytes == 1 << 30, "{way}: {moved:?}");
+    let rate = moved.bytes as f64 / (1 << 20) as f64 / (moved.milliseconds / 1000.0);
+    println!("{way}: 1 GiB {direction} at {rate:.0} MiB/s with a stall of {STALL} s; the waypoint grew by {} KiB", highest >> 10);
+    ensure!(highest < GROWTH_BYTES, "{way}: the waypoint grew by {highest} bytes");
+    Ok(())
+}
