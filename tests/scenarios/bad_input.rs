@@ -93,7 +93,7 @@ const BAD: &[Bad] = &[
         object: "AuthorizationPolicy badinput/selects-nothing",
         field: "spec.selector.matchLabels",
         found: "app=nobody",
-        accepted: "labels that pods carry",
+        accepted: "app: there is ",
         effect: "applies to nothing",
     },
     Bad {

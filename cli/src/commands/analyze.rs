@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, sync::Arc};
 use anyhow::bail;
 use clap::ValueEnum;
 use tropis_crds::{CODES, Finding, Level, Object, ObjectRef, Origin};
-use tropis_source::{Snapshot, dir::snapshot};
+use tropis_source::{
+    Snapshot,
+    dir::{EFFECT_NEVER, snapshot},
+};
 
 use crate::{
     arguments::{Format, Options},
@@ -16,6 +19,8 @@ use crate::{
 
 /// What stands for the mesh among the paths.
 const LIVE: &str = "live";
+/// What a file's document says that would be refused, where the mesh has a good version.
+const EFFECT_REFUSED: &str = "it would be refused; the version that the mesh has would stay in force";
 /// What istioctl exits with when it finds something.
 const FOUND: u8 = 79;
 
@@ -97,10 +102,15 @@ fn findings(options: &Options, paths: &[PathBuf]) -> anyhow::Result<Vec<Finding>
     let mut origins: BTreeMap<ObjectRef, Origin> = BTreeMap::new();
     let mut findings = Vec::new();
     for snapshot in read {
+        findings.extend(snapshot.findings.into_iter().map(|finding| {
+            match finding.effect == EFFECT_NEVER && objects.contains_key(&finding.object) {
+                true => finding.effect(EFFECT_REFUSED),
+                false => finding,
+            }
+        }));
         // What comes later takes the place of what is there, as when it were applied.
         objects.extend(snapshot.objects.into_iter().map(|object| (object.reference(), object)));
         origins.extend(snapshot.origins);
-        findings.extend(snapshot.findings);
     }
     let mesh = Mesh::compile(objects.values());
     findings.extend(mesh.findings().cloned().map(|mut finding| {

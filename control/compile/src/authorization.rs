@@ -17,6 +17,7 @@ use tropis_crds::{
         authorization_policy::{self as istio, Condition, Operation, Source},
         block,
     },
+    nearest,
 };
 use tropis_model::policy::{Action, Clause, Match, Policy, PolicyKey, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
 
@@ -97,8 +98,23 @@ pub(crate) fn selection_findings(index: &Index, object: &Object) -> Vec<Finding>
     if index.selected_by_authorization(namespace, selector).next().is_some() {
         return Vec::new();
     }
+    if namespace != index.settings().root_namespace && !index.namespaces_with(&selector.match_labels).is_empty() {
+        // `request_policy::findings` says in which namespace the policy belongs.
+        return Vec::new();
+    }
     let place = if namespace == index.settings().root_namespace { "the mesh".to_owned() } else { format!("namespace {namespace}") };
-    vec![selects_nothing(object, &selector.match_labels, &place)]
+    let accepted = labels_there(index, namespace, &selector.match_labels);
+    vec![selects_nothing(object, &selector.match_labels, &place).accepted(accepted)]
+}
+
+/// What pods of a namespace have in the place of labels that none of them has.
+fn labels_there(index: &Index, namespace: &str, labels: &BTreeMap<String, String>) -> String {
+    let there = labels.iter().filter_map(|(key, value)| {
+        let values: Vec<&str> = index.pod_label_values(namespace, key).collect();
+        (!values.contains(&value.as_str())).then(|| label_there(key, value, &values))
+    });
+    let there: Vec<String> = there.collect();
+    if there.is_empty() { "labels that one pod carries together".to_owned() } else { there.join("; ") }
 }
 
 /// The finding for a selector that no workload matches.
@@ -110,6 +126,14 @@ pub(crate) fn selects_nothing(object: &Object, labels: &BTreeMap<String, String>
         .problem(format!("matches no pod in {place}"))
         .accepted("labels that pods carry")
         .effect("the policy applies to nothing until a pod has these labels")
+}
+
+/// The values that pods have for a label, for one who looked for another value.
+pub(crate) fn label_there(key: &str, value: &str, there: &[&str]) -> String {
+    match there {
+        [] => format!("no pod there has a label {key}"),
+        some => format!("{key}: {}", nearest::accepted(value, some.iter().copied(), "a value that a pod has")),
+    }
 }
 
 /// A part of a policy as L4 reads it.

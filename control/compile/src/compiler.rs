@@ -198,7 +198,8 @@ impl Compiler {
         let routes = index.virtual_services().map(|object| (object.reference(), virtual_service::findings(index, object)));
         let rules = index.destination_rules().map(|object| (object.reference(), destination_rule::findings(index, object)));
         let policies = index.authorizations().map(|object| (object.reference(), policy_findings(index, object)));
-        let all = routes.chain(rules).chain(policies);
+        let services = index.services().map(|object| (object.reference(), service::findings(index, object)));
+        let all = routes.chain(rules).chain(policies).chain(services);
         self.wide_findings = all.filter(|(_, findings)| !findings.is_empty()).collect();
     }
 
@@ -229,7 +230,6 @@ impl Compiler {
         match self.index.authorization(&key).cloned() {
             Some(object) => {
                 (now, findings) = authorization::compile(self.index.settings(), &object);
-                findings.extend(authorization::selection_findings(&self.index, &object));
                 let waypoints = self.admitted(&key, &object);
                 now = now.map(|policy| admission::admit(policy, &waypoints));
             }
@@ -310,12 +310,13 @@ pub fn compile(index: &Index) -> Compiled {
     for object in everything.services.iter().filter_map(|key| index.service(key)) {
         let (service, _, told) = attached_service(index, object);
         compiled.services.extend(service);
+        let told = told.into_iter().chain(service::findings(index, object));
         findings.entry(object.reference()).or_default().extend(told);
     }
     for object in everything.authorizations.iter().filter_map(|key| index.authorization(key)) {
         let (policy, told) = authorization::compile(settings, object);
         compiled.policies.extend(policy);
-        let told = told.into_iter().chain(authorization::selection_findings(index, object)).chain(policy_findings(index, object));
+        let told = told.into_iter().chain(policy_findings(index, object));
         findings.entry(object.reference()).or_default().extend(told);
     }
     for object in everything.peers.iter().filter_map(|key| index.peer(key)) {
@@ -359,10 +360,11 @@ fn namespace_findings(index: &Index, object: &Object) -> Vec<Finding> {
     findings
 }
 
-/// What there is to tell about a policy's targets.
+/// What there is to tell about a policy's targets and selector.
 fn policy_findings(index: &Index, object: &Object) -> Vec<Finding> {
     let gateway = |namespace: &str, name: &str| index.gateway(&(namespace.to_owned(), name.to_owned())).is_some();
     let mut findings = request_policy::findings(index, object, gateway);
+    findings.extend(authorization::selection_findings(index, object));
     findings.extend(waypoint::policy_findings(index, object));
     findings
 }

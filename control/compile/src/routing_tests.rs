@@ -21,7 +21,7 @@ use tropis_model::{
     route::{Forward, Host, HttpRoute, RouteAction},
 };
 
-use crate::{Index, Settings, destination_rule, host, request_policy, virtual_service};
+use crate::{Index, Settings, destination_rule, host, request_policy, service::findings as service_findings, virtual_service};
 
 /// The port of every service here.
 const PORT: u16 = 9080;
@@ -71,7 +71,10 @@ impl Mesh {
                     let values = request_policy::compile(self.index.settings(), object).1;
                     values.into_iter().chain(request_policy::findings(&self.index, object, gateway)).collect()
                 }
-                Kind::Service => host::compile(&self.index, &self.waypoint, object).1,
+                Kind::Service => {
+                    let served = host::compile(&self.index, &self.waypoint, object).1;
+                    served.into_iter().chain(service_findings(&self.index, object)).collect()
+                }
                 _ => Vec::new(),
             });
         }

@@ -6,7 +6,7 @@ use k8s_openapi::{
     api::core::v1::{self as core, ServiceSpec},
     apimachinery::pkg::util::intstr::IntOrString,
 };
-use tropis_crds::{Finding, Object, codes};
+use tropis_crds::{Finding, Object, codes, nearest};
 use tropis_model::{
     address::NamespacedHostname,
     service::{
@@ -14,7 +14,7 @@ use tropis_model::{
     },
 };
 
-use crate::Settings;
+use crate::{Index, Settings, index::service_selector, workload};
 
 /// What Istio's users wrote before `spec.trafficDistribution` existed.
 const DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
@@ -67,6 +67,34 @@ pub fn compile(settings: &Settings, object: &Object) -> (Option<Service>, Vec<Fi
     service.canonical = true;
     service.visibility = Visibility::Public;
     (Some(service), findings)
+}
+
+/// What there is to tell about the ports of a Service with a selector that name ports of containers.
+pub fn findings(index: &Index, object: &Object) -> Vec<Finding> {
+    if service_selector(object).is_none() {
+        return Vec::new();
+    }
+    let ports = object.service().and_then(|service| service.spec.as_ref()?.ports.as_ref());
+    let named = ports.into_iter().flatten().enumerate().filter_map(|(place, port)| match &port.target_port {
+        Some(IntOrString::String(name)) if is_tcp(port) => Some((place, port, name)),
+        _ => None,
+    });
+    let mut named = named.peekable();
+    if named.peek().is_none() {
+        return Vec::new();
+    }
+    let pods: Vec<_> = index.pods_of(object).into_iter().filter_map(|pod| pod.pod()?.spec.as_ref()).collect();
+    let missing = named.filter(|(_, _, name)| !pods.is_empty() && pods.iter().all(|pod| workload::named_port(pod, name).is_none()));
+    let finding = |(place, port, name): (usize, &core::ServicePort, &String)| {
+        let there = pods.iter().flat_map(|pod| workload::port_names(pod));
+        Finding::warning(codes::REFERENCED_RESOURCE_NOT_FOUND, object.reference())
+            .field(format!("spec.ports[{place}].targetPort"))
+            .found(format!("{name:?}"))
+            .problem("is not the name of a TCP port of a container of the service's pods")
+            .accepted(nearest::accepted(name, there, "the number of a port, or a name that containers give to one"))
+            .effect(format!("port {} of the service has no endpoint", port.port))
+    };
+    missing.map(finding).collect()
 }
 
 /// Whether a port is one that the mesh carries.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::{ContainerPort, Pod, PodSpec};
 use tropis_crds::{Object, OwnerReference};
 use tropis_model::{
     identity::Identity,
@@ -155,11 +155,20 @@ fn carried(service: &Object) -> Option<&k8s_openapi::api::core::v1::ServiceSpec>
 }
 
 /// The number of a container's TCP port of this name; the first in order, as Kubernetes has it.
-fn named_port(spec: &PodSpec, name: &str) -> Option<u16> {
+pub(crate) fn named_port(spec: &PodSpec, name: &str) -> Option<u16> {
+    let mut named = tcp_ports(spec).filter(|port| port.name.as_deref() == Some(name));
+    named.next().and_then(|port| u16::try_from(port.container_port).ok())
+}
+
+/// The names of the containers' TCP ports.
+pub(crate) fn port_names(spec: &PodSpec) -> impl Iterator<Item = &str> {
+    tcp_ports(spec).filter_map(|port| port.name.as_deref())
+}
+
+fn tcp_ports(spec: &PodSpec) -> impl Iterator<Item = &ContainerPort> {
     let sidecars = spec.init_containers.iter().flatten().filter(|container| container.restart_policy.as_deref() == Some("Always"));
     let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
-    let mut named = ports.filter(|port| port.name.as_deref() == Some(name) && port.protocol.as_deref().unwrap_or("TCP") == "TCP");
-    named.next().and_then(|port| u16::try_from(port.container_port).ok())
+    ports.filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP")
 }
 
 /// Compiles the addresses of a slice that belong to no pod (the API server, a machine outside): a workload each.

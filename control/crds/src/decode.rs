@@ -9,15 +9,17 @@ use crate::{
     gateway_api::gateway,
     istio::{authorization_policy, destination_rule, peer_authentication, virtual_service},
     kind::{Kind, Named, Support},
-    names,
+    names, nearest,
     object::{Metadata, Object, Typed},
-    reader::{self, Misfit},
+    reader::{self, Misfit, Unknown},
 };
 
 /// What a refused document says until someone knows whether a good version of it is in force.
 pub const EFFECT_REFUSED: &str = "the document is refused";
 /// The namespace of a namespaced object that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
+/// What is the matter with a field of no meaning.
+const UNKNOWN_FIELD: &str = "is in a field that the schema does not know";
 /// All of an object's annotations together (the API server's limit).
 const ANNOTATIONS_MAX_BYTES: usize = 256 * 1024;
 
@@ -171,8 +173,9 @@ impl About<'_> {
     pub(crate) fn read_strict<'de, T: Deserialize<'de>>(&mut self, value: &'de Value, path: &str) -> Option<T> {
         match reader::read::<T>(value, path) {
             Ok(read) => {
-                for (field, found) in read.unknown {
-                    self.refuse(&field, found, "is in a field that the schema does not know", "check its name and indentation");
+                for unknown in read.unknown {
+                    let accepted = fields_there(&unknown);
+                    self.refuse(&unknown.path, unknown.found, UNKNOWN_FIELD, &accepted);
                 }
                 Some(read.value)
             }
@@ -187,13 +190,14 @@ impl About<'_> {
     fn read_lenient<'de, T: Deserialize<'de>>(&mut self, value: &'de Value) -> Option<T> {
         match reader::read::<T>(value, "") {
             Ok(read) => {
-                for (field, found) in read.unknown {
+                for unknown in read.unknown {
+                    let accepted = fields_there(&unknown);
                     self.push(
                         Finding::warning(codes::SCHEMA_WARNING, self.object.clone())
-                            .field(field)
-                            .found(found)
-                            .problem("is in a field that the schema does not know")
-                            .accepted("check its name and indentation")
+                            .field(unknown.path)
+                            .found(unknown.found)
+                            .problem(UNKNOWN_FIELD)
+                            .accepted(accepted)
                             .effect("the field is ignored"),
                     );
                 }
@@ -205,6 +209,12 @@ impl About<'_> {
             }
         }
     }
+}
+
+/// The fields that there are where one stands that is none.
+fn fields_there(unknown: &Unknown) -> String {
+    let accepted = nearest::accepted(&unknown.name, unknown.known.iter().copied(), "");
+    if accepted.is_empty() { "check its name and indentation".to_owned() } else { format!("{accepted}; check its indentation too") }
 }
 
 fn metadata(about: &mut About<'_>, value: &Value) -> Option<Metadata> {

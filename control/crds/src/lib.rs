@@ -14,6 +14,7 @@ pub mod gateway_api;
 pub mod istio;
 pub mod kind;
 pub mod names;
+pub mod nearest;
 pub mod object;
 mod reader;
 

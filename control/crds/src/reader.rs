@@ -36,15 +36,28 @@ pub(crate) fn unreadable<E: de::Error>(meaning: &str, accepted: &str) -> E {
 pub(crate) struct Read<T> {
     /// What was read.
     pub(crate) value: T,
-    /// Paths of unknown fields, with their values, shortened.
-    pub(crate) unknown: Vec<(String, String)>,
+    /// Fields that the type does not know.
+    pub(crate) unknown: Vec<Unknown>,
+}
+
+/// A field that its type does not know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unknown {
+    /// Its path.
+    pub(crate) path: String,
+    /// Its name.
+    pub(crate) name: String,
+    /// Its value, shortened.
+    pub(crate) found: String,
+    /// The fields that there are in its place; empty where that is not known.
+    pub(crate) known: &'static [&'static str],
 }
 
 /// Reads `value`, which stands at `path` in its document.
 pub(crate) fn read<'de, T: Deserialize<'de>>(value: &'de Value, path: &str) -> Result<Read<T>, Misfit> {
     let unknown = RefCell::new(Vec::new());
     let root = if path.is_empty() { Path::Root } else { Path::Base(path) };
-    let reader = Reader { value, path: root, unknown: &unknown, with_nulls: false };
+    let reader = Reader { value, path: root, unknown: &unknown, with_nulls: false, siblings: &[] };
     match T::deserialize(reader) {
         Ok(value) => Ok(Read { value, unknown: unknown.into_inner() }),
         Err(failure) => {
@@ -180,12 +193,19 @@ fn plain(expected: &str) -> String {
 struct Reader<'de, 'p> {
     value: &'de Value,
     path: Path<'p>,
-    unknown: &'p RefCell<Vec<(String, String)>>,
+    unknown: &'p RefCell<Vec<Unknown>>,
     with_nulls: bool,
+    /// The fields that may stand where this one does.
+    siblings: &'static [&'static str],
 }
 
 impl<'de> Reader<'de, '_> {
     fn visit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        self.visit_fields(&[], visitor)
+    }
+
+    /// Visits a value whose fields, if it is a mapping, are `known`.
+    fn visit_fields<V: Visitor<'de>>(self, known: &'static [&'static str], visitor: V) -> Result<V::Value, Failure> {
         let result = match self.value {
             Value::Null => visitor.visit_unit(),
             Value::Bool(value) => visitor.visit_bool(*value),
@@ -201,9 +221,8 @@ impl<'de> Reader<'de, '_> {
             }
             Value::Array(items) => visitor.visit_seq(Items { items: items.iter().enumerate(), parent: &self.path, unknown: self.unknown }),
             Value::Object(map) => {
-                let fields =
-                    Fields { fields: map.iter(), current: None, parent: &self.path, unknown: self.unknown, with_nulls: self.with_nulls };
-                visitor.visit_map(fields)
+                let (fields, parent, unknown) = (map.iter(), &self.path, self.unknown);
+                visitor.visit_map(Fields { fields, current: None, parent, unknown, with_nulls: self.with_nulls, known })
             }
         };
         result.map_err(|failure| failure.at(&self.path, self.value))
@@ -234,16 +253,18 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
         }
     }
 
-    fn deserialize_struct<V: Visitor<'de>>(self, _: &'static str, _: &'static [&'static str], visitor: V) -> Result<V::Value, Failure> {
+    fn deserialize_struct<V: Visitor<'de>>(self, _: &'static str, known: &'static [&'static str], visitor: V) -> Result<V::Value, Failure> {
         // Derived types would take a list of their fields' values too.
         match self.value {
-            Value::Object(_) => self.visit(visitor),
+            Value::Object(_) => self.visit_fields(known, visitor),
             _ => Err(<Failure as de::Error>::invalid_type(de::Unexpected::Other("value"), &visitor).at(&self.path, self.value)),
         }
     }
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
-        self.unknown.borrow_mut().push((self.path.to_string(), shorten(self.value)));
+        let name = if let Path::Field(_, name) = self.path { name } else { "" };
+        let unknown = Unknown { path: self.path.to_string(), name: name.to_owned(), found: shorten(self.value), known: self.siblings };
+        self.unknown.borrow_mut().push(unknown);
         visitor.visit_unit()
     }
 
@@ -255,7 +276,7 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
 struct Items<'de, 'p> {
     items: std::iter::Enumerate<std::slice::Iter<'de, Value>>,
     parent: &'p Path<'p>,
-    unknown: &'p RefCell<Vec<(String, String)>>,
+    unknown: &'p RefCell<Vec<Unknown>>,
 }
 
 impl<'de> de::SeqAccess<'de> for Items<'de, '_> {
@@ -263,7 +284,7 @@ impl<'de> de::SeqAccess<'de> for Items<'de, '_> {
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Failure> {
         let Some((index, value)) = self.items.next() else { return Ok(None) };
-        let reader = Reader { value, path: Path::Index(self.parent, index), unknown: self.unknown, with_nulls: false };
+        let reader = Reader { value, path: Path::Index(self.parent, index), unknown: self.unknown, with_nulls: false, siblings: &[] };
         match seed.deserialize(reader) {
             Ok(value) => Ok(Some(value)),
             Err(failure) => Err(failure.at(&Path::Index(self.parent, index), value)),
@@ -279,8 +300,9 @@ struct Fields<'de, 'p> {
     fields: serde_json::map::Iter<'de>,
     current: Option<(&'de str, &'de Value)>,
     parent: &'p Path<'p>,
-    unknown: &'p RefCell<Vec<(String, String)>>,
+    unknown: &'p RefCell<Vec<Unknown>>,
     with_nulls: bool,
+    known: &'static [&'static str],
 }
 
 impl<'de> de::MapAccess<'de> for Fields<'de, '_> {
@@ -298,7 +320,8 @@ impl<'de> de::MapAccess<'de> for Fields<'de, '_> {
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Failure> {
         let (name, value) = self.current.take().ok_or_else(|| de::Error::custom("a value was asked for before its key"))?;
-        let reader = Reader { value, path: Path::Field(self.parent, name), unknown: self.unknown, with_nulls: false };
+        let path = Path::Field(self.parent, name);
+        let reader = Reader { value, path, unknown: self.unknown, with_nulls: false, siblings: self.known };
         seed.deserialize(reader).map_err(|failure| failure.at(&Path::Field(self.parent, name), value))
     }
 }
@@ -339,7 +362,10 @@ mod tests {
         let json = serde_json::json!({"items": [{"port": 1, "mode": null, "prot": 2}], "extra": {"a": 1}});
         let read = read::<Outer>(&json, "spec").unwrap();
         assert_eq!(read.value.items, [Inner { port: 1, mode: None }]);
-        assert_eq!(read.unknown, [("spec.items[0].prot".into(), "2".into()), ("spec.extra".into(), "a mapping".into())]);
+        let told = |unknown: &Unknown| format!("{} {} {:?}", unknown.path, unknown.found, unknown.known);
+        let told: Vec<String> = read.unknown.iter().map(told).collect();
+        assert_eq!(told, ["spec.items[0].prot 2 [\"port\", \"mode\"]", "spec.extra a mapping [\"items\", \"labels\"]"]);
+        assert_eq!(read.unknown[1].name, "extra");
     }
 
     #[test]

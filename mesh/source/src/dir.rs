@@ -26,6 +26,8 @@ use crate::{
 use follow::Follower;
 use store::Store;
 
+pub use store::EFFECT_NEVER;
+
 /// The user's folder in a state directory.
 pub const OBJECTS: &str = "objects";
 /// The cluster's folder in a state directory.

@@ -1,11 +1,14 @@
 //! What there is to tell about a DestinationRule.
 
-use tropis_crds::{Finding, Object, codes};
+use std::{collections::BTreeMap, sync::Arc};
+
+use tropis_crds::{Finding, Object, codes, nearest};
 use tropis_model::pool::PoolKey;
 
 use super::{pool::Unkept, select, shown};
 use crate::{
     Index,
+    authorization::label_there,
     index::{rule_host, service_selector},
     virtual_service::is_visible,
 };
@@ -41,18 +44,22 @@ fn missing_host(index: &Index, object: &Object, written: &str, host: &str) -> Op
         .found(format!("{written:?}"))
         .problem(format!("names no service ({host} does not exist)"))
         .effect("the rule applies to nothing");
-    Some(finding.accepted(elsewhere(index, written)))
+    Some(finding.accepted(elsewhere(index, &object.metadata.namespace, written)))
 }
 
-/// Where a service of a name is, for one who looked for it in the wrong place.
-pub(crate) fn elsewhere(index: &Index, written: &str) -> String {
+/// Which service an object of `namespace` may have meant that wrote a host that is none: one of the name in another place, or one of the
+/// namespace whose name is near.
+pub(crate) fn elsewhere(index: &Index, namespace: &str, written: &str) -> String {
     let name = written.split('.').next().unwrap_or(written);
     let found: Vec<String> = index
         .services_called(name)
         .map(|service| format!("{name}.{}.svc.{}", service.metadata.namespace, index.settings().cluster_domain))
         .collect();
     match found.as_slice() {
-        [] => "the name of a Service in the object's namespace, or NAME.NAMESPACE.svc.DOMAIN".to_owned(),
+        [] => {
+            let there = index.services_in(namespace).map(|service| service.metadata.name.as_str());
+            nearest::accepted(name, there, "the name of a Service in the object's namespace, or NAME.NAMESPACE.svc.DOMAIN")
+        }
         some => format!("did you mean {}", some.join(" or ")),
     }
 }
@@ -77,11 +84,22 @@ fn empty_subsets(index: &Index, object: &Object, host: &str) -> Vec<Finding> {
                 .field(format!("spec.subsets[{place}].labels"))
                 .found(labels.join(","))
                 .problem(format!("matches no pod of {host}"))
-                .accepted("labels that pods of the service carry")
+                .accepted(labels_there(index, services.iter().copied(), &subset.labels))
                 .effect(format!("requests that are routed to subset {} get 503 (flag UH)", subset.name)),
         );
     }
     findings
+}
+
+/// The values that the services' pods have for the labels of a subset.
+fn labels_there<'a>(index: &Index, services: impl Iterator<Item = &'a Arc<Object>>, wanted: &BTreeMap<String, String>) -> String {
+    let pods: Vec<_> = services.flat_map(|service| index.pods_of(service)).collect();
+    let parts = wanted.iter().filter_map(|(key, value)| {
+        let there: Vec<&str> = pods.iter().filter_map(|pod| pod.label(key)).collect();
+        (!there.contains(&value.as_str())).then(|| label_there(key, value, &there))
+    });
+    let parts: Vec<String> = parts.collect();
+    if parts.is_empty() { "labels that one pod of the service carries together".to_owned() } else { parts.join("; ") }
 }
 
 /// A rule whose traffic policy or subsets an older rule for the same host hides.

@@ -77,6 +77,11 @@ impl Index {
         in_namespace(&self.gateways, namespace).map(|(_, gateway)| gateway).filter(|gateway| waypoint::is_waypoint(gateway))
     }
 
+    /// Every Service.
+    pub(crate) fn services(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.services.values()
+    }
+
     /// The services of a namespace.
     pub(crate) fn services_in<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a Arc<Object>> + use<'a> {
         in_namespace(&self.services, namespace).map(|(_, service)| service)

@@ -52,6 +52,12 @@ impl Labelled {
         all.map(|name| (namespace.to_owned(), name.clone()))
     }
 
+    /// The values that objects of a namespace have for a label.
+    pub(super) fn values<'a>(&'a self, namespace: &str, key: &str) -> impl Iterator<Item = &'a str> {
+        let values = self.postings.get(key).into_iter().flatten();
+        values.filter(move |(_, namespaces)| namespaces.contains_key(namespace)).map(|(value, _)| value.as_str())
+    }
+
     /// The same for every namespace.
     pub(super) fn selected_anywhere<'a>(&'a self, selector: &'a Labels) -> impl Iterator<Item = Key> + 'a {
         let first = selector.iter().next().and_then(|(key, value)| self.postings.get(key)?.get(value));

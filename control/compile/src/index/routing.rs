@@ -116,6 +116,12 @@ impl Index {
         self.routing.istio_gateways.contains(key)
     }
 
+    /// The Gateways of Istio's, as a VirtualService of `namespace` names them.
+    pub(crate) fn istio_gateway_names(&self, namespace: &str) -> Vec<String> {
+        let shown = |(own, name): &Key| if own == namespace { name.clone() } else { format!("{own}/{name}") };
+        self.routing.istio_gateways.iter().map(shown).collect()
+    }
+
     /// The Service that a full host names.
     pub fn service_named(&self, host: &str) -> Option<&Arc<Object>> {
         let (name, rest) = host.split_once('.')?;
@@ -148,6 +154,11 @@ impl Index {
     pub(crate) fn namespaces_with(&self, labels: &BTreeMap<String, String>) -> Vec<String> {
         let namespaces: BTreeSet<String> = self.pod_labels.selected_anywhere(labels).map(|(namespace, _)| namespace).collect();
         namespaces.into_iter().collect()
+    }
+
+    /// The values that pods of a namespace have for a label.
+    pub(crate) fn pod_label_values<'a>(&'a self, namespace: &str, key: &str) -> impl Iterator<Item = &'a str> {
+        self.pod_labels.values(namespace, key)
     }
 
     /// Whether a pod of a namespace carries all of these labels.

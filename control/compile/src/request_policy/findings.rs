@@ -1,6 +1,6 @@
 //! What there is to tell about what a policy is attached to.
 
-use tropis_crds::{Finding, Object, codes, gateway_api::CLASS_WAYPOINT, istio::authorization_policy::Spec};
+use tropis_crds::{Finding, Object, codes, gateway_api::CLASS_WAYPOINT, istio::authorization_policy::Spec, nearest};
 
 use super::references;
 use crate::{Index, index::selects};
@@ -26,14 +26,20 @@ pub fn findings(index: &Index, object: &Object, gateway: impl Fn(&str, &str) -> 
             "Service" if index.service(&(own.to_owned(), name.to_owned())).is_none() => {
                 let others: Vec<&str> = index.services_called(name).map(|service| service.metadata.namespace.as_str()).collect();
                 findings.push(match others.as_slice() {
-                    [] => missing().accepted("a Service of the policy's namespace"),
+                    [] => {
+                        let there = index.services_in(own).map(|service| service.metadata.name.as_str());
+                        missing().accepted(nearest::accepted(name, there, "a Service of the policy's namespace"))
+                    }
                     some => missing().accepted(format!(
                         "a policy is attached only within its own namespace; {name} is in {}, so put the policy there",
                         some.join(" and in ")
                     )),
                 });
             }
-            "Gateway" if !gateway(own, name) => findings.push(missing().accepted("a Gateway of the policy's namespace")),
+            "Gateway" if !gateway(own, name) => {
+                let there = index.gateways_in(own).map(|gateway| gateway.metadata.name.as_str());
+                findings.push(missing().accepted(nearest::accepted(name, there, "a Gateway of the policy's namespace")));
+            }
             "GatewayClass" if own != index.settings().root_namespace || name != CLASS_WAYPOINT => findings.push(
                 Finding::warning(codes::INEFFECTIVE_POLICY, object.reference())
                     .field(field)

@@ -23,7 +23,7 @@ fn mistake_1_a_subset_that_nobody_defines() {
     assert_eq!(
         told([routes("shop", "canary", json!({"hosts": ["reviews"], "http": [{"route": split}]}))]),
         ["Error [IST0101] (VirtualService shop/canary) spec.http[0].route[1].destination.subset: \"v3\" is not a subset of \
-          reviews.shop.svc.cluster.local (DestinationRule shop/reviews) (v1, v2); requests that are routed to it get 503 (flag NC)"]
+          reviews.shop.svc.cluster.local (DestinationRule shop/reviews) (there is v1, v2); requests that are routed to it get 503 (flag NC)"]
     );
 }
 
@@ -44,7 +44,7 @@ fn mistake_1_a_subset_that_selects_no_pod() {
     assert_eq!(
         texts[0],
         "Error [IST0173] (DestinationRule shop/reviews) spec.subsets[0].labels: version=v1 matches no pod of reviews.shop.svc.cluster.local \
-         (labels that pods of the service carry); requests that are routed to subset v1 get 503 (flag UH)"
+         (no pod there has a label version); requests that are routed to subset v1 get 503 (flag UH)"
     );
 }
 
@@ -52,7 +52,10 @@ fn mistake_1_a_subset_that_selects_no_pod() {
 fn mistake_1_a_subset_that_nobody_defines_and_nothing_goes_to() {
     let split = json!([to("reviews", json!({"subset": "v1"})), {"destination": {"host": "reviews", "subset": "v3"}, "weight": 0}]);
     let texts = told([routes("shop", "canary", json!({"hosts": ["reviews"], "http": [{"route": split}]}))]);
-    assert!(texts[0].ends_with("(v1, v2); nothing while its weight is 0; with any other its requests get 503 (flag NC)"), "{texts:?}");
+    assert!(
+        texts[0].ends_with("(there is v1, v2); nothing while its weight is 0; with any other its requests get 503 (flag NC)"),
+        "{texts:?}"
+    );
 }
 
 #[test]
@@ -83,7 +86,7 @@ fn mistake_4_hosts_that_do_not_exist() {
         texts,
         [
             "Error [IST0101] (VirtualService shop/r) spec.hosts[0]: \"review\" names no service (review.shop.svc.cluster.local does not \
-             exist) (the name of a Service in the object's namespace, or NAME.NAMESPACE.svc.DOMAIN); no request is routed by it",
+             exist) (did you mean reviews); no request is routed by it",
             "Error [IST0101] (VirtualService shop/r) spec.http[0].route[0].destination.host: \"accounts\" names no service \
              (accounts.shop.svc.cluster.local does not exist) (did you mean accounts.bank.svc.cluster.local); requests that are routed to it \
              get 503 (flag NC)",
@@ -107,7 +110,7 @@ fn mistake_5_a_gateway_that_is_missing() {
     assert_eq!(
         told([routes("shop", "r", spec.clone())]),
         ["Error [IST0101] (VirtualService shop/r) spec.gateways[0]: \"edge\" is no Gateway (shop/edge does not exist) (a Gateway of \
-          networking.istio.io as NAME or NAMESPACE/NAME, or mesh); no traffic from outside the mesh reaches these routes by it"]
+          networking.istio.io as NAME or NAMESPACE/NAME, or mesh for callers in the mesh); no traffic from outside the mesh reaches these routes by it"]
     );
     let gateway =
         json!({"apiVersion": "networking.istio.io/v1", "kind": "Gateway", "metadata": {"name": "edge", "namespace": "shop"}, "spec": {}});
@@ -177,6 +180,30 @@ fn mistake_8_a_port_whose_name_says_nothing_or_that_is_not_there() {
 }
 
 #[test]
+fn mistake_8_a_target_port_that_no_container_has() {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "shop", "labels": {"app": "web"}},
+        "spec": {"containers": [{"name": "web", "ports": [{"name": "admin", "containerPort": 8080}, {"name": "dns", "containerPort": 53, "protocol": "UDP"}]}]},
+    });
+    let service = |target: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80, "targetPort": target}]},
+        })
+    };
+    assert_eq!(
+        told([pod.clone(), service(json!("admni"))]),
+        ["Warning [IST0101] (Service shop/web) spec.ports[0].targetPort: \"admni\" is not the name of a TCP port of a container of the \
+          service's pods (did you mean admin); port 80 of the service has no endpoint"]
+    );
+    for good in [json!("admin"), json!(8080)] {
+        assert!(told([pod.clone(), service(good)]).is_empty());
+    }
+    // Without pods nobody knows.
+    assert!(told([service(json!("admin"))]).is_empty());
+}
+
+#[test]
 fn mistake_9_routes_that_repeat_or_hide_one_another() {
     let rule = |matches: Value| json!({"match": matches, "route": [to("reviews", json!({}))]});
     let (jason, admin) = (json!({"headers": {"end-user": {"exact": "jason"}}}), json!({"uri": {"prefix": "/admin"}}));
@@ -207,10 +234,10 @@ fn mistake_10_a_field_that_does_not_exist() {
     let rule = json!({"match": [{"header": {"end-user": {"exact": "jason"}}}], "route": [to("reviews", json!({}))], "timeouts": "5s"});
     assert_eq!(
         refused(routes("shop", "r", json!({"hosts": ["reviews"], "http": [rule]}))),
-        "Error [IST0106] (VirtualService shop/r) spec.http[0].match[0].header: a mapping is in a field that the schema does not know (check \
-         its name and indentation); the document is refused\n\
-         Error [IST0106] (VirtualService shop/r) spec.http[0].timeouts: \"5s\" is in a field that the schema does not know (check its name \
-         and indentation); the document is refused"
+        "Error [IST0106] (VirtualService shop/r) spec.http[0].match[0].header: a mapping is in a field that the schema does not know (did \
+         you mean headers; check its indentation too); the document is refused\n\
+         Error [IST0106] (VirtualService shop/r) spec.http[0].timeouts: \"5s\" is in a field that the schema does not know (did you mean \
+         timeout; check its indentation too); the document is refused"
     );
 }
 

@@ -35,7 +35,7 @@ fn core_kinds_are_typed_and_warn_of_unknown_fields() {
     assert_eq!(
         findings,
         ["Warning [IST0133] (Service default/web) spec.ports[0].prot: \"TCP\" is in a field that the schema does not know \
-          (check its name and indentation); the field is ignored"]
+          (did you mean port; check its indentation too); the field is ignored"]
     );
 }
 

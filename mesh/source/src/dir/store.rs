@@ -14,7 +14,8 @@ use tropis_crds::{Finding, Kind, Level, Object, ObjectRef, Origin, codes, decode
 use crate::{SourceEvent, merge, yaml};
 
 const EFFECT_KEPT: &str = "the last good version stays in force";
-const EFFECT_NEVER: &str = "it was never good, so it does not exist for the mesh";
+/// What a refused document says of which no good version is known.
+pub const EFFECT_NEVER: &str = "it was never good, so it does not exist for the mesh";
 const EFFECT_UNFINISHED: &str = "until it is closed, what is missing in it stays in force and its last document does not count";
 
 /// Who a definition comes from; a later one lays its fields over an earlier one's.

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use tropis_crds::{
     Finding, Object, codes,
     istio::virtual_service::{Destination, Spec},
+    nearest,
 };
 
 use super::super::{MESH, delegate_key, is_visible};
@@ -18,10 +19,13 @@ use crate::{
 const NOT_FOUND_EFFECT: &str = "requests that are routed to it get 503 (flag NC)";
 const UNUSED_EFFECT: &str = "nothing while its weight is 0; with any other its requests get 503 (flag NC)";
 
+const GATEWAY_ACCEPTED: &str = "a Gateway of networking.istio.io as NAME or NAMESPACE/NAME, or mesh for callers in the mesh";
+
 /// Gateways that do not exist.
 pub(super) fn gateways(index: &Index, object: &Object) -> Vec<Finding> {
     let Some(service) = object.virtual_service() else { return Vec::new() };
     let own = object.metadata.namespace.as_str();
+    let known = index.istio_gateway_names(own);
     let mut findings = Vec::new();
     for (place, written) in service.spec.gateways.iter().enumerate().filter(|(_, written)| *written != MESH) {
         let (namespace, name) = match written.split_once('/') {
@@ -39,7 +43,7 @@ pub(super) fn gateways(index: &Index, object: &Object) -> Vec<Finding> {
                     .field(format!("spec.gateways[{place}]"))
                     .found(format!("{written:?}"))
                     .problem(format!("is no Gateway ({namespace}/{name} does not exist)"))
-                    .accepted("a Gateway of networking.istio.io as NAME or NAMESPACE/NAME, or mesh")
+                    .accepted(nearest::accepted(written, known.iter().map(String::as_str), GATEWAY_ACCEPTED))
                     .effect("no traffic from outside the mesh reaches these routes by it"),
             );
         }
@@ -62,7 +66,7 @@ pub(super) fn hosts(index: &Index, object: &Object) -> Vec<Finding> {
                     .field(field)
                     .found(format!("{written:?}"))
                     .problem(format!("names no service ({host} does not exist)"))
-                    .accepted(elsewhere(index, written))
+                    .accepted(elsewhere(index, own, written))
                     .effect("no request is routed by it"),
             );
             continue;
@@ -133,7 +137,7 @@ fn check(index: &Index, object: &Object, field: &str, destination: &Destination,
     if target.service.is_none() {
         let problem = format!("names no service ({} does not exist)", target.host.hostname);
         let finding = missing("host", format!("{:?}", destination.host)).problem(problem);
-        return Some(finding.accepted(elsewhere(index, &destination.host)));
+        return Some(finding.accepted(elsewhere(index, own, &destination.host)));
     }
     let ports = target.ports();
     let listed = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
@@ -168,7 +172,7 @@ fn check(index: &Index, object: &Object, field: &str, destination: &Destination,
         }
         None => format!("is not a subset of {}, which has no DestinationRule", target.host.hostname),
     };
-    let accepted = if known.is_empty() { "a DestinationRule for the host with this subset".to_owned() } else { known.join(", ") };
+    let accepted = nearest::accepted(&destination.subset, known, "a DestinationRule for the host with this subset");
     Some(missing("subset", format!("{:?}", destination.subset)).problem(problem).accepted(accepted))
 }
 
