@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use tropis_model::{
-    authorize::request::StreamFacts,
+    authorize::request::{ServerName, StreamFacts},
     matching, outlier, pick,
     route::{Destination, Host},
 };
@@ -26,10 +26,11 @@ use crate::{
 };
 
 /// Serves a connection that is passed on as it is; `server_name` is that of its TLS, if it is TLS.
-pub async fn serve(entry: Rc<Entry>, stream: Stream, server_name: Option<String>, mut drain: DrainSignal) {
-    let mut report = Box::new(Report::connection(&entry, server_name.as_deref()));
+pub async fn serve(entry: Rc<Entry>, stream: Stream, server_name: ServerName<String>, mut drain: DrainSignal) {
+    let server_name = server_name.borrowed();
+    let mut report = Box::new(Report::connection(&entry, server_name.known()));
     let reached = tokio::select! {
-        reached = reach(&entry, server_name.as_deref(), &mut report) => reached,
+        reached = reach(&entry, server_name, &mut report) => reached,
         () = drain.cut() => return,
     };
     let Reached { opened, chosen, _held } = match reached {
@@ -41,7 +42,7 @@ pub async fn serve(entry: Rc<Entry>, stream: Stream, server_name: Option<String>
     };
     let control = report.control();
     report.relaying();
-    let mut revoked = std::pin::pin!(revoked(&entry, server_name.as_deref(), &chosen));
+    let mut revoked = std::pin::pin!(revoked(&entry, server_name, &chosen));
     let options = RelayOptions { control: control.clone() };
     let mut relaying = std::pin::pin!(relay(stream, opened.stream, &options));
     let outcome = tokio::select! {
@@ -60,7 +61,7 @@ pub async fn serve(entry: Rc<Entry>, stream: Stream, server_name: Option<String>
 }
 
 /// Waits until policy, as it changes, no longer allows the connection. What is no longer attached is no longer allowed.
-async fn revoked(entry: &Entry, server_name: Option<&str>, chosen: &Chosen) {
+async fn revoked(entry: &Entry, server_name: ServerName<&str>, chosen: &Chosen) {
     let mut changed = entry.worker.shared.view.subscribe();
     while changed.changed().await.is_ok() {
         let view = entry.worker.shared.view.load();
@@ -75,7 +76,7 @@ async fn revoked(entry: &Entry, server_name: Option<&str>, chosen: &Chosen) {
     std::future::pending().await
 }
 
-fn facts<'f>(entry: &'f Entry, server_name: Option<&'f str>) -> StreamFacts<'f> {
+fn facts<'f>(entry: &'f Entry, server_name: ServerName<&'f str>) -> StreamFacts<'f> {
     StreamFacts { caller: &entry.caller, port: entry.addressed.port(), destination: entry.addressed.address(), server_name }
 }
 
@@ -86,7 +87,7 @@ struct Reached {
     _held: Held,
 }
 
-async fn reach(entry: &Rc<Entry>, server_name: Option<&str>, report: &mut Report) -> Result<Reached, Failure> {
+async fn reach(entry: &Rc<Entry>, server_name: ServerName<&str>, report: &mut Report) -> Result<Reached, Failure> {
     let worker = &entry.worker;
     let view = report.view(worker.shared.view.seen());
     let host = report.host(entry.host(&view)?, &view);
@@ -113,7 +114,7 @@ async fn reach(entry: &Rc<Entry>, server_name: Option<&str>, report: &mut Report
 
 /// The destination: by the TLS routes if it is TLS, then by the TCP routes.
 fn route(entry: &Entry, host: &Arc<Host>, facts: &StreamFacts<'_>) -> Result<Destination, RouteError> {
-    let by_name = facts.server_name.and_then(|name| matching::tls(host, facts.port, name, facts.destination));
+    let by_name = facts.server_name.known().and_then(|name| matching::tls(host, facts.port, name, facts.destination));
     let by_name = by_name.map(|route| &route.destinations);
     let destinations =
         by_name.or_else(|| matching::tcp(host, facts.port, facts.destination, &entry.caller).map(|route| &route.destinations));

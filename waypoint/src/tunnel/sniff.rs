@@ -5,7 +5,7 @@ use std::{io, time::Duration};
 use bytes::BytesMut;
 use http::Method;
 use tokio::{io::AsyncReadExt, time::Instant};
-use tropis_model::route::PortProtocol;
+use tropis_model::{authorize::request::ServerName, route::PortProtocol};
 
 use crate::{config::HttpLimits, http_server::Spoken, stream::Stream};
 
@@ -13,10 +13,17 @@ use crate::{config::HttpLimits, http_server::Spoken, stream::Stream};
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// No method that is in use is longer.
 const MAX_METHOD_BYTES: usize = 24;
-/// A client's first TLS message fits in one record.
-const MAX_CLIENT_HELLO_BYTES: usize = 16 * 1024 + 5;
-/// TLS: a handshake record.
+/// A longer ClientHello, with the headers of its records, is not read: real ones have one or two kilobytes.
+const MAX_CLIENT_HELLO_BYTES: usize = 16 * 1024;
+/// A ClientHello in more records is not read: real ones come in one.
+const MAX_CLIENT_HELLO_RECORDS: usize = 16;
+/// A longer request line is HTTP's to refuse.
+const MAX_REQUEST_LINE_BYTES: usize = 16 * 1024;
+/// TLS: a handshake record, and the bytes of a record's header.
 const HANDSHAKE: u8 = 22;
+const RECORD_HEADER_BYTES: usize = 5;
+/// Of a handshake message: its kind and its length.
+const MESSAGE_HEADER_BYTES: usize = 4;
 
 /// What is spoken.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,21 +32,30 @@ pub(super) enum Sniffed {
     Http(Spoken),
     /// Something that is passed on as it is.
     Other {
-        /// The server name of a TLS connection.
-        server_name: Option<String>,
+        /// The server name that it begins with.
+        server_name: ServerName<String>,
     },
+}
+
+impl Sniffed {
+    /// Not HTTP, and no TLS to our knowledge.
+    fn other(server_name: ServerName<String>) -> Self {
+        Self::Other { server_name }
+    }
 }
 
 /// Reads as little as it takes, and puts it back.
 pub(super) async fn protocol(stream: Stream, declared_as: PortProtocol, limits: &HttpLimits) -> io::Result<(Sniffed, Stream)> {
+    // Who says nothing yet may say a name later.
+    let unknown = || Sniffed::other(ServerName::Unknown);
     match declared_as {
-        PortProtocol::Tcp => Ok((Sniffed::Other { server_name: None }, stream)),
-        PortProtocol::Tls => by_first_bytes(stream, limits.header_timeout, tls, Sniffed::Other { server_name: None }).await,
+        PortProtocol::Tcp => Ok((unknown(), stream)),
+        PortProtocol::Tls => by_first_bytes(stream, limits.header_timeout, tls, unknown()).await,
         // Whatever the port says of HTTP's version, the preface tells.
         PortProtocol::Http | PortProtocol::Http2 | PortProtocol::Grpc => {
             by_first_bytes(stream, limits.header_timeout, http, Sniffed::Http(Spoken::Http1)).await
         }
-        PortProtocol::Auto => by_first_bytes(stream, limits.sniff_wait, anything, Sniffed::Other { server_name: None }).await,
+        PortProtocol::Auto => by_first_bytes(stream, limits.sniff_wait, anything, unknown()).await,
     }
 }
 
@@ -76,11 +92,7 @@ fn http(seen: &[u8]) -> Option<Sniffed> {
 }
 
 fn tls(seen: &[u8]) -> Option<Sniffed> {
-    match client_hello(seen) {
-        ClientHello::Incomplete => None,
-        ClientHello::Read { server_name } => Some(Sniffed::Other { server_name }),
-        ClientHello::None => Some(Sniffed::Other { server_name: None }),
-    }
+    server_name(seen).map(Sniffed::other)
 }
 
 fn anything(seen: &[u8]) -> Option<Sniffed> {
@@ -99,7 +111,7 @@ fn anything(seen: &[u8]) -> Option<Sniffed> {
 
 /// `METHOD TARGET HTTP/1.`: the whole line is looked at, since words and blanks begin other protocols too.
 fn request_line(seen: &[u8]) -> Option<Sniffed> {
-    let other = Some(Sniffed::Other { server_name: None });
+    let other = Some(Sniffed::other(ServerName::Absent));
     let line_end = seen.iter().position(|byte| *byte == b'\n');
     let line = &seen[..line_end.unwrap_or(seen.len())];
     let method_end = line.iter().position(|byte| *byte == b' ');
@@ -108,7 +120,7 @@ fn request_line(seen: &[u8]) -> Option<Sniffed> {
         return other;
     }
     match line_end {
-        None if line.len() > MAX_CLIENT_HELLO_BYTES => Some(Sniffed::Http(Spoken::Http1)),
+        None if line.len() > MAX_REQUEST_LINE_BYTES => Some(Sniffed::Http(Spoken::Http1)),
         None => None,
         Some(_) => {
             let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -118,32 +130,34 @@ fn request_line(seen: &[u8]) -> Option<Sniffed> {
     }
 }
 
-/// What the first bytes of a TLS connection say.
-#[derive(Debug, PartialEq, Eq)]
-enum ClientHello {
-    /// More is needed.
-    Incomplete,
-    /// It was read.
-    Read { server_name: Option<String> },
-    /// It is none.
-    None,
-}
-
-/// Reads the server name of a ClientHello (RFC 8446 §4.1.2, RFC 6066 §3).
-fn client_hello(seen: &[u8]) -> ClientHello {
-    if seen.first().is_some_and(|first| *first != HANDSHAKE) {
-        return ClientHello::None;
+/// The server name of a ClientHello (RFC 8446 §4.1.2, RFC 6066 §3), which may be spread over records (RFC 8446 §5.1); `None`: more is
+/// needed. What begins as TLS and cannot be read has a name that nobody knows: its server may read more into it.
+fn server_name(seen: &[u8]) -> Option<ServerName<String>> {
+    if *seen.first()? != HANDSHAKE {
+        return Some(ServerName::Absent);
     }
-    let Some(header) = seen.get(..5) else { return ClientHello::Incomplete };
-    let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
-    if length + 5 > MAX_CLIENT_HELLO_BYTES {
-        return ClientHello::None;
+    let mut message = Vec::new();
+    let mut rest = seen;
+    for _ in 0..MAX_CLIENT_HELLO_RECORDS {
+        if seen.len() - rest.len() + RECORD_HEADER_BYTES > MAX_CLIENT_HELLO_BYTES || rest.first().is_some_and(|kind| *kind != HANDSHAKE) {
+            return Some(ServerName::Unknown);
+        }
+        let header = rest.get(..RECORD_HEADER_BYTES)?;
+        let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
+        let end = RECORD_HEADER_BYTES + length;
+        if seen.len() - rest.len() + end > MAX_CLIENT_HELLO_BYTES {
+            return Some(ServerName::Unknown);
+        }
+        message.extend_from_slice(rest.get(RECORD_HEADER_BYTES..end)?);
+        rest = &rest[end..];
+        if let Some(header) = message.get(..MESSAGE_HEADER_BYTES) {
+            let length = usize::from(header[1]) << 16 | usize::from(header[2]) << 8 | usize::from(header[3]);
+            if message.len() >= MESSAGE_HEADER_BYTES + length {
+                return Some(Reader(&message).server_name().unwrap_or(ServerName::Unknown));
+            }
+        }
     }
-    let Some(record) = seen.get(5..5 + length) else { return ClientHello::Incomplete };
-    match Reader(record).server_name() {
-        Ok(server_name) => ClientHello::Read { server_name },
-        Err(TooShort) => ClientHello::None,
-    }
+    Some(ServerName::Unknown)
 }
 
 struct TooShort;
@@ -168,7 +182,7 @@ impl<'b> Reader<'b> {
         self.take(length).map(Reader)
     }
 
-    fn server_name(mut self) -> Result<Option<String>, TooShort> {
+    fn server_name(mut self) -> Result<ServerName<String>, TooShort> {
         const CLIENT_HELLO: usize = 1;
         const SERVER_NAME: usize = 0;
         if self.number(1)? != CLIENT_HELLO {
@@ -179,18 +193,33 @@ impl<'b> Reader<'b> {
         hello.field(1)?;
         hello.field(2)?;
         hello.field(1)?;
-        let Ok(mut extensions) = hello.field(2) else { return Ok(None) };
+        if hello.0.is_empty() {
+            return Ok(ServerName::Absent);
+        }
+        let mut extensions = hello.field(2)?;
+        let mut found = ServerName::Absent;
         while !extensions.0.is_empty() {
             let kind = extensions.number(2)?;
-            let mut body = extensions.field(2)?;
+            let body = extensions.field(2)?;
             if kind == SERVER_NAME {
-                let mut names = body.field(2)?;
-                names.number(1)?;
-                let name = names.field(2)?.0;
-                return Ok(std::str::from_utf8(name).ok().filter(|name| name.is_ascii()).map(str::to_ascii_lowercase));
+                // Said twice, servers may take either.
+                found = if found == ServerName::Absent { body.host_name()? } else { ServerName::Unknown };
             }
         }
-        Ok(None)
+        Ok(found)
+    }
+
+    /// The one name of the extension; what is more or something else is not known.
+    fn host_name(mut self) -> Result<ServerName<String>, TooShort> {
+        const HOST_NAME: usize = 0;
+        let mut names = self.field(2)?;
+        let kind = names.number(1)?;
+        let name = names.field(2)?.0;
+        let is_plain = kind == HOST_NAME && names.0.is_empty() && !name.is_empty() && name.is_ascii() && !name.ends_with(b".");
+        Ok(match std::str::from_utf8(name) {
+            Ok(name) if is_plain => ServerName::Named(name.to_ascii_lowercase()),
+            _ => ServerName::Unknown,
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use http::{HeaderValue, header};
 use tropis_model::{
-    authorize::request::{self as policy, RequestDenied, RequestPermit, StreamFacts, Verdict as Said},
+    authorize::request::{self as policy, RequestDenied, RequestPermit, ServerName, StreamFacts, Verdict as Said},
     matching::{self, Missed},
     pool::Pool,
     request::{PathNormalization, RequestFacts, canonical, canonical_host},
@@ -206,7 +206,11 @@ impl Waypoint<'_> {
 
     fn connection(&self, host: &Host, caller: &Caller, mut story: Story) -> Story {
         let destination = Some(self.question.destination.ip());
-        let facts = StreamFacts { caller, port: self.question.destination.port(), destination, server_name: None };
+        let port = self.question.destination.port();
+        // As at the waypoint: on a port that is declared to be TCP nobody looks for TLS.
+        let is_tcp = host.ports.get(&port).is_some_and(|port| port.protocol == PortProtocol::Tcp);
+        let server_name = if is_tcp { ServerName::Unknown } else { ServerName::Absent };
+        let facts = StreamFacts { caller, port, destination, server_name };
         let what = format!("a connection to {}", host.name.hostname);
         if let Some(refused) = asked(&what, &[], policy::connection_target(&host.policies, &facts), &mut story) {
             return story.ends(refused);

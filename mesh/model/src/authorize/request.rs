@@ -2,8 +2,8 @@
 //!
 //! Twice for each request: [`target`] for what is attached to the service or the waypoint, with the service's port; [`endpoint`] for what
 //! selects the workload that was chosen, with its own port, again for each retry and mirror. DENY comes first; with ALLOW policies one
-//! must match; AUDIT and dry-run are only reported. Where a question has no clear answer (several headers of a name, an address that
-//! nobody knows) DENY matches and ALLOW does not. The proof is a [`RequestPermit`], which nothing else can make.
+//! must match; AUDIT and dry-run are only reported. Where a question has no clear answer (several headers of a name, an address or a
+//! server name that nobody knows) DENY matches and ALLOW does not. The proof is a [`RequestPermit`], which nothing else can make.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -97,7 +97,37 @@ pub struct StreamFacts<'a> {
     /// The address that was called, if it was an address.
     pub destination: Option<IpAddr>,
     /// The server name of a TLS connection that is passed on.
-    pub server_name: Option<&'a str>,
+    pub server_name: ServerName<&'a str>,
+}
+
+/// The server name that a connection begins with (RFC 6066 §3), as far as it could be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerName<T> {
+    /// There is none: it does not begin as TLS, or its ClientHello names nobody.
+    Absent,
+    /// This one, in lower case.
+    Named(T),
+    /// There may be one: nobody looked, or what was sent can be read in two ways. Rules are in doubt about it.
+    Unknown,
+}
+
+impl<T: AsRef<str>> ServerName<T> {
+    /// The same, borrowed.
+    pub fn borrowed(&self) -> ServerName<&str> {
+        match self {
+            Self::Absent => ServerName::Absent,
+            Self::Named(name) => ServerName::Named(name.as_ref()),
+            Self::Unknown => ServerName::Unknown,
+        }
+    }
+
+    /// The name, if it is known.
+    pub fn known(&self) -> Option<&str> {
+        match self {
+            Self::Named(name) => Some(name.as_ref()),
+            Self::Absent | Self::Unknown => None,
+        }
+    }
 }
 
 /// Decides about a request by the policies that are attached to what it addresses.

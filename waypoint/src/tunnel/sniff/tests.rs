@@ -36,10 +36,10 @@ fn http_is_told_from_the_rest_by_the_first_bytes() {
         (b"P", None),
         (b"GET / HT", None),
         (b"", None),
-        (b"SSH-2.0-x\r\n", Some(Sniffed::Other { server_name: None })),
-        (b"GET key\r\n", Some(Sniffed::Other { server_name: None })),
-        (b"\0\0\0\x10hello", Some(Sniffed::Other { server_name: None })),
-        (b"*1\r\n$4\r\nPING\r\n", Some(Sniffed::Other { server_name: None })),
+        (b"SSH-2.0-x\r\n", Some(Sniffed::other(ServerName::Absent))),
+        (b"GET key\r\n", Some(Sniffed::other(ServerName::Absent))),
+        (b"\0\0\0\x10hello", Some(Sniffed::other(ServerName::Absent))),
+        (b"*1\r\n$4\r\nPING\r\n", Some(Sniffed::other(ServerName::Absent))),
     ] {
         assert_eq!(anything(seen), expected, "{:?}", String::from_utf8_lossy(seen));
     }
@@ -52,22 +52,72 @@ fn a_port_of_http_serves_either_version() {
     assert_eq!(http(b"PRI"), None);
 }
 
-#[test]
-fn the_server_name_is_read_however_it_is_cut() {
-    let whole = hello(Some("Reviews.shop"));
-    for length in 0..whole.len() {
-        assert_eq!(client_hello(&whole[..length]), ClientHello::Incomplete, "{length}");
-    }
-    assert_eq!(client_hello(&whole), ClientHello::Read { server_name: Some("reviews.shop".into()) });
-    assert_eq!(client_hello(&hello(None)), ClientHello::Read { server_name: None });
-    assert_eq!(tls(b"GET / HTTP/1.1\r\n"), Some(Sniffed::Other { server_name: None }));
+fn named(name: &str) -> Option<ServerName<String>> {
+    Some(ServerName::Named(name.into()))
+}
+
+/// The same message in records of so many bytes.
+fn in_records(whole: &[u8], bytes: usize) -> Vec<u8> {
+    let records = whole[RECORD_HEADER_BYTES..].chunks(bytes).map(|part| {
+        let length = u16::try_from(part.len()).unwrap().to_be_bytes();
+        [&[HANDSHAKE, 3, 1][..], &length, part].concat()
+    });
+    records.collect::<Vec<_>>().concat()
 }
 
 #[test]
-fn lengths_that_lie_are_no_hello() {
-    let mut lies = hello(Some("a"));
-    let at = lies.len() - 3;
+fn the_server_name_is_read_however_it_is_cut() {
+    let whole = hello(Some("Reviews.shop"));
+    for sent in [whole.clone(), in_records(&whole, 20), in_records(&whole, 7)] {
+        for length in 0..sent.len() {
+            assert_eq!(server_name(&sent[..length]), None, "{length}");
+        }
+        assert_eq!(server_name(&sent), named("reviews.shop"));
+        let more = [&sent[..], b"early data"].concat();
+        assert_eq!(server_name(&more), named("reviews.shop"));
+    }
+    assert_eq!(server_name(&hello(None)), Some(ServerName::Absent));
+    assert_eq!(tls(b"GET / HTTP/1.1\r\n"), Some(Sniffed::other(ServerName::Absent)));
+}
+
+#[test]
+fn a_hello_that_cannot_be_read_has_a_name_that_nobody_knows() {
+    let whole = hello(Some("payments.internal"));
+    let mut lies = whole.clone();
+    let at = lies.len() - 19;
     lies[at] = 0xff;
-    assert_eq!(client_hello(&lies), ClientHello::None);
-    assert_eq!(client_hello(&[HANDSHAKE, 3, 1, 0xff, 0xff]), ClientHello::None);
+    let other_record = [&in_records(&whole, 20)[..25], &[23, 3, 1, 0, 1, 0]].concat();
+    let is_long = [&[HANDSHAKE, 3, 1, 0x10, 0, 1, 0, 0x50, 0][..], &[0; 4 * 1024][..4092]].concat().repeat(4);
+    for (what, sent) in [
+        ("a length that lies", lies),
+        ("a record that is too long", vec![HANDSHAKE, 3, 1, 0xff, 0xff]),
+        ("too many records", in_records(&whole, 1)),
+        ("empty records", [HANDSHAKE, 3, 1, 0, 0].repeat(MAX_CLIENT_HELLO_RECORDS)),
+        ("another record in between", other_record),
+        ("a message that is too long", is_long),
+        ("a name that is not text", hello(Some("p\u{e4}yments.internal"))),
+        ("a name with a dot at its end", hello(Some("payments.internal."))),
+        ("no name in the extension", hello(Some(""))),
+    ] {
+        assert_eq!(server_name(&sent), Some(ServerName::Unknown), "{what}");
+    }
+}
+
+#[test]
+fn a_name_that_is_said_twice_is_not_known() {
+    let mut twice = hello(Some("a"));
+    // Another server name, of the same length as the first extension, in place of that: 0x0017 has no body.
+    let extension = twice[twice.len() - 10..].to_vec();
+    twice.extend(&extension);
+    for (at, bytes) in [(3, 2), (6, 3)] {
+        grow(&mut twice[at..at + bytes], 10);
+    }
+    let extensions_at = twice.len() - 10 - 10 - 4 - 2;
+    grow(&mut twice[extensions_at..extensions_at + 2], 10);
+    assert_eq!(server_name(&twice), Some(ServerName::Unknown));
+}
+
+fn grow(length: &mut [u8], by: u8) {
+    let last = length.len() - 1;
+    length[last] += by;
 }

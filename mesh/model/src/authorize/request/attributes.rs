@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::{identity::Identity, policy::StringMatch, request::RequestFacts, route::Caller};
 
-use super::StreamFacts;
+use super::{ServerName, StreamFacts};
 
 /// What is asked about. Without `request` it is a connection, and what only HTTP has is not there to be asked.
 pub(super) struct Asked<'a> {
@@ -12,7 +12,7 @@ pub(super) struct Asked<'a> {
     pub(super) caller: &'a Caller,
     pub(super) port: u16,
     pub(super) destination: Option<IpAddr>,
-    pub(super) server_name: Option<&'a str>,
+    pub(super) server_name: ServerName<&'a str>,
 }
 
 impl<'a> Asked<'a> {
@@ -22,7 +22,7 @@ impl<'a> Asked<'a> {
             caller: facts.caller,
             port: facts.port,
             destination: facts.destination,
-            server_name: facts.server_name,
+            server_name: facts.server_name.map_or(ServerName::Absent, ServerName::Named),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::{
     request_policy::{Attribute, Condition, OperationMatch, PathMatch, RequestRule, Segment, SourceMatch},
 };
 
-use super::attributes::Asked;
+use super::{ServerName, attributes::Asked};
 
 /// `from` (any), `to` (any), `when` (all); an empty list holds.
 pub(super) fn matches(rule: &RequestRule, asked: &Asked<'_>, lenient: bool) -> bool {
@@ -100,7 +100,11 @@ fn condition_holds(condition: &Condition, asked: &Asked<'_>, lenient: bool) -> b
         Attribute::DestinationIp => address(asked.destination.map(|address| address.to_canonical())),
         Attribute::SourceNamespace => optional(asked.namespace()),
         Attribute::SourcePrincipal => field(values, not_values, |value| asked.is_principal(value)),
-        Attribute::ServerName => optional(asked.server_name),
+        Attribute::ServerName => match asked.server_name {
+            ServerName::Unknown => (values.is_empty() && not_values.is_empty()) || lenient,
+            ServerName::Named(name) => optional(Some(name)),
+            ServerName::Absent => optional(None),
+        },
         Attribute::DestinationPort => optional(Some(&asked.port.to_string())),
         Attribute::SourceServiceAccount => field(values, not_values, |value| asked.is_service_account(value)),
         Attribute::RemoteIp => asked.request.is_none_or(|request| address(remote(request))),

@@ -82,7 +82,8 @@ impl Sent {
     }
 
     fn stream(&self) -> StreamFacts<'_> {
-        StreamFacts { caller: &self.caller, port: 9080, destination: Some(VIP.parse().unwrap()), server_name: self.server_name }
+        let server_name = self.server_name.map_or(ServerName::Absent, ServerName::Named);
+        StreamFacts { caller: &self.caller, port: 9080, destination: Some(VIP.parse().unwrap()), server_name }
     }
 
     /// Whether an ALLOW policy of this rule lets it in, after checking that a DENY policy of it denies the same requests.
@@ -403,6 +404,25 @@ fn when_connection_sni_is_the_server_name() {
     let sent = Sent { server_name: Some("a.example"), ..Sent::default() };
     assert!(sent.when(Attribute::ServerName, &[suffix(".example")], &[]));
     assert!(!Sent::default().when(Attribute::ServerName, &[StringMatch::Presence], &[]));
+}
+
+#[test]
+fn when_connection_sni_is_not_known_doubt_denies() {
+    let condition = |values: &[StringMatch], not_values: &[StringMatch]| RequestRule {
+        when: vec![Condition { attribute: Attribute::ServerName, values: values.to_vec(), not_values: not_values.to_vec() }],
+        ..RequestRule::default()
+    };
+    let decide = |action, rule: &RequestRule, server_name| {
+        let sent = Sent::default();
+        connection_target(&[policy("p", action, vec![rule.clone()])], &StreamFacts { server_name, ..sent.stream() }).is_ok()
+    };
+    for rule in [condition(&[exact("payments.internal")], &[]), condition(&[], &[exact("payments.internal")])] {
+        assert!(!decide(RequestAction::Deny, &rule, ServerName::Unknown), "{rule:?}");
+        assert!(!decide(RequestAction::Allow, &rule, ServerName::Unknown), "{rule:?}");
+    }
+    let named = condition(&[exact("payments.internal")], &[]);
+    assert!(decide(RequestAction::Deny, &named, ServerName::Absent));
+    assert!(!decide(RequestAction::Deny, &named, ServerName::Named("payments.internal")));
 }
 
 #[test]
