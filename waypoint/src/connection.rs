@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
+use tokio::sync::watch;
 use tropis_model::{
     authorize::request::{ServerName, StreamFacts},
     matching, outlier, pick,
@@ -29,6 +30,8 @@ use crate::{
 pub async fn serve(entry: Rc<Entry>, stream: Stream, server_name: ServerName<String>, mut drain: DrainSignal) {
     let server_name = server_name.borrowed();
     let mut report = Box::new(Report::connection(&entry, server_name.known()));
+    // From before the first decision: what changes while the endpoint is connected to is heard of.
+    let changes = entry.worker.shared.view.subscribe();
     let reached = tokio::select! {
         reached = reach(&entry, server_name, &mut report) => reached,
         () = drain.cut() => return,
@@ -42,18 +45,19 @@ pub async fn serve(entry: Rc<Entry>, stream: Stream, server_name: ServerName<Str
     };
     let control = report.control();
     report.relaying();
-    let mut revoked = std::pin::pin!(revoked(&entry, server_name, &chosen));
+    let mut revoked = std::pin::pin!(revoked(&entry, server_name, &chosen, changes));
     let options = RelayOptions { control: control.clone() };
     let mut relaying = std::pin::pin!(relay(stream, opened.stream, &options));
     let outcome = tokio::select! {
         biased;
+        // First: what was denied meanwhile moves no byte.
+        () = &mut revoked => {
+            control.stop(StopReason::PermitRevoked);
+            relaying.await
+        }
         outcome = &mut relaying => outcome,
         () = drain.cut() => {
             control.stop(StopReason::Drained);
-            relaying.await
-        }
-        () = &mut revoked => {
-            control.stop(StopReason::PermitRevoked);
             relaying.await
         }
     };
@@ -61,9 +65,8 @@ pub async fn serve(entry: Rc<Entry>, stream: Stream, server_name: ServerName<Str
 }
 
 /// Waits until policy, as it changes, no longer allows the connection. What is no longer attached is no longer allowed.
-async fn revoked(entry: &Entry, server_name: ServerName<&str>, chosen: &Chosen) {
-    let mut changed = entry.worker.shared.view.subscribe();
-    while changed.changed().await.is_ok() {
+async fn revoked(entry: &Entry, server_name: ServerName<&str>, chosen: &Chosen, mut changes: watch::Receiver<u64>) {
+    while changes.changed().await.is_ok() {
         let view = entry.worker.shared.view.load();
         let Ok(host) = entry.host(&view) else { return };
         let facts = facts(entry, server_name);
