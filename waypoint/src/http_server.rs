@@ -1,18 +1,37 @@
 //! The HTTP server on a connection: which version is spoken, the limits of what a caller may send, drain, and upgrades.
+//!
+//! hyper reads; what it takes and another reader may take for something else is found in [`framing`], and refused as any request is
+//! ([`Unreadable`]). [`arrival`] removes what was for the connection alone, [`churn`] sees who makes requests only to give them up.
 
-use std::{pin::pin, rc::Rc};
+mod arrival;
+mod churn;
+mod framing;
 
+use std::{
+    cell::{Cell, RefCell},
+    pin::pin,
+    rc::Rc,
+    time::Duration,
+};
+
+use http::{HeaderValue, Request, header};
 use hyper::{
+    body::Incoming,
     server::conn::{http1, http2},
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tropis_net::drain::DrainSignal;
 
+use self::{
+    churn::{Answering, Churn},
+    framing::{Followed, Follower},
+};
 use crate::{
     config::HttpLimits,
     entry::Entry,
     request,
+    stages::identify::Unreadable,
     stream::Stream,
     upgrade::{self, UpgradeSlot},
     worker::LocalExecutor,
@@ -26,6 +45,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 const ERROR_RESETS: usize = 1024;
 /// Bytes of a response that may wait for the caller of HTTP/2 to take them.
 const SEND_BUFFER_BYTES: usize = 400 * 1024;
+/// How long a caller that makes requests only to give them up has to finish the others: time for a GOAWAY to be read.
+const CHURN_GRACE: Duration = Duration::from_secs(1);
 
 /// A version of HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,12 +67,31 @@ pub async fn serve(entry: Rc<Entry>, stream: Stream, spoken: Spoken, drain: Drai
 
 async fn serve_http1(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
     let upgrades = Rc::new(UpgradeSlot::default());
-    let service = service_fn({
-        let (entry, upgrades) = (entry.clone(), upgrades.clone());
-        move |request| request::serve(entry.clone(), Some(upgrades.clone()), request)
-    });
     let limits = &entry.worker.shared.config.http;
-    let mut connection = http1_builder(limits).serve_connection(TokioIo::new(stream), service);
+    let follower = Rc::new(RefCell::new(Follower::new(buffer_bytes(limits))));
+    let service = service_fn({
+        let (entry, upgrades, follower) = (entry.clone(), upgrades.clone(), follower.clone());
+        let number = Cell::new(0);
+        move |mut request: Request<Incoming>| {
+            number.set(number.get() + 1);
+            let unreadable = follower.borrow().unreadable(number.get());
+            if let Some(unreadable) = unreadable {
+                request.extensions_mut().insert(unreadable);
+            }
+            arrival::http1(request.headers_mut());
+            let serving = request::serve(entry.clone(), Some(upgrades.clone()), request);
+            async move {
+                let mut response = serving.await?;
+                if unreadable.is_some() {
+                    // Nobody knows where the next request begins.
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, std::convert::Infallible>(response)
+            }
+        }
+    });
+    let followed = Followed::new(stream, follower, limits.header_timeout);
+    let mut connection = http1_builder(limits).serve_connection(TokioIo::new(followed), service);
     let (mut to_drain, mut to_cut) = (drain.clone(), drain);
     let (mut draining, mut cut) = (pin!(to_drain.draining()), pin!(to_cut.cut()));
     let mut is_draining = false;
@@ -68,7 +108,7 @@ async fn serve_http1(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
     match end {
         Ok(()) => {
             let parts = connection.into_parts();
-            let stream = parts.io.into_inner().with_ahead(parts.read_buf);
+            let stream = parts.io.into_inner().into_stream(parts.read_buf);
             tokio::select! {
                 () = upgrade::go_on(&upgrades, stream) => {}
                 () = &mut cut => {}
@@ -82,17 +122,33 @@ fn http1_builder(limits: &HttpLimits) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
+        // hyper's would also end a connection that is idle between requests; ours is in `framing`.
+        .header_read_timeout(None)
         .max_headers(limits.headers)
         // What does not fit is answered with 431.
-        .max_buf_size(limits.header_bytes.max(8 * 1024));
+        .max_buf_size(buffer_bytes(limits));
     builder
 }
 
+/// The least that hyper can work with is 8 KiB.
+fn buffer_bytes(limits: &HttpLimits) -> usize {
+    limits.header_bytes.max(8 * 1024)
+}
+
 async fn serve_http2(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
+    let churn = Rc::new(Churn::default());
     let service = service_fn({
-        let entry = entry.clone();
-        move |request| request::serve(entry.clone(), None, request)
+        let (entry, churn) = (entry.clone(), churn.clone());
+        move |mut request: Request<Incoming>| {
+            let turn = churn.begin();
+            let limit = entry.worker.shared.config.http.headers;
+            if request.headers().len() > limit {
+                request.extensions_mut().insert(Unreadable::Headers { limit });
+            }
+            arrival::http2(request.headers_mut());
+            let serving = request::serve(entry.clone(), None, request);
+            async move { serving.await.map(|response| response.map(|body| Answering::new(body, turn))) }
+        }
     });
     let limits = &entry.worker.shared.config.http;
     let mut connection = pin!(http2_builder(limits).serve_connection(TokioIo::new(stream), service));
@@ -107,6 +163,11 @@ async fn serve_http2(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
                 connection.as_mut().graceful_shutdown();
             }
             () = &mut cut, if is_draining => return,
+            () = churn.too_much() => {
+                tracing::warn!(caller = %entry.source_address, "a connection of HTTP/2 gives its requests up as soon as it has made them");
+                connection.as_mut().graceful_shutdown();
+                break tokio::time::timeout(CHURN_GRACE, connection).await.unwrap_or(Ok(()));
+            }
         }
     };
     if let Err(error) = end {

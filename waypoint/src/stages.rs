@@ -23,7 +23,8 @@ use tropis_model::{
 use tropis_telemetry::chain;
 
 use self::{
-    accept::AcceptError, balance::BalanceError, connect::ConnectError, forward::ForwardError, identify::IdentifyError,
+    accept::AcceptError, balance::BalanceError, connect::ConnectError, forward::ForwardError,
+    identify::{IdentifyError, Unreadable},
     report::flags::Flags, resolve::ResolveError, route::RouteError,
 };
 use crate::reply::Reply;
@@ -76,12 +77,21 @@ impl From<IdentifyError> for Failure {
         let failure = Self::new(Stage::Identify, error.reason(), &error);
         match &error {
             IdentifyError::Certificate { .. } | IdentifyError::Peer(_) => failure,
-            IdentifyError::Path(_) | IdentifyError::Host(_) | IdentifyError::Ambiguous { .. } => {
-                let details = format!("bad_request{{{}}}", error.to_string().replace(' ', "_"));
-                failure.flagged(Flags::DOWNSTREAM_PROTOCOL_ERROR, details, Reply::text(400, "Bad Request"))
+            IdentifyError::Unreadable(Unreadable::Encoding) => unreadable(failure, &error, 501, "Not Implemented"),
+            IdentifyError::Unreadable(Unreadable::Headers { .. }) => {
+                unreadable(failure, &error, 431, "Request Header Fields Too Large")
             }
+            IdentifyError::Path(_)
+            | IdentifyError::Host(_)
+            | IdentifyError::Ambiguous { .. }
+            | IdentifyError::Unreadable(Unreadable::Ambiguous(_)) => unreadable(failure, &error, 400, "Bad Request"),
         }
     }
+}
+
+fn unreadable(failure: Failure, error: &IdentifyError, status: u16, body: &'static str) -> Failure {
+    let details = format!("bad_request{{{}}}", error.to_string().replace(' ', "_"));
+    failure.flagged(Flags::DOWNSTREAM_PROTOCOL_ERROR, details, Reply::text(status, body))
 }
 
 impl From<ResolveError> for Failure {

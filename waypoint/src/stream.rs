@@ -62,9 +62,11 @@ impl Stream {
         self
     }
 
-    /// Waits until the other side has finished as well, after we have. A stream that is dropped while it is open one way is reset, and
-    /// the reset may overtake the end of what the other side was told.
+    /// Finishes, and waits until the other side has as well. A stream that is dropped while it is open one way is reset, and the reset may
+    /// overtake the end of what the other side was told.
     pub async fn linger(mut self) {
+        // What finished before, or broke, is read to its end all the same.
+        let _ = poll_fn(|cx| self.poll_finish(cx)).await;
         let finished = async {
             let mut left = LINGER_BYTES;
             while let Ok(chunk) = poll_fn(|cx| self.poll_read_chunk(cx, LINGER_CHUNK_BYTES)).await {

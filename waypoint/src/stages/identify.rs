@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use tropis_hbone::{
     headers::Forwarded,
     server::{self, AcceptError, ServerOptions, Session},
+    settings::Windows,
 };
 use tropis_model::{
     address::canonical as canonical_address,
@@ -45,6 +46,26 @@ pub enum IdentifyError {
         /// Which.
         what: &'static str,
     },
+    /// The connection that it came on found it to be no request that everybody reads alike.
+    #[error(transparent)]
+    Unreadable(Unreadable),
+}
+
+/// What the HTTP server found wrong with a request that hyper takes; it goes with the request as an extension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Unreadable {
+    /// Where it ends can be read in two ways, or where one before it ends. Answer 400.
+    #[error("{0}")]
+    Ambiguous(&'static str),
+    /// Its body is encoded for the connection in a way that we do not know (RFC 9112 §6.1). Answer 501.
+    #[error("a transfer encoding that is not chunked")]
+    Encoding,
+    /// It has more headers than we take. Answer 431.
+    #[error("more than {limit} headers")]
+    Headers {
+        /// How many we take.
+        limit: usize,
+    },
 }
 
 impl IdentifyError {
@@ -55,7 +76,7 @@ impl IdentifyError {
             Self::Peer(AcceptError::Tls { .. } | AcceptError::Timeout { .. }) => (Reason::PeerUntrusted, Side::Downstream),
             Self::Peer(AcceptError::Http { .. }) => (Reason::TunnelFailed, Side::Downstream),
             Self::Peer(AcceptError::Gone(_)) => (Reason::DownstreamReset, Side::Downstream),
-            Self::Path(_) | Self::Host(_) | Self::Ambiguous { .. } => (Reason::BadRequest, Side::Downstream),
+            Self::Path(_) | Self::Host(_) | Self::Ambiguous { .. } | Self::Unreadable(_) => (Reason::BadRequest, Side::Downstream),
         }
     }
 }
@@ -65,7 +86,8 @@ pub async fn peer(shared: &Shared, stream: TcpStream) -> Result<Session, Identif
     let identity = &shared.config.identity;
     let unavailable = |cause| IdentifyError::Certificate { identity: identity.clone(), cause };
     let certificate = shared.certificates.get(identity).await.map_err(unavailable)?;
-    server::accept(stream, certificate.server_config(), &ServerOptions::default()).await.map_err(IdentifyError::Peer)
+    let options = ServerOptions { windows: Windows::WAYPOINT, ..ServerOptions::default() };
+    server::accept(stream, certificate.server_config(), &options).await.map_err(IdentifyError::Peer)
 }
 
 /// The address that the original caller called from: what its proxy says, if the address is that of the tunnel's own peer (so it can lie
@@ -88,15 +110,27 @@ pub struct Named<'r> {
 
 /// Reads what a request names. Whatever two readers could read in two ways is refused.
 pub fn request(parts: &Parts, normalization: PathNormalization) -> Result<Named<'_>, IdentifyError> {
+    let ambiguous = |what| IdentifyError::Ambiguous { what };
+    if let Some(unreadable) = parts.extensions.get::<Unreadable>() {
+        return Err(IdentifyError::Unreadable(*unreadable));
+    }
     if parts.method == Method::CONNECT {
-        return Err(IdentifyError::Ambiguous { what: "a tunnel inside of a tunnel" });
+        return Err(ambiguous("a tunnel inside of a tunnel"));
+    }
+    let scheme = parts.uri.scheme_str().unwrap_or("http");
+    if !matches!(scheme, "http" | "https") {
+        return Err(ambiguous("a scheme that is not HTTP's"));
     }
     let authority = authority(parts)?;
     canonical_host(&authority).map_err(IdentifyError::Host)?;
-    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-    let path = canonical(target, normalization).map_err(IdentifyError::Path)?;
+    // A target of nothing but an authority is CONNECT's.
+    let target = parts.uri.path_and_query().filter(|_| !parts.uri.path().is_empty()).ok_or(ambiguous("no path"))?;
+    let path = canonical(target.as_str(), normalization).map_err(IdentifyError::Path)?;
+    if path.path == "*" && (parts.method != Method::OPTIONS || path.query.is_some()) {
+        return Err(ambiguous("the target * of something else than OPTIONS"));
+    }
     check_framing(parts)?;
-    Ok(Named { authority, path, scheme: parts.uri.scheme_str().unwrap_or("http") })
+    Ok(Named { authority, path, scheme })
 }
 
 /// `:authority`, an absolute target's, or `Host`: where there are several, they must agree.
@@ -151,6 +185,8 @@ mod tests {
             ("/a", &[("host", "a"), ("host", "b")], None),
             ("/a", &[("host", "a b")], None),
             ("/a", &[], None),
+            ("http://user@reviews/a", &[], None),
+            ("http://reviews.:80/a", &[], Some("reviews.:80")),
         ] {
             let parts = parts(uri, headers, Version::HTTP_11);
             let found = request(&parts, PathNormalization::Base).ok().map(|named| named.authority.into_owned());
@@ -163,6 +199,19 @@ mod tests {
         let parts = parts("/a/../%2e/b%41?q=/..", &[("host", "a")], Version::HTTP_11);
         let named = request(&parts, PathNormalization::Base).unwrap();
         assert_eq!((&*named.path.path, named.path.query, named.scheme), ("/bA", Some("q=/.."), "http"));
+    }
+
+    #[test]
+    fn a_target_that_is_no_path_is_refused() {
+        let refused = |method: Method, uri: &str| {
+            let mut parts = parts(uri, &[("host", "a")], Version::HTTP_11);
+            parts.method = method;
+            request(&parts, PathNormalization::Base).is_err()
+        };
+        for (method, uri) in [(Method::GET, "a"), (Method::GET, "*"), (Method::CONNECT, "a"), (Method::GET, "ftp://a/")] {
+            assert!(refused(method, uri), "{uri}");
+        }
+        assert!(!refused(Method::OPTIONS, "*") && !refused(Method::GET, "http://a"));
     }
 
     #[test]

@@ -357,6 +357,13 @@ impl World {
     }
 }
 
+impl App {
+    /// Something that listens at `address` without our doing.
+    pub(crate) fn elsewhere(address: SocketAddr) -> Self {
+        Self { address, is_tunnelled: false, connections: Rc::default(), drain: Rc::new(Drain::new()) }
+    }
+}
+
 type Answer = Rc<dyn Fn(Request<Incoming>) -> Pin<Box<dyn Future<Output = Response<Body>>>>>;
 
 /// An application.

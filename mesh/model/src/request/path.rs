@@ -45,6 +45,9 @@ pub enum AmbiguousPath {
     /// `/..;x/`: some servers cut the parameter and then climb.
     #[error("the path holds a dot segment with parameters")]
     DotSegmentWithParameters,
+    /// `/..%2fx`: servers that decode the slash climb.
+    #[error("the path holds a dot segment beside an escaped slash")]
+    DotSegmentBesideEscapedSlash,
     /// A rewrite made a dot segment out of two harmless halves.
     #[error("the rewritten path holds a dot segment")]
     RewrittenDotSegment,
@@ -139,6 +142,7 @@ fn resolve(path: &str) -> Result<String, AmbiguousPath> {
     while let Some(segment) = segments.next() {
         let last = segments.peek().is_none();
         match dots(segment) {
+            None if hides_dots(segment) => return Err(AmbiguousPath::DotSegmentBesideEscapedSlash),
             None => {
                 resolved.push('/');
                 resolved.push_str(segment);
@@ -155,6 +159,11 @@ fn resolve(path: &str) -> Result<String, AmbiguousPath> {
         }
     }
     Ok(resolved)
+}
+
+/// Whether a segment, whose escapes are in their only spelling, would hold a dot segment for a reader that decodes its slashes.
+fn hides_dots(segment: &str) -> bool {
+    segment.contains('%') && segment.split("%2F").flat_map(|part| part.split("%5C")).any(|part| dots(part).is_some())
 }
 
 #[derive(PartialEq, Eq)]

@@ -66,6 +66,10 @@ fn paths_that_mean_two_things_are_refused() {
         ("/a/..;/b", AmbiguousPath::DotSegmentWithParameters),
         ("/a/..;x=1/b", AmbiguousPath::DotSegmentWithParameters),
         ("/a/%2e%2e%3b/b", AmbiguousPath::DotSegmentWithParameters),
+        ("/a/..%2fb", AmbiguousPath::DotSegmentBesideEscapedSlash),
+        ("/a%2f..%5Cb", AmbiguousPath::DotSegmentBesideEscapedSlash),
+        ("/a%5c%2e%2e", AmbiguousPath::DotSegmentBesideEscapedSlash),
+        ("/.%2fb", AmbiguousPath::DotSegmentBesideEscapedSlash),
     ] {
         assert_eq!(base(sent), Err(expected), "{sent:?}");
     }
