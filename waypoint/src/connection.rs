@@ -1,16 +1,17 @@
 //! The journey of a connection that is not HTTP: accept → identify → resolve → authorize → route → balance → connect → relay → report.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use tropis_model::{
     authorize::request::{ServerName, StreamFacts},
     matching, outlier, pick,
+    pool::Limits,
     route::{Destination, Host},
 };
 use tropis_net::{
     drain::DrainSignal,
-    relay::{RelayOptions, StopReason, relay},
+    relay::{RelayControl, RelayOptions, StopReason, relay},
 };
 
 use crate::{
@@ -25,6 +26,9 @@ use crate::{
     stream::Stream,
     upstream::counts::{Held, Kind},
 };
+
+/// A silence is looked for so many times within its limit; it ends one such part later than the limit at most.
+const LOOKS: u32 = 8;
 
 /// Serves a connection that is passed on as it is; `server_name` is that of its TLS, if it is TLS.
 pub async fn serve(entry: Rc<Entry>, stream: Stream, server_name: ServerName<String>, mut drain: DrainSignal) {
@@ -46,6 +50,7 @@ pub async fn serve(entry: Rc<Entry>, stream: Stream, server_name: ServerName<Str
     let control = report.control();
     report.relaying();
     let mut revoked = std::pin::pin!(revoked(&entry, server_name, &chosen, changes));
+    let mut time_is_up = std::pin::pin!(time_is_up(&control, &chosen.current.ready.pool.limits));
     let options = RelayOptions { control: control.clone() };
     let mut relaying = std::pin::pin!(relay(stream, opened.stream, &options));
     let outcome = tokio::select! {
@@ -60,8 +65,38 @@ pub async fn serve(entry: Rc<Entry>, stream: Stream, server_name: ServerName<Str
             control.stop(StopReason::Drained);
             relaying.await
         }
+        () = &mut time_is_up => {
+            control.stop(StopReason::TimeLimit);
+            relaying.await
+        }
     };
     report.relayed(&outcome);
+}
+
+/// Waits until the connection has been silent for as long as its pool allows, or has lasted as long as it may.
+async fn time_is_up(control: &RelayControl, limits: &Limits) {
+    let lasted = async {
+        match limits.max_connection_duration {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = lasted => {}
+        () = silent(control, limits.idle_timeout) => {}
+    }
+}
+
+async fn silent(control: &RelayControl, limit: Option<Duration>) {
+    let Some(limit) = limit else { return std::future::pending().await };
+    let moved = || (control.sent(), control.received());
+    let (mut before, mut looks) = (moved(), 0);
+    while looks < LOOKS {
+        tokio::time::sleep(limit / LOOKS).await;
+        let now = moved();
+        looks = if now == before { looks + 1 } else { 0 };
+        before = now;
+    }
 }
 
 /// Waits until policy, as it changes, no longer allows the connection. What is no longer attached is no longer allowed.

@@ -145,6 +145,7 @@ reasons! {
     PoolUnknown "pool_unknown" "NC" "The route names a service or subset that does not exist."
     RequestTimeout "request_timeout" "UT" "The route's time for a request ran out."
     FaultInjected "fault_injected" "FI" "The route's fault injection answered."
+    TimeLimit "time_limit" "-" "Nothing was sent for as long as the pool allows, or the connection has lasted as long as it may."
     Drained "drained" "-" "The proxy or the pod was drained and the time to finish ran out."
 }
 

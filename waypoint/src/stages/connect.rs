@@ -77,11 +77,14 @@ impl ConnectError {
     }
 }
 
+/// Whether what a pool asks for can be spoken towards its endpoints; a connection from before it was asked for is no excuse.
+pub fn speaks(tls: &UpstreamTls) -> Result<(), ConnectError> {
+    if *tls == UpstreamTls::None { Ok(()) } else { Err(ConnectError::TlsUnsupported) }
+}
+
 /// Opens a connection to a member of the pool `key`.
 pub async fn open(worker: &Rc<Worker>, key: &PoolKey, member: &Member, limits: &Limits, tls: &UpstreamTls) -> Result<Opened, ConnectError> {
-    if *tls != UpstreamTls::None {
-        return Err(ConnectError::TlsUnsupported);
-    }
+    speaks(tls)?;
     let after = limits.connect_timeout;
     let opened = async {
         match &member.reach.tunnel {

@@ -207,7 +207,11 @@ impl Report {
     /// It takes this route.
     pub fn routed(&mut self, routed: Routed) -> Routed {
         self.stage = Stage::Balance;
-        self.route_name = Some(routed.route.name.clone());
+        let of_match = routed.matched().and_then(|matched| matched.name.as_ref());
+        self.route_name = Some(match of_match {
+            Some(name) => format!("{}.{name}", routed.route.name).into(),
+            None => routed.route.name.clone(),
+        });
         routed
     }
 

@@ -72,6 +72,7 @@ struct Wanted<'a> {
 impl Connections {
     /// A connection to `member` that takes a request: one that is open and has room, or a new one.
     pub async fn acquire(worker: &Rc<Worker>, current: &Current, member: &Member, version: HttpVersion) -> Result<Lease, AcquireError> {
+        connect::speaks(&current.ready.pool.tls)?;
         let slot = worker.connections.slot(member, version);
         let limits = &current.ready.pool.limits;
         if let Some(lease) = slot.take(limits) {

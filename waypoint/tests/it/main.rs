@@ -1,5 +1,5 @@
-//! The proxy from outside: real tunnels with real certificates in, real HTTP servers behind, the view fed by hand. What the control
-//! plane makes of objects is tested there; the whole way by the scenarios.
+//! The proxy from outside: real tunnels with real certificates in, real HTTP servers behind, the view fed by hand. In the files `api_*`
+//! it is fed with objects as users write them, compiled by the control plane's code; the whole way is tested by the scenarios.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
@@ -8,6 +8,13 @@ mod hostile_floods;
 mod hostile_hosts;
 mod hostile_paths;
 mod hostile_smuggling;
+mod api_actions;
+mod api_connections;
+mod api_matches;
+mod api_mesh;
+mod api_policies;
+mod api_pools;
+mod api_semantics;
 mod log;
 mod pools;
 mod process;

@@ -23,6 +23,8 @@ pub enum StopReason {
     PermitRevoked,
     /// The time to finish ran out.
     Drained,
+    /// Nothing was moved for too long, or it has lasted as long as it may.
+    TimeLimit,
 }
 
 #[derive(Debug, Default)]
@@ -36,6 +38,7 @@ struct Shared {
 const RUNNING: u8 = 0;
 const REVOKED: u8 = 1;
 const DRAINED: u8 = 2;
+const TIME_LIMIT: u8 = 3;
 
 impl RelayControl {
     /// A control for a relay that is yet to start. Stopping it before is remembered.
@@ -48,6 +51,7 @@ impl RelayControl {
         let value = match reason {
             StopReason::PermitRevoked => REVOKED,
             StopReason::Drained => DRAINED,
+            StopReason::TimeLimit => TIME_LIMIT,
         };
         if self.shared.stop.compare_exchange(RUNNING, value, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             self.shared.waker.wake();
@@ -59,6 +63,7 @@ impl RelayControl {
         match self.shared.stop.load(Ordering::Acquire) {
             REVOKED => Some(StopReason::PermitRevoked),
             DRAINED => Some(StopReason::Drained),
+            TIME_LIMIT => Some(StopReason::TimeLimit),
             _ => None,
         }
     }

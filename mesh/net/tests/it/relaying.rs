@@ -136,7 +136,11 @@ async fn an_answer_before_a_reset_is_delivered() {
 
 #[tokio::test]
 async fn stopping_resets_both_sides_and_says_why() {
-    for (reason, expected) in [(StopReason::PermitRevoked, Reason::PermitRevoked), (StopReason::Drained, Reason::Drained)] {
+    for (reason, expected) in [
+        (StopReason::PermitRevoked, Reason::PermitRevoked),
+        (StopReason::Drained, Reason::Drained),
+        (StopReason::TimeLimit, Reason::TimeLimit),
+    ] {
         let (mut caller, mut callee, control, running) = path("::1").await;
         caller.write_u8(1).await.unwrap();
         callee.read_u8().await.unwrap();
