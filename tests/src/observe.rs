@@ -118,7 +118,7 @@ pub fn get_unix(socket: &Path, path: &str) -> io::Result<(u16, String)> {
 
 fn exchange(mut stream: impl Read + Write, path: &str) -> io::Result<(u16, String)> {
     // HTTP/1.0: the answer ends with the connection and has no chunks.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: lab\r\nAccept: */*\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\nAccept: */*\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     let answer = String::from_utf8_lossy(&answer);

@@ -335,6 +335,8 @@ impl Programs {
             sockets(15014).into(),
             "--debug-socket".into(),
             self.layout.socket("tropisd", CONTROL_NODE).into(),
+            "--proxy-sockets".into(),
+            self.layout.sockets().into(),
             "--token-key".into(),
             state.join("token.pub").into(),
             "--root-cert-out".into(),

@@ -208,10 +208,14 @@ impl Compiler {
         self.findings.values().chain(self.wide_findings.values()).flatten().chain(self.waypoints.findings())
     }
 
+    /// The workloads, in no order.
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.pods.values().chain(self.slices.values().flat_map(BTreeMap::values))
+    }
+
     /// Everything that was compiled, in order of the keys.
     pub fn compiled(&self) -> Compiled {
-        let pods = self.pods.values();
-        let mut workloads: Vec<Workload> = pods.chain(self.slices.values().flat_map(BTreeMap::values)).map(|own| (**own).clone()).collect();
+        let mut workloads: Vec<Workload> = self.workloads().map(|own| (**own).clone()).collect();
         workloads.sort_by(|one, other| one.uid.cmp(&other.uid));
         let mut services: Vec<Service> = self.services.values().map(|own| (**own).clone()).collect();
         services.sort_by(|one, other| one.hostname.cmp(&other.hostname));

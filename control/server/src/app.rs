@@ -10,6 +10,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use time::OffsetDateTime;
 use tokio::{
     signal::unix::{SignalKind, signal},
+    sync::mpsc,
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -34,7 +35,8 @@ use crate::{
     certify::Certify,
     config::Config,
     connections::{Limits, Places},
-    debug::{self, Debug},
+    debug::{self, Debug, page},
+    graph::look::{InventoryAsk, Look},
     metrics::Metrics,
     report::Reporter,
     scope::Scope,
@@ -52,10 +54,12 @@ const OTHER_DESCRIPTORS: u64 = 256;
 /// Runs until SIGTERM or SIGINT.
 pub(crate) async fn run(config: Config, log_control: LogControl) -> anyhow::Result<()> {
     let mut app = App::new(config);
-    app.watch_objects()?;
+    // One question at a time: who looks waits for his answer.
+    let (ask_inventory, inventory_asks) = mpsc::channel(1);
+    app.watch_objects(inventory_asks)?;
     app.serve_proxies()?;
     // First: health is told once everything is there, the socket's mode among it.
-    app.serve_debug(log_control).await?;
+    app.serve_debug(log_control, ask_inventory).await?;
     app.serve_monitoring().await?;
     app.tasks.spawn(count_clients(app.clients.clone(), app.metrics.clone(), app.stop.clone()));
 
@@ -107,7 +111,7 @@ impl App {
     }
 
     /// Source to configuration, and findings back to the source.
-    fn watch_objects(&mut self) -> anyhow::Result<()> {
+    fn watch_objects(&mut self, inventory_asks: mpsc::Receiver<InventoryAsk>) -> anyhow::Result<()> {
         let config = &self.config;
         let source = tropis_source::open(&config.source).with_context(|| format!("cannot open the source {}", config.source))?;
         let (reports, desired) = tokio::sync::watch::channel(None);
@@ -132,7 +136,7 @@ impl App {
             ready: self.readiness.task("objects"),
             metrics: self.metrics.clone(),
         };
-        self.tasks.spawn(Watch::new(settings, automatic, told).run(source.watch(), self.stop.clone()));
+        self.tasks.spawn(Watch::new(settings, automatic, told).run(source.watch(), inventory_asks, self.stop.clone()));
         Ok(())
     }
 
@@ -185,12 +189,14 @@ impl App {
         Ok(())
     }
 
-    async fn serve_debug(&mut self, log_control: LogControl) -> anyhow::Result<()> {
+    async fn serve_debug(&mut self, log_control: LogControl, inventory: mpsc::Sender<InventoryAsk>) -> anyhow::Result<()> {
         let Some(path) = &self.config.debug_socket else { return Ok(()) };
         let listener = AdminListener::bind(&AdminAddress::Unix(path.clone())).await?;
         let debug = Debug::new(self.resources.clone(), self.clients.clone(), self.findings.clone());
         let routes = debug::routes(debug).merge(admin::logging_routes(log_control));
         let routes = routes.merge(admin::version_routes(env!("CARGO_PKG_VERSION")));
+        let routes = routes.merge(page::routes(Look::new(inventory, self.config.proxy_sockets.clone())));
+        let routes = routes.layer(axum::middleware::from_fn(page::refuse_foreign));
         self.tasks.spawn(listener.serve(routes, self.stop.clone().cancelled_owned()));
         Ok(())
     }

@@ -31,6 +31,10 @@ pub(crate) struct Arguments {
     /// Unix socket of the debug endpoint; none if absent.
     #[arg(long, env = "TROPIS_DEBUG_SOCKET")]
     debug_socket: Option<PathBuf>,
+    /// Folder of the proxies' admin sockets, ztunnel.NODE.sock and waypoint.NAMESPACE.POD.sock, which are asked for the page's numbers while
+    /// somebody looks at it; without it the page shows no traffic.
+    #[arg(long, env = "TROPIS_PROXY_SOCKETS")]
+    proxy_sockets: Option<PathBuf>,
     /// Public key of the token issuer: PEM, or a JWKS.
     #[arg(long, env = "TROPIS_TOKEN_KEY")]
     token_key: PathBuf,
@@ -125,6 +129,7 @@ pub(crate) struct Config {
     pub(crate) listen: Vec<SocketAddr>,
     pub(crate) monitoring: Vec<SocketAddr>,
     pub(crate) debug_socket: Option<PathBuf>,
+    pub(crate) proxy_sockets: Option<PathBuf>,
     pub(crate) token_key: PathBuf,
     pub(crate) token_issuer: String,
     pub(crate) token_audience: String,
@@ -176,6 +181,7 @@ impl Config {
             listen: arguments.listen,
             monitoring: arguments.monitoring,
             debug_socket: arguments.debug_socket,
+            proxy_sockets: arguments.proxy_sockets,
             token_key: arguments.token_key,
             token_issuer: arguments.token_issuer,
             token_audience: arguments.token_audience,

@@ -1,4 +1,7 @@
-//! What tropisd says about itself: health and metrics to everybody who can reach port 15014, the rest over a unix socket of mode 0600.
+//! What tropisd says about itself: health and metrics to everybody who can reach port 15014, the rest over a unix socket of mode 0600;
+//! the page that people look at is in `debug/page.rs`.
+
+pub(crate) mod page;
 
 use std::collections::BTreeMap;
 

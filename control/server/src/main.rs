@@ -18,6 +18,7 @@ mod config;
 mod connections;
 mod debug;
 mod deploy;
+mod graph;
 mod handshakes;
 mod metrics;
 mod report;

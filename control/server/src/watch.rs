@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use tropis_compile::{
@@ -27,6 +30,7 @@ use tropis_xds::{
 use crate::{
     automatic::{Automatic, Stand},
     deploy::{self, Existing},
+    graph::{inventory::Inventory, look::InventoryAsk},
     metrics::Metrics,
     report::{self, Condition, Refused, Reports},
     scope::{Fact, Key, PodFacts, Scope},
@@ -177,8 +181,8 @@ impl Watch {
         }
     }
 
-    /// Runs until `stop`, or until the source ends, which it should not.
-    pub(crate) async fn run(mut self, mut events: Events, stop: CancellationToken) {
+    /// Runs until `stop`, or until the source ends, which it should not; answers who asks what there is.
+    pub(crate) async fn run(mut self, mut events: Events, mut asks: mpsc::Receiver<InventoryAsk>, stop: CancellationToken) {
         let mut pending: Option<Pending> = None;
         let mut acknowledgements = self.told.clients.watch();
         loop {
@@ -201,6 +205,10 @@ impl Watch {
                         return;
                     }
                 },
+                // Who asked may have gone.
+                Some(ask) = asks.recv() => {
+                    let _ = ask.send(Inventory::of(&self.compiler, self.synced));
+                }
                 // The register lives as long as this does.
                 Ok(()) = acknowledgements.changed() => pending = Some(Pending::another(pending)),
                 () = due => {

@@ -7,4 +7,5 @@ mod connections;
 mod credentials;
 mod endpoints;
 mod harness;
+mod page;
 mod waypoints;
