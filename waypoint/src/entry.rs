@@ -2,6 +2,7 @@
 
 use std::{cell::RefCell, fmt, net::SocketAddr, rc::Rc, sync::Arc};
 
+use http::HeaderValue;
 use tropis_model::{
     identity::Identity,
     route::{Caller, Host},
@@ -24,6 +25,8 @@ pub struct Entry {
     pub source: Option<Arc<Workload>>,
     /// Where the original caller called from.
     pub source_address: SocketAddr,
+    /// Its address as text, as `x-forwarded-for` names it.
+    pub source_text: HeaderValue,
     /// What it called.
     pub addressed: Addressed,
     /// Its identity was proved, and ours to it.
@@ -41,7 +44,9 @@ impl Entry {
         let labels = source.as_ref().map(|source| source.labels.clone()).unwrap_or_default();
         let mutual_tls = identity.is_some();
         let caller = Caller { identity, address: Some(source_address.ip()), labels };
-        Self { worker, caller, source, source_address, addressed, mutual_tls, made: RefCell::default() }
+        // An address's text is a header's value.
+        let source_text = HeaderValue::try_from(source_address.ip().to_string()).unwrap_or(HeaderValue::from_static("unknown"));
+        Self { worker, caller, source, source_address, source_text, addressed, mutual_tls, made: RefCell::default() }
     }
 
     /// The routes, policies and pools of what is addressed, as `view` has them: a change holds for open connections too.

@@ -4,7 +4,7 @@ mod cors;
 mod fault;
 mod headers;
 
-use http::{HeaderMap, request::Parts};
+use http::{HeaderMap, Uri, request::Parts};
 use tropis_model::route::HttpRoute;
 
 use crate::{
@@ -64,9 +64,14 @@ impl<'e> Exchange<'e> {
         &self.routed.route
     }
 
-    /// The request's headers to send, and the authority that they name.
-    pub fn take_headers(&mut self) -> (HeaderMap, Option<String>) {
-        (self.changed.take().unwrap_or_else(|| self.parts.headers.clone()), self.authority.take())
+    /// The request's headers to send, where they were changed, and the authority that they name.
+    pub fn take_headers(&mut self) -> (Option<HeaderMap>, Option<String>) {
+        (self.changed.take(), self.authority.take())
+    }
+
+    /// The target as it came.
+    pub fn uri(&self) -> &'e Uri {
+        &self.parts.uri
     }
 }
 

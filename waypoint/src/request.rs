@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, rc::Rc, sync::Arc};
 
-use http::{Request, Response, Version, request::Parts};
+use http::{HeaderName, Request, Response, Version, request::Parts};
 use hyper::body::Incoming;
 use tropis_model::{
     request::RequestFacts,
@@ -40,17 +40,23 @@ pub struct Journey<'j> {
     pub upgrades: Option<&'j Rc<UpgradeSlot>>,
 }
 
+/// Headers in which only proxies speak: who called (Envoy's default `SANITIZE`), and which path the access log shows.
+const NOT_THE_CALLERS: [HeaderName; 2] =
+    [HeaderName::from_static("x-forwarded-client-cert"), HeaderName::from_static("x-envoy-original-path")];
+
 /// Serves a request that came on the connection of `entry`. It never fails: what goes wrong is answered, and reported.
 pub async fn serve(
     entry: Rc<Entry>,
     upgrades: Option<Rc<UpgradeSlot>>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let (parts, body) = request.into_parts();
-    let mut report = Box::new(Report::new(&entry, &parts));
+    let (mut parts, body) = request.into_parts();
+    NOT_THE_CALLERS.iter().for_each(|name| drop(parts.headers.remove(name)));
+    let seen = entry.worker.shared.view.seen();
+    let mut report = Box::new(Report::new(&entry, &seen, &parts));
     let upload = Upload::new(body, entry.worker.shared.config.http.buffered_body_bytes);
     report.uploads(&upload);
-    let answered = journey(&entry, upgrades.as_ref(), &parts, &upload, &mut report).await;
+    let answered = journey(&entry, seen.view, upgrades.as_ref(), &parts, &upload, &mut report).await;
     let response = match answered {
         Ok(Answered::Response(response)) => response,
         Ok(Answered::Upgraded(response, upgrade)) => {
@@ -81,6 +87,7 @@ pub enum Answered {
 /// The journey itself, up to the response's head. `report` is written when the response's body has been sent, however that ends.
 async fn journey(
     entry: &Rc<Entry>,
+    view: Arc<View>,
     upgrades: Option<&Rc<UpgradeSlot>>,
     parts: &Parts,
     upload: &Upload,
@@ -89,7 +96,7 @@ async fn journey(
     let worker = &entry.worker;
     report.places(worker.open_requests.take("requests", MAX_REQUESTS_PER_WORKER)?);
     let named = identify::request(parts, worker.shared.config.path_normalization)?;
-    let view = report.view(worker.shared.view.seen());
+    report.named();
     let host = report.host(entry.host(&view)?, &view);
     let facts = RequestFacts {
         method: parts.method.as_str(),
@@ -132,7 +139,7 @@ async fn act(
 ) -> Result<Answered, Failure> {
     match &routed.route.action {
         RouteAction::Forward(forward) => {
-            let head = route::head(journey, routed, forward, exchange.take_headers())?;
+            let head = route::head(&journey.facts, exchange.uri(), routed, forward, exchange.take_headers())?;
             forward::run(journey, forward, routed, permit, head, upload, report).await
         }
         RouteAction::Redirect(redirect) => {

@@ -23,9 +23,14 @@ use tropis_model::{
 use tropis_telemetry::chain;
 
 use self::{
-    accept::AcceptError, balance::BalanceError, connect::ConnectError, forward::ForwardError,
+    accept::AcceptError,
+    balance::BalanceError,
+    connect::ConnectError,
+    forward::ForwardError,
     identify::{IdentifyError, Unreadable},
-    report::flags::Flags, resolve::ResolveError, route::RouteError,
+    report::flags::Flags,
+    resolve::ResolveError,
+    route::RouteError,
 };
 use crate::reply::Reply;
 
@@ -78,9 +83,7 @@ impl From<IdentifyError> for Failure {
         match &error {
             IdentifyError::Certificate { .. } | IdentifyError::Peer(_) => failure,
             IdentifyError::Unreadable(Unreadable::Encoding) => unreadable(failure, &error, 501, "Not Implemented"),
-            IdentifyError::Unreadable(Unreadable::Headers { .. }) => {
-                unreadable(failure, &error, 431, "Request Header Fields Too Large")
-            }
+            IdentifyError::Unreadable(Unreadable::Headers { .. }) => unreadable(failure, &error, 431, "Request Header Fields Too Large"),
             IdentifyError::Path(_)
             | IdentifyError::Host(_)
             | IdentifyError::Ambiguous { .. }

@@ -13,8 +13,14 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use super::BodyError;
+
+/// What a kept frame counts as, at least: its place in the list, and what the allocator takes for it.
+const KEPT_FRAME_BYTES: usize = 256;
+/// Smaller frames are copied when they are kept, rather than holding the buffer that they were read into.
+const COPY_BYTES: usize = 4096;
 
 /// The body of a request that was received. It makes a [`RequestBody`] for each try.
 #[derive(Debug)]
@@ -28,6 +34,8 @@ struct Source {
     incoming: Incoming,
     length: SizeHint,
     kept: Vec<Kept>,
+    /// The next of the kept frames that the reader sends.
+    next: usize,
     /// How much may still be kept.
     room: usize,
     /// Not everything that was read is kept.
@@ -35,13 +43,29 @@ struct Source {
     bytes: u64,
     is_ended: bool,
     is_broken: bool,
-    waits_for_end: Option<Waker>,
+    /// The caller was asked for more and has not sent it.
+    waits_for_caller: bool,
+    /// When something came last.
+    progressed: Option<Instant>,
+    /// Who wants to know when something comes.
+    watcher: Option<Waker>,
+    /// The number of the body that may read: that of the last try.
+    reader: u32,
 }
 
 #[derive(Debug, Clone)]
 enum Kept {
     Data(Bytes),
-    Trailers(HeaderMap),
+    Trailers(Box<HeaderMap>),
+}
+
+impl Kept {
+    fn frame(&self) -> Frame<Bytes> {
+        match self {
+            Self::Data(data) => Frame::data(data.clone()),
+            Self::Trailers(trailers) => Frame::trailers((**trailers).clone()),
+        }
+    }
 }
 
 impl Upload {
@@ -54,19 +78,27 @@ impl Upload {
             length: incoming.size_hint(),
             incoming,
             kept: Vec::new(),
+            next: 0,
             room: limit,
             is_cut: limit == 0,
             bytes: 0,
             is_ended: false,
             is_broken: false,
-            waits_for_end: None,
+            waits_for_caller: false,
+            progressed: None,
+            watcher: None,
+            reader: 0,
         };
         Self { source: Some(Rc::new(RefCell::new(source))) }
     }
 
-    /// The body for a try: from the start. Give it to one connection at a time.
+    /// The body for a try: from the start. One that was made before reads nothing from now on, and fails if it is asked to.
     pub fn body(&self) -> RequestBody {
-        RequestBody { source: self.source.clone(), next: 0 }
+        let Some(source) = &self.source else { return RequestBody::empty() };
+        let mut borrowed = source.borrow_mut();
+        borrowed.reader += 1;
+        borrowed.next = 0;
+        RequestBody(Reading::Live { source: source.clone(), number: borrowed.reader })
     }
 
     /// Whether all of it can be sent again: because it is kept, or because nothing was read.
@@ -77,10 +109,12 @@ impl Upload {
         })
     }
 
-    /// There will be one try, and no copy: nothing of it is kept.
+    /// There will be no further try, and no copy: nothing of it is kept from now on, but for what the last try has still to send.
     pub fn keep_nothing(&self) {
         if let Some(source) = &self.source {
-            source.borrow_mut().is_cut = true;
+            let mut source = source.borrow_mut();
+            source.is_cut = true;
+            source.forget_sent();
         }
     }
 
@@ -94,24 +128,23 @@ impl Upload {
         self.source.as_ref().is_some_and(|source| source.borrow().is_broken)
     }
 
-    /// Ready when all of it was read.
-    pub fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(source) = &self.source else { return Poll::Ready(()) };
+    /// Since when others than the caller are to blame for the time that passes: `None` if always. Pending while the caller is waited for.
+    pub fn poll_waiting_for_others(&self, cx: &mut Context<'_>) -> Poll<Option<Instant>> {
+        let Some(source) = &self.source else { return Poll::Ready(None) };
         let mut source = source.borrow_mut();
-        if source.is_ended || source.incoming.is_end_stream() {
-            return Poll::Ready(());
+        if source.waits_for_caller && !source.is_complete() {
+            source.watcher = Some(cx.waker().clone());
+            return Poll::Pending;
         }
-        source.waits_for_end = Some(cx.waker().clone());
-        Poll::Pending
+        Poll::Ready(source.progressed)
     }
 
     /// A copy for a mirror, when the whole of it was read and kept.
     pub fn copy(&self) -> Option<RequestBody> {
-        let whole = self.source.as_ref().is_none_or(|source| {
-            let source = source.borrow();
-            (source.is_ended || source.incoming.is_end_stream()) && !source.is_cut && !source.is_broken
-        });
-        whole.then(|| self.body())
+        let Some(source) = &self.source else { return Some(RequestBody::empty()) };
+        let source = source.borrow();
+        let is_whole = (source.is_ended || source.incoming.is_end_stream()) && !source.is_cut && !source.is_broken;
+        is_whole.then(|| RequestBody(Reading::Copy(source.kept.clone().into_iter())))
     }
 
     /// A handle on the same body, for counting.
@@ -122,6 +155,19 @@ impl Upload {
 }
 
 impl Source {
+    /// Whether the caller has sent all of it. Trailers may still come.
+    fn is_complete(&self) -> bool {
+        self.is_ended || self.incoming.is_end_stream() || self.length.exact() == Some(self.bytes)
+    }
+
+    /// Lets go of what is kept once all of it was sent and nobody will ask for it again.
+    fn forget_sent(&mut self) {
+        if self.is_cut && self.next >= self.kept.len() {
+            self.kept = Vec::new();
+            self.next = 0;
+        }
+    }
+
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if self.is_ended {
             return Poll::Ready(None);
@@ -129,7 +175,14 @@ impl Source {
         if self.is_broken {
             return Poll::Ready(Some(Err(BodyError::Gone)));
         }
-        match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        self.waits_for_caller = polled.is_pending();
+        let frame = ready!(polled);
+        self.progressed = Some(Instant::now());
+        if let Some(waker) = self.watcher.take() {
+            waker.wake();
+        }
+        match frame {
             Some(Ok(frame)) => {
                 self.take(&frame);
                 Poll::Ready(Some(Ok(frame)))
@@ -139,7 +192,7 @@ impl Source {
                 Poll::Ready(Some(Err(BodyError::Broken(error))))
             }
             None => {
-                self.end();
+                self.is_ended = true;
                 Poll::Ready(None)
             }
         }
@@ -150,44 +203,47 @@ impl Source {
         let length = frame.data_ref().map_or(0, Bytes::len);
         self.bytes += length as u64;
         if self.incoming.is_end_stream() {
-            self.end();
+            self.is_ended = true;
         }
         if self.is_cut {
             return;
         }
-        if length > self.room {
+        let cost = length.max(KEPT_FRAME_BYTES);
+        if cost > self.room {
             self.is_cut = true;
             self.kept = Vec::new();
             return;
         }
-        self.room -= length;
+        self.room -= cost;
         if let Some(data) = frame.data_ref() {
-            self.kept.push(Kept::Data(data.clone()));
+            let is_small = data.len() < COPY_BYTES;
+            self.kept.push(Kept::Data(if is_small { Bytes::copy_from_slice(data) } else { data.clone() }));
         } else if let Some(trailers) = frame.trailers_ref() {
-            self.kept.push(Kept::Trailers(trailers.clone()));
-        }
-    }
-
-    fn end(&mut self) {
-        self.is_ended = true;
-        if let Some(waker) = self.waits_for_end.take() {
-            waker.wake();
+            self.kept.push(Kept::Trailers(Box::new(trailers.clone())));
         }
     }
 }
 
 /// The body of one try.
 #[derive(Debug)]
-pub struct RequestBody {
-    source: Option<Rc<RefCell<Source>>>,
-    /// The next of the kept frames to send.
-    next: usize,
+pub struct RequestBody(Reading);
+
+#[derive(Debug)]
+enum Reading {
+    Nothing,
+    /// What is kept, then what comes.
+    Live {
+        source: Rc<RefCell<Source>>,
+        number: u32,
+    },
+    /// What was kept when all had come.
+    Copy(std::vec::IntoIter<Kept>),
 }
 
 impl RequestBody {
     /// No body.
     pub const fn empty() -> Self {
-        Self { source: None, next: 0 }
+        Self(Reading::Nothing)
     }
 }
 
@@ -196,34 +252,49 @@ impl Body for RequestBody {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        let Some(source) = &this.source else { return Poll::Ready(None) };
+        let (source, number) = match &mut self.get_mut().0 {
+            Reading::Nothing => return Poll::Ready(None),
+            Reading::Copy(kept) => return Poll::Ready(kept.next().map(|kept| Ok(kept.frame()))),
+            Reading::Live { source, number } => (source, number),
+        };
         let mut source = source.borrow_mut();
-        if let Some(kept) = source.kept.get(this.next) {
-            this.next += 1;
-            return Poll::Ready(Some(Ok(match kept {
-                Kept::Data(data) => Frame::data(data.clone()),
-                Kept::Trailers(trailers) => Frame::trailers(trailers.clone()),
-            })));
+        if source.reader != *number {
+            // Another try reads: two would take the caller's words out of each other's mouth.
+            return Poll::Ready(Some(Err(BodyError::Gone)));
+        }
+        if let Some(frame) = source.kept.get(source.next).map(Kept::frame) {
+            source.next += 1;
+            source.forget_sent();
+            return Poll::Ready(Some(Ok(frame)));
         }
         let frame = ready!(source.poll_next(cx));
-        this.next = source.kept.len();
+        source.next = source.kept.len();
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.source.as_ref().is_none_or(|source| {
-            let source = source.borrow();
-            self.next >= source.kept.len() && (source.is_ended || source.incoming.is_end_stream())
-        })
+        match &self.0 {
+            Reading::Nothing => true,
+            Reading::Copy(kept) => kept.len() == 0,
+            Reading::Live { source, .. } => {
+                let source = source.borrow();
+                source.next >= source.kept.len() && (source.is_ended || source.incoming.is_end_stream())
+            }
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            None => SizeHint::with_exact(0),
+        match &self.0 {
+            Reading::Nothing => SizeHint::with_exact(0),
+            Reading::Copy(kept) => {
+                let length = |kept: &Kept| if let Kept::Data(data) = kept { data.len() as u64 } else { 0 };
+                SizeHint::with_exact(kept.as_slice().iter().map(length).sum())
+            }
             // From the start it is as long as the caller said; what is left of it nobody asks for.
-            Some(source) if self.next == 0 => source.borrow().length,
-            Some(_) => SizeHint::default(),
+            Reading::Live { source, .. } => {
+                let source = source.borrow();
+                if source.next == 0 { source.length.clone() } else { SizeHint::default() }
+            }
         }
     }
 }

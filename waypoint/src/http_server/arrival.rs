@@ -85,10 +85,7 @@ mod tests {
             (&[("connection", "close"), ("a", "1")][..], &[("a", "1")][..]),
             (&[("connection", "X-Private, keep-alive"), ("x-private", "1"), ("a", "1")], &[("a", "1")]),
             (&[("connection", "te"), ("connection", "a"), ("te", "trailers"), ("a", "1")], &[("te", "trailers")]),
-            (
-                &[("connection", "Upgrade, a"), ("upgrade", "websocket"), ("a", "1")],
-                &[("connection", "upgrade"), ("upgrade", "websocket")],
-            ),
+            (&[("connection", "Upgrade, a"), ("upgrade", "websocket"), ("a", "1")], &[("connection", "upgrade"), ("upgrade", "websocket")]),
         ] {
             let mut found = after(http1, headers);
             found.sort();

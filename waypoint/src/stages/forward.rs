@@ -9,7 +9,12 @@ pub(crate) mod head;
 mod mirror;
 mod upgrading;
 
-use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{HeaderValue, Response, header};
 use thiserror::Error;
@@ -37,7 +42,7 @@ use super::{
 use crate::{
     body::{Payload, Upload},
     request::{Answered, Journey},
-    upstream::counts::Kind,
+    upstream::counts::{Held, Kind},
 };
 
 /// A request could not be forwarded, though an endpoint was reached.
@@ -101,7 +106,9 @@ pub struct Tries<'t> {
     pub own: Option<Arc<Workload>>,
     /// The hash of its key.
     pub key: balance::Key,
-    /// Endpoints that were tried.
+    /// The endpoint of this try.
+    pub trying: Cell<Option<u64>>,
+    /// Those of the tries before it.
     pub tried: RefCell<Vec<u64>>,
 }
 
@@ -122,24 +129,27 @@ pub async fn run(
         upload.keep_nothing();
     }
     let outgoing = Outgoing::new(journey, head);
-    report.request_id(&outgoing.headers);
+    report.request_id(&outgoing);
+    let timeout = deadline::of(forward.timeout, &journey.facts, report.is_grpc());
     let own = worker.own(journey.view);
     let key = worker.draw(|draw| balance::key(&pool, &journey.facts, draw));
-    let tries = Tries { journey, forward, permit, outgoing, upload, pool: &pool, own, key, tried: RefCell::default() };
+    let tries =
+        Tries { journey, forward, permit, outgoing, upload, pool: &pool, own, key, trying: Cell::default(), tried: RefCell::default() };
     let answered = match tries.outgoing.wants_upgrade() && journey.upgrades.is_some() {
-        true => upgrading::run(&tries, report).await,
-        false => tries.run(report).await.map(Answered::Response),
+        true => upgrading::run(&tries, timeout, report).await,
+        false => tries.run(timeout, report).await.map(Answered::Response),
     };
     mirror::send(&tries);
+    upload.keep_nothing();
     answered
 }
 
 impl Tries<'_> {
-    async fn run(&self, report: &mut Report) -> Result<Response<Payload>, Failure> {
-        let mut deadline = self.forward.timeout.map(|limit| Deadline::new(limit, self.upload.handle()));
+    async fn run(&self, timeout: Option<Duration>, report: &mut Report) -> Result<Response<Payload>, Failure> {
+        let mut deadline = timeout.map(|limit| Deadline::new(limit, self.upload.handle()));
         let mut retries = 0;
         // A retry counts until the next one is decided about, or the request's head is answered.
-        let mut retrying = Vec::with_capacity(1);
+        let mut retrying: Option<Held> = None;
         loop {
             let attempt = Attempt { tries: self, number: retries + 1 };
             let ended = attempt.run(deadline.as_mut(), report).await;
@@ -150,13 +160,14 @@ impl Tries<'_> {
             let decision =
                 outcome.map(|outcome| retry::decide(&self.forward.retries, &outcome, retries, self.upload.is_replayable(), false));
             match decision {
-                Some(Decision::Retry) => match self.may_retry() {
-                    Some(held) => {
-                        retrying.clear();
-                        retrying.push(held);
+                Some(Decision::Retry) => {
+                    // Its place is free for the next one, which may be its own.
+                    drop(retrying.take());
+                    retrying = self.may_retry();
+                    if retrying.is_none() {
+                        return self.end(ended, deadline, report);
                     }
-                    None => return self.end(ended, deadline, report),
-                },
+                }
                 Some(Decision::GiveUp(GiveUp::Exhausted)) => {
                     report.flag(Flags::RETRIES_EXHAUSTED);
                     return self.end(ended, deadline, report);
@@ -168,6 +179,7 @@ impl Tries<'_> {
             // What the try gave is of no use any more; its connection goes with it.
             drop(ended);
             retries += 1;
+            self.tried.borrow_mut().extend(self.trying.take());
             let wait = self.journey.entry.worker.draw(|draw| retry::backoff(self.forward.retries.backoff, retries, draw));
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
@@ -177,7 +189,7 @@ impl Tries<'_> {
     }
 
     /// A place among the pool's retries. A retry that finds none is dropped without a flag.
-    fn may_retry(&self) -> Option<crate::upstream::counts::Held> {
+    fn may_retry(&self) -> Option<Held> {
         let worker = &self.journey.entry.worker;
         let current = worker.shared.pools.current(self.journey.view, self.pool, self.own.as_deref());
         current.state.counts.take(Kind::Retry, &self.pool.limits).ok()

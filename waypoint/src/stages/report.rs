@@ -34,7 +34,7 @@ use super::{
     Failure,
     accept::Place,
     balance::Chosen,
-    forward::head::{FORWARDED_FOR, REQUEST_ID},
+    forward::head::{FORWARDED_FOR, Outgoing, REQUEST_ID},
     route::Routed,
 };
 use crate::{
@@ -100,8 +100,8 @@ struct Ended {
 const COMPLETED: Outcome = Outcome { stage: Stage::Report, reason: Reason::Completed, side: Side::Mesh };
 
 impl Report {
-    /// Begins: a request came.
-    pub fn new(entry: &Rc<Entry>, parts: &Parts) -> Self {
+    /// Begins: a request came, about which everything is decided on the view that is `seen`.
+    pub fn new(entry: &Rc<Entry>, seen: &Seen, parts: &Parts) -> Self {
         let header = |name| parts.headers.get(name).cloned();
         let authority = parts.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
         let asked = Asked {
@@ -118,7 +118,7 @@ impl Report {
             headers: None,
         };
         let mut report = Self::begin(entry, Stage::Accept);
-        report.waypoint = entry.worker.shared.view.load().waypoint(&entry.worker.shared.config.gateway).cloned();
+        report.decides_on(seen);
         report.request = Some(asked);
         if let Some(AccessLogFormat::Text(Some(_))) = report.waypoint.as_ref().and_then(|waypoint| waypoint.access_log.as_ref())
             && let Some(asked) = &mut report.request
@@ -184,12 +184,20 @@ impl Report {
         self.stage = Stage::Identify;
     }
 
-    /// Decisions are read from this view.
-    pub fn view(&mut self, seen: Seen) -> Arc<View> {
+    /// It is known what it names.
+    pub fn named(&mut self) {
         self.stage = Stage::Resolve;
-        self.config_version = Some(seen.version).filter(|version| !version.is_empty());
-        self.waypoint = seen.view.waypoint(&self.entry.worker.shared.config.gateway).cloned();
+    }
+
+    /// Decisions about a connection are read from this view.
+    pub fn view(&mut self, seen: Seen) -> Arc<View> {
+        self.decides_on(&seen);
         seen.view
+    }
+
+    fn decides_on(&mut self, seen: &Seen) {
+        self.config_version = Some(seen.version.clone()).filter(|version| !version.is_empty());
+        self.waypoint = seen.view.waypoint(&self.entry.worker.shared.config.gateway).cloned();
     }
 
     /// It addresses this host.
@@ -223,10 +231,10 @@ impl Report {
     }
 
     /// It goes out under this name.
-    pub fn request_id(&mut self, headers: &HeaderMap) {
+    pub fn request_id(&mut self, outgoing: &Outgoing) {
         if let Some(asked) = &mut self.request {
-            asked.request_id = headers.get(REQUEST_ID).cloned();
-            asked.forwarded_for = headers.get(FORWARDED_FOR).cloned();
+            asked.request_id = Some(outgoing.request_id.clone());
+            asked.forwarded_for = Some(outgoing.forwarded_for.clone());
         }
     }
 
@@ -278,6 +286,11 @@ impl Report {
         let keys: Vec<&str> = failure.policies.iter().map(|key| &*key.0).collect();
         let policy = (!keys.is_empty()).then(|| keys.join(","));
         self.ended = Some(Ended { outcome: failure.outcome, policy, error: failure.error });
+    }
+
+    /// It ended in this way after its answer.
+    pub fn ended(&mut self, stage: Stage, reason: Reason, side: Side) {
+        self.ended = Some(Ended { outcome: Outcome { stage, reason, side }, policy: None, error: None });
     }
 
     /// This is the answer; its body follows.

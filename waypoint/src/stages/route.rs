@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use http::{HeaderMap, HeaderName, HeaderValue, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header, uri::PathAndQuery};
 use thiserror::Error;
 use tropis_model::{
     matching,
@@ -15,10 +15,11 @@ use tropis_model::{
     route::{Destination, Forward, Host, HttpRoute, Redirect, RequestMatch, RouteAction},
 };
 
-use crate::{reply::Reply, request::Journey};
+use crate::reply::Reply;
 
 const LOCATION: HeaderName = http::header::LOCATION;
-const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+/// What the path was before it was rewritten.
+pub(crate) const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 
 /// The route of a request.
 #[derive(Debug, Clone)]
@@ -98,19 +99,22 @@ pub struct Head {
     pub target: PathAndQuery,
     /// The authority.
     pub authority: HeaderValue,
-    /// The other headers.
-    pub headers: HeaderMap,
+    /// The other headers, where they differ from those that came.
+    pub changed: Option<HeaderMap>,
+    /// The path and query that were rewritten.
+    pub original_path: Option<HeaderValue>,
 }
 
 /// What the route makes of the request's head: path and authority rewritten. Its headers have been changed by the filter already, which
 /// says whether they named another authority.
 pub fn head(
-    journey: &Journey<'_>,
+    facts: &RequestFacts<'_>,
+    came: &Uri,
     routed: &Routed,
     forward: &Forward,
-    (mut headers, authority): (HeaderMap, Option<String>),
+    (changed, authority): (Option<HeaderMap>, Option<String>),
 ) -> Result<Head, RouteError> {
-    let facts = &journey.facts;
+    let unsendable = |found: &str| RouteError::Authority { found: found.to_owned() };
     let rewritten = match forward.rewrite.as_ref().and_then(|rewrite| rewrite.path.as_ref()) {
         None => None,
         Some(path) => Some(rewrite::path(path, routed.matched(), facts.path, facts.query).map_err(RouteError::Rewrite)?),
@@ -119,21 +123,24 @@ pub fn head(
         Some(query) => Cow::Owned(format!("{}?{query}", facts.path)),
         None => Cow::Borrowed(facts.path),
     };
-    let is_rewritten = rewritten.is_some();
-    let target = rewritten.map_or_else(original, Cow::Owned);
-    let unsendable = |found: &str| RouteError::Authority { found: found.to_owned() };
-    let target_text = target.as_ref();
-    let parsed = PathAndQuery::try_from(target_text).map_err(|_| unsendable(target_text))?;
-    if is_rewritten && let Ok(before) = HeaderValue::from_str(&original()) {
-        headers.insert(ORIGINAL_PATH, before);
-    }
+    let original_path = rewritten.as_ref().and_then(|_| HeaderValue::from_str(&original()).ok());
+    // Mostly it goes out as it came.
+    let same = came.path_and_query().filter(|came| rewritten.is_none() && came.path() == facts.path && came.query() == facts.query);
+    let target = match same {
+        Some(same) => same.clone(),
+        None => {
+            let text = rewritten.map_or_else(original, Cow::Owned);
+            PathAndQuery::try_from(text.as_ref()).map_err(|_| unsendable(&text))?
+        }
+    };
     // For one destination the route's authority wins; where several share, what the destination's headers say does.
     let by_route = forward.rewrite.as_ref().and_then(|rewrite| rewrite.authority.as_deref());
     let by_headers = authority.as_deref();
     let chosen = if forward.destinations.len() > 1 { by_headers.or(by_route) } else { by_route.or(by_headers) };
     let authority = chosen.unwrap_or(facts.authority);
-    let authority = HeaderValue::from_str(authority).map_err(|_| unsendable(authority))?;
-    Ok(Head { target: parsed, authority, headers })
+    let same = facts.headers.get(header::HOST).filter(|host| host.as_bytes() == authority.as_bytes());
+    let authority = same.cloned().map_or_else(|| HeaderValue::from_str(authority).map_err(|_| unsendable(authority)), Ok)?;
+    Ok(Head { target, authority, changed, original_path })
 }
 
 /// The answer that sends the caller elsewhere.

@@ -67,7 +67,9 @@ fn http_redirect_redirect_code_is_the_status() {
             let found = mesh.send(request("GET", "/old?q=1", &[])).await;
             assert_eq!((found.status, found.header("location")), (status, Some("https://shop.example:8443/new?q=1")));
         }
-        mesh.routes(&json!([{"match": [{"uri": {"prefix": "/old"}}], "redirect": {"prefixRewrite": "/new", "derivePort": "FROM_REQUEST_PORT"}}]));
+        mesh.routes(
+            &json!([{"match": [{"uri": {"prefix": "/old"}}], "redirect": {"prefixRewrite": "/new", "derivePort": "FROM_REQUEST_PORT"}}]),
+        );
         assert_eq!(mesh.send(request("GET", "/old/a", &[])).await.header("location"), Some("http://reviews:9080/new/a"));
     });
 }
@@ -231,10 +233,16 @@ fn http_cors_policy_answers_preflights_and_shows_responses() {
             assert_eq!((found.status, found.header("access-control-allow-origin")), (200, Some(origin)));
             assert_eq!(found.header("access-control-allow-methods"), Some("GET,PUT"));
             assert_eq!(found.header("access-control-allow-headers"), Some("x-a,x-b"));
-            assert_eq!((found.header("access-control-max-age"), found.header("access-control-allow-credentials")), (Some("86400"), Some("true")));
+            assert_eq!(
+                (found.header("access-control-max-age"), found.header("access-control-allow-credentials")),
+                (Some("86400"), Some("true"))
+            );
             let found = mesh.send(request("GET", "/", &[("origin", origin)])).await;
             assert_eq!((found.body.as_str(), found.header("access-control-allow-origin")), ("v1", Some(origin)));
-            assert_eq!((found.header("access-control-expose-headers"), found.header("access-control-allow-credentials")), (Some("x-c"), Some("true")));
+            assert_eq!(
+                (found.header("access-control-expose-headers"), found.header("access-control-allow-credentials")),
+                (Some("x-c"), Some("true"))
+            );
         }
         let found = mesh.send(request("GET", "/", &[("origin", "https://a.example.evil")])).await;
         assert_eq!((found.body.as_str(), found.header("access-control-allow-origin")), ("v1", None));
@@ -273,7 +281,8 @@ fn http_headers_change_on_the_way_there_and_back() {
         let mesh = Mesh::new();
         let _app = mesh
             .runs("reviews", "v1", "near", |request| {
-                let came = |name: &str| request.headers().get_all(name).iter().map(|value| value.to_str().unwrap()).collect::<Vec<_>>().join("+");
+                let came =
+                    |name: &str| request.headers().get_all(name).iter().map(|value| value.to_str().unwrap()).collect::<Vec<_>>().join("+");
                 let body = ["x-set", "x-add", "x-gone"].map(came).join(",");
                 std::future::ready(Response::builder().header("server", "app").header("x-old", "1").body(full(body)).unwrap())
             })

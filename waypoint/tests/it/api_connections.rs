@@ -159,9 +159,13 @@ fn tcp_idle_timeout_ends_silent_connections_only() {
     run(async {
         let mesh = Mesh::new();
         mesh.greets("db", "v1", "v1").await;
-        mesh.apply([destination_rule("shop", "db", &json!({"host": "db", "trafficPolicy": {"connectionPool": {"tcp": {
-            "idleTimeout": "150ms", "maxConnectionDuration": "900ms",
-        }}}}))]);
+        mesh.apply([destination_rule(
+            "shop",
+            "db",
+            &json!({"host": "db", "trafficPolicy": {"connectionPool": {"tcp": {
+                "idleTimeout": "150ms", "maxConnectionDuration": "900ms",
+            }}}}),
+        )]);
         let silent = lives(&mesh, None).await;
         assert!((Duration::from_millis(140)..Duration::from_millis(800)).contains(&silent), "{silent:?}");
         assert_eq!(log::wait_for(&[("reason", "time_limit")]).await["stage"], json!("relay"));

@@ -54,7 +54,8 @@ fn hosts_gateways_and_export_to_say_whose_traffic_is_routed() {
 fn http_name_and_match_name_are_the_routes_name_in_the_log() {
     run(async {
         let mesh = Mesh::new();
-        let named = json!({"name": "by-path", "match": [{"name": "first", "uri": {"exact": "/named/route"}}], "directResponse": answer("")});
+        let named =
+            json!({"name": "by-path", "match": [{"name": "first", "uri": {"exact": "/named/route"}}], "directResponse": answer("")});
         mesh.routes(&json!([named, {"name": "rest", "directResponse": answer("")}]));
         mesh.body("/named/route").await;
         mesh.body("/named/rest").await;
@@ -95,8 +96,12 @@ fn http_match_headers_without_headers_and_query_params_look_at_values_and_presen
         let mesh = Mesh::new();
         let with = |headers: &[(&str, &str)]| request("GET", "/", headers);
         let get = |path: &str| request("GET", path, &[]);
-        mesh.tells_apart(json!({"headers": {"End-User": {"exact": "jason"}}}), with(&[("end-user", "jason")]), with(&[("end-user", "jas")]))
-            .await;
+        mesh.tells_apart(
+            json!({"headers": {"End-User": {"exact": "jason"}}}),
+            with(&[("end-user", "jason")]),
+            with(&[("end-user", "jas")]),
+        )
+        .await;
         mesh.tells_apart(json!({"headers": {"x-a": {"regex": "[0-9]+"}}}), with(&[("x-a", "17")]), with(&[("x-a", "17a")])).await;
         mesh.tells_apart(json!({"headers": {"x-a": {}}}), with(&[("x-a", "")]), with(&[])).await;
         mesh.tells_apart(json!({"withoutHeaders": {"x-a": {}}}), with(&[]), with(&[("x-a", "1")])).await;
@@ -129,7 +134,10 @@ fn http_match_source_labels_and_source_namespace_are_the_original_callers() {
         assert!(!mesh.takes(json!([{"sourceLabels": {"app": "waypoint"}}]), get()).await);
         assert!(mesh.takes(json!([{"sourceNamespace": "shop"}]), get()).await);
         assert!(!mesh.takes(json!([{"sourceNamespace": "bank"}]), get()).await);
-        assert!(mesh.takes(json!([{"sourceNamespace": "bank"}, {"sourceLabels": {"app": "cart"}}]), get()).await, "entries are alternatives");
+        assert!(
+            mesh.takes(json!([{"sourceNamespace": "bank"}, {"sourceLabels": {"app": "cart"}}]), get()).await,
+            "entries are alternatives"
+        );
     });
 }
 

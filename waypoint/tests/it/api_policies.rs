@@ -40,7 +40,9 @@ impl Mesh {
     /// Whether a source and its contrary are told apart: `matching` holds for `cart` at 127.0.0.1, `other` does not.
     async fn source_is_asked(&self, field: &str, matching: Value, other: Value) {
         let negated = format!("not{}{}", field[..1].to_uppercase(), &field[1..]);
-        for (field, value, allowed) in [(field, &matching, true), (field, &other, false), (&*negated, &matching, false), (&*negated, &other, true)] {
+        for (field, value, allowed) in
+            [(field, &matching, true), (field, &other, false), (&*negated, &matching, false), (&*negated, &other, true)]
+        {
             let rule = json!({"from": [{"source": {field: value}}]});
             assert_eq!(self.allows(&rule, get()).await, allowed, "{rule}");
         }
@@ -49,7 +51,9 @@ impl Mesh {
     /// The same for an operation and a request.
     async fn operation_is_asked(&self, field: &str, matching: Value, other: Value, request: impl Fn() -> Request<Body>) {
         let negated = format!("not{}{}", field[..1].to_uppercase(), &field[1..]);
-        for (field, value, allowed) in [(field, &matching, true), (field, &other, false), (&*negated, &matching, false), (&*negated, &other, true)] {
+        for (field, value, allowed) in
+            [(field, &matching, true), (field, &other, false), (&*negated, &matching, false), (&*negated, &other, true)]
+        {
             let rule = json!({"to": [{"operation": {field: value}}]});
             assert_eq!(self.allows(&rule, request()).await, allowed, "{rule}");
         }

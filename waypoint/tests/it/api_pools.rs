@@ -400,9 +400,7 @@ fn outlier_detection_http_error_codes_are_what_ejects() {
         let status = std::rc::Rc::new(std::cell::Cell::new(503));
         let shown = status.clone();
         let _app = mesh
-            .runs("reviews", "v1", "near", move |_| {
-                std::future::ready(Response::builder().status(shown.get()).body(full("")).unwrap())
-            })
+            .runs("reviews", "v1", "near", move |_| std::future::ready(Response::builder().status(shown.get()).body(full("")).unwrap()))
             .await;
         let detection = json!({"consecutive5xxErrors": 2, "maxEjectionPercent": 100, "outlierDetectionHttpErrorCodes": [429]});
         mesh.traffic_policy(&json!({"outlierDetection": detection}));

@@ -52,7 +52,9 @@ fn c01_routes_are_by_the_address_called_and_not_by_the_host_header() {
 fn c02_a_prefix_is_of_bytes_and_not_of_segments() {
     run(async {
         let mesh = Mesh::new();
-        mesh.routes(&json!([{"match": [{"uri": {"prefix": "/foo"}}], "directResponse": answer("foo")}, {"directResponse": answer("rest")}]));
+        mesh.routes(
+            &json!([{"match": [{"uri": {"prefix": "/foo"}}], "directResponse": answer("foo")}, {"directResponse": answer("rest")}]),
+        );
         for (path, expected) in [("/foo", "foo"), ("/foo/bar", "foo"), ("/foobar", "foo"), ("/fo", "rest"), ("/a/foo", "rest")] {
             assert_eq!(mesh.body(path).await, expected, "{path}");
         }
@@ -65,7 +67,9 @@ fn c03_without_retries_two_more_tries_are_made_and_none_after_a_plain_503() {
         let mesh = Mesh::new();
         let failing = Rc::new(Cell::new(503));
         let (_app, asked) = answers(&mesh, "v1", &failing).await;
-        for (rule, tries) in [(json!({}), 1), (json!({"retries": {"attempts": 3}}), 1), (json!({"retries": {"attempts": 3, "retryOn": "503"}}), 4)] {
+        for (rule, tries) in
+            [(json!({}), 1), (json!({"retries": {"attempts": 3}}), 1), (json!({"retries": {"attempts": 3, "retryOn": "503"}}), 4)]
+        {
             mesh.route(&rule);
             asked.set(0);
             assert_eq!(mesh.send(request("GET", "/", &[])).await.status, 503);
@@ -153,9 +157,13 @@ fn c06_no_rule_is_404_and_what_is_missing_empty_or_full_has_its_own_flag() {
             let _ = busy.send_request(request("GET", "/c06/full", &[("x-first", "1")])).await;
         });
         arrived.notified().await;
-        for (path, status, flag) in
-            [("/c06/none", 404, "NR"), ("/c06/subset", 503, "NC"), ("/c06/host", 503, "NC"), ("/c06/empty", 503, "UH"), ("/c06/full", 503, "UO")]
-        {
+        for (path, status, flag) in [
+            ("/c06/none", 404, "NR"),
+            ("/c06/subset", 503, "NC"),
+            ("/c06/host", 503, "NC"),
+            ("/c06/empty", 503, "UH"),
+            ("/c06/full", 503, "UO"),
+        ] {
             assert_eq!(mesh.send(request("GET", path, &[])).await.status, status, "{path}");
             log::wait_for(&[("path", path), ("response_flags", flag)]).await;
         }
@@ -263,7 +271,11 @@ fn c14_a_policy_with_a_selector_holds_at_the_waypoint_too() {
         mesh.apply([policy("readers", &json!({"selector": {"matchLabels": {"app": "reviews"}}, "action": "ALLOW", "rules": [rule]}))]);
         assert_eq!(mesh.body("/").await, "v1");
         assert_eq!(mesh.send(request("POST", "/", &[])).await.status, 403, "another method");
-        assert_eq!(mesh.send_to("stranger", REVIEWS, request("GET", "/", &[])).await.status, 403, "another caller: not the waypoint's own identity");
+        assert_eq!(
+            mesh.send_to("stranger", REVIEWS, request("GET", "/", &[])).await.status,
+            403,
+            "another caller: not the waypoint's own identity"
+        );
     });
 }
 

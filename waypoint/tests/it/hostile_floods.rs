@@ -260,18 +260,18 @@ fn floods_of_frames_end_their_connection() {
                 [open_head.clone(), frame::new(frame::CONTINUATION, 0, 1, &frame::block(&[("x", "1")])).repeat(100_000)].concat(),
                 Answer::GoAway(ENHANCE_YOUR_CALM),
             ),
-            (
-                "another frame within a head",
-                [open_head, frame::new(frame::PING, 0, 0, &[0; 8])].concat(),
-                Answer::GoAway(PROTOCOL_ERROR),
-            ),
+            ("another frame within a head", [open_head, frame::new(frame::PING, 0, 0, &[0; 8])].concat(), Answer::GoAway(PROTOCOL_ERROR)),
             (
                 "DATA without content",
                 [head(1, 0), frame::new(frame::DATA, 0, 1, &[]).repeat(100_000)].concat(),
                 Answer::GoAway(ENHANCE_YOUR_CALM),
             ),
             ("WINDOW_UPDATE of nothing", [head(1, 0), update(1, 0)].concat(), Answer::GoAway(PROTOCOL_ERROR)),
-            ("WINDOW_UPDATE beyond the largest window", [head(1, 0), update(1, most), update(1, most)].concat(), Answer::Reset(FLOW_CONTROL_ERROR)),
+            (
+                "WINDOW_UPDATE beyond the largest window",
+                [head(1, 0), update(1, most), update(1, most)].concat(),
+                Answer::Reset(FLOW_CONTROL_ERROR),
+            ),
             ("the same of the connection", [update(0, most), update(0, most)].concat(), Answer::GoAway(FLOW_CONTROL_ERROR)),
             ("DATA of no stream", frame::new(frame::DATA, 0, 1, b"x"), Answer::GoAway(PROTOCOL_ERROR)),
         ] {

@@ -111,7 +111,9 @@ fn a_caller_cannot_have_the_routes_headers_removed() {
     run(async {
         let (world, witness) = before_witness(tenant_host(), &[]).await;
         let listed = "close, x-tenant, x-forwarded-for, x-request-id, x-envoy-attempt-count";
-        let request = format!("GET / HTTP/1.1\r\nHost: reviews\r\nX-Tenant: b\r\nX-Private: 1\r\nConnection: x-private\r\nConnection: {listed}\r\n\r\n");
+        let request = format!(
+            "GET / HTTP/1.1\r\nHost: reviews\r\nX-Tenant: b\r\nX-Private: 1\r\nConnection: x-private\r\nConnection: {listed}\r\n\r\n"
+        );
         assert_eq!(statuses(&world, request.as_bytes()).await, [200]);
         let seen = witness.take();
         assert_eq!(seen[0].all("x-tenant"), ["a"]);

@@ -9,10 +9,7 @@ use tokio::{
 
 use crate::{
     log,
-    raw::{
-        Answer, PATIENCE, PROTOCOL_ERROR, RawHttp2, answers, before_plain_witness, frame, plain_world, statuses,
-        until_closed,
-    },
+    raw::{Answer, PATIENCE, PROTOCOL_ERROR, RawHttp2, answers, before_plain_witness, frame, plain_world, statuses, until_closed},
     witness::{Answers, Witness},
     world::{App, plain_host, run},
 };
@@ -53,7 +50,11 @@ const HEADS: &[(&str, &str, Outcome)] = &[
     ("TE in quotes", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n", Refused(400)),
     ("TE of nothing", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n", Refused(400)),
     ("two TE", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", Refused(400)),
-    ("two TE, the second another", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n", Refused(400)),
+    (
+        "two TE, the second another",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n",
+        Refused(400),
+    ),
     ("TE in HTTP/1.0", "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", Refused(400)),
     ("a folded header", "GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n Transfer-Encoding: chunked\r\n\r\n", Refused(400)),
     ("a folded header with a tab", "GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n\t2\r\n\r\n", Refused(400)),
@@ -82,7 +83,11 @@ const HEADS: &[(&str, &str, Outcome)] = &[
     ("* as target of GET", "GET * HTTP/1.1\r\nHost: reviews\r\nConnection: close\r\n\r\n", Refused(400)),
     ("another scheme", "GET ftp://a/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", Refused(400)),
     ("a negative chunk", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\nx\r\n0\r\n\r\n", BrokenOff),
-    ("a chunk beyond 64 bits", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n10000000000000001\r\nx\r\n0\r\n\r\n", BrokenOff),
+    (
+        "a chunk beyond 64 bits",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n10000000000000001\r\nx\r\n0\r\n\r\n",
+        BrokenOff,
+    ),
     ("a chunk with a prefix", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\nx\r\n0\r\n\r\n", BrokenOff),
     ("a chunk without size", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\r\nx\r\n0\r\n\r\n", BrokenOff),
     ("a chunk line with LF alone", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\nx\r\n0\r\n\r\n", BrokenOff),
@@ -144,7 +149,11 @@ fn good_bodies_arrive_with_one_framing() {
             ("chunks with extensions and blanks", "Transfer-Encoding: chunked\r\n\r\n2;a=b\r\nab\r\n001 \r\nc\r\n0\r\n\r\n", "abc"),
             ("in another case", "tRANSFER-eNCODING: CHUNKED\r\n\r\n3\r\nabc\r\n0\r\n\r\n", "abc"),
             ("a length between blanks", "Content-Length: \t 3 \r\n\r\nabc", "abc"),
-            ("a body with a request in it", "Content-Length: 27\r\n\r\nGET / HTTP/1.1\nHost: b\r\n\r\n\n", "GET / HTTP/1.1\nHost: b\r\n\r\n\n"),
+            (
+                "a body with a request in it",
+                "Content-Length: 27\r\n\r\nGET / HTTP/1.1\nHost: b\r\n\r\n\n",
+                "GET / HTTP/1.1\nHost: b\r\n\r\n\n",
+            ),
             ("none", "\r\n", ""),
         ] {
             let bytes = format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{rest}");

@@ -3,11 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
-mod flow_connections;
-mod hostile_floods;
-mod hostile_hosts;
-mod hostile_paths;
-mod hostile_smuggling;
 mod api_actions;
 mod api_connections;
 mod api_matches;
@@ -15,6 +10,11 @@ mod api_mesh;
 mod api_policies;
 mod api_pools;
 mod api_semantics;
+mod flow_connections;
+mod hostile_floods;
+mod hostile_hosts;
+mod hostile_paths;
+mod hostile_smuggling;
 mod log;
 mod pools;
 mod process;
@@ -24,5 +24,6 @@ mod requests;
 mod retries;
 mod routes;
 mod transparent;
+mod tries;
 mod witness;
 mod world;

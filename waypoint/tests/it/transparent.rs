@@ -126,7 +126,11 @@ fn bodies_of_unknown_length_and_their_trailers_go_both_ways() {
     each_version(|mut caller, case| async move {
         let request = caller.request(Method::POST, "/pieces", pieces());
         let response = caller.send(request).await;
-        assert_eq!((said(&response, "x-body"), said(&response, "x-length"), said(&response, "x-end-seen")), ("11", "none", "yes"), "{case}");
+        assert_eq!(
+            (said(&response, "x-body"), said(&response, "x-length"), said(&response, "x-end-seen")),
+            ("11", "none", "yes"),
+            "{case}"
+        );
         assert_eq!(said(&response, "content-length"), "none", "{case}");
         let body = response.into_body().collect().await.unwrap();
         assert_eq!(body.trailers().unwrap()["x-end"], "yes", "{case}");
@@ -173,7 +177,10 @@ fn a_caller_that_waits_for_100_is_told_to_go_on() {
             let app = world.app(answer).await;
             world.endpoint("reviews", "v1", &app);
             let mut stream = world.tunnel("cart", "10.96.0.1:9080").await.unwrap();
-            stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n").await.unwrap();
+            stream
+                .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n")
+                .await
+                .unwrap();
             let mut go_on = [0; 25];
             stream.read_exact(&mut go_on).await.unwrap();
             assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -250,7 +257,9 @@ fn a_grpc_stream_of_ten_minutes_is_not_cut_for_being_quiet() {
         world.service("reviews", "10.96.0.1", AppProtocol::Grpc, sends_on(PortProtocol::Grpc));
         let app = world
             .tunnelled(own_address(), "reviews", |request| {
-                let echo = stream::unfold(request.into_body(), |mut body| async move { Some((body.frame().await?.map_err(std::io::Error::other), body)) });
+                let echo = stream::unfold(request.into_body(), |mut body| async move {
+                    Some((body.frame().await?.map_err(std::io::Error::other), body))
+                });
                 let response = Response::builder().header("content-type", "application/grpc");
                 std::future::ready(response.body(StreamBody::new(echo).boxed_unsync()).unwrap())
             })

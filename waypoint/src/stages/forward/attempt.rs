@@ -127,8 +127,7 @@ impl Attempt<'_, '_> {
             addressed: addressed(tries.journey),
         };
         let chosen = balance::choose(worker, current, &wish)?;
-        drop(tried);
-        tries.tried.borrow_mut().push(chosen.member.id);
+        tries.trying.set(Some(chosen.member.id));
         Ok(chosen)
     }
 
@@ -136,7 +135,7 @@ impl Attempt<'_, '_> {
         let tries = self.tries;
         let worker = &tries.journey.entry.worker;
         let version = version(tries.journey, tries.pool);
-        let mut request = tries.outgoing.request(self.number, version, tries.upload.body());
+        let mut request = tries.outgoing.request(tries.journey.facts.headers, self.number, version, tries.upload.body());
         let mut stale = 0;
         loop {
             let acquired = Connections::acquire(worker, &chosen.current, &chosen.member, version).await;
@@ -226,9 +225,11 @@ fn seen(response: &Response<Incoming>) -> outlier::Outcome {
     outlier::Outcome::Response(status)
 }
 
+/// Whether the endpoint has certainly not looked at the stream: it refused it (RFC 9113 §8.7), or its GOAWAY named an earlier one as its
+/// last (§6.8; h2 gives that error to no other streams).
 fn is_refused_stream(error: &hyper::Error) -> bool {
     let cause = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
-    cause.is_some_and(|cause| cause.reason() == Some(h2::Reason::REFUSED_STREAM))
+    cause.is_some_and(|cause| cause.reason() == Some(h2::Reason::REFUSED_STREAM) || (cause.is_go_away() && cause.is_remote()))
 }
 
 /// The address and port that were called.

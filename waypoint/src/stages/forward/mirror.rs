@@ -130,7 +130,7 @@ impl Copied {
             }
         };
         let Ok(_held) = chosen.current.state.counts.take(Kind::Request, &self.pool.limits) else { return lease.give_back() };
-        match lease.send(self.outgoing.request(1, version, self.body)).await {
+        match lease.send(self.outgoing.request(&self.headers, 1, version, self.body)).await {
             Ok(response) => {
                 record(outlier::Outcome::Response(response.status().as_u16()));
                 let mut body = response.into_body();

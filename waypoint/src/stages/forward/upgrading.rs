@@ -3,7 +3,7 @@
 use http::{Response, StatusCode};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 use tokio::{sync::oneshot, task::spawn_local};
 use tropis_model::outlier;
 
@@ -40,7 +40,7 @@ impl Upgrading {
 }
 
 /// Sends the request; 101 hands the connection over, anything else is an ordinary answer.
-pub(super) async fn run(tries: &Tries<'_>, report: &mut Report) -> Result<Answered, Failure> {
+pub(super) async fn run(tries: &Tries<'_>, timeout: Option<Duration>, report: &mut Report) -> Result<Answered, Failure> {
     let journey = tries.journey;
     let worker = &journey.entry.worker;
     let current = worker.shared.pools.current(journey.view, tries.pool, tries.own.as_deref());
@@ -48,7 +48,7 @@ pub(super) async fn run(tries: &Tries<'_>, report: &mut Report) -> Result<Answer
     let chosen = balance::choose(worker, current, &wish)?;
     let permit = authorize::endpoint(journey, &chosen.workload, chosen.address, tries.permit)?;
     report.chosen(&chosen, 1);
-    let mut deadline = tries.forward.timeout.map(|limit| Deadline::new(limit, tries.upload.handle()));
+    let mut deadline = timeout.map(|limit| Deadline::new(limit, tries.upload.handle()));
     let answered = tokio::select! {
         biased;
         answered = exchange(tries, &chosen, permit, report) => answered,
@@ -114,7 +114,7 @@ async fn exchange(
             Err(error) => tracing::debug!(%error, "connection to an endpoint broke"),
         }
     });
-    let sent = sender.send_request(tries.outgoing.upgrade_request(tries.upload.body())).await;
+    let sent = sender.send_request(tries.outgoing.upgrade_request(tries.journey.facts.headers, tries.upload.body())).await;
     let response = sent.map_err(|error| {
         let closed = error.is_closed() || error.is_canceled() || error.is_incomplete_message();
         (ForwardError::Reset { closed, cause: Rc::new(error) }.into(), outlier::Outcome::Reset)
