@@ -151,12 +151,16 @@ impl Wanted<'_> {
             let slot = slot.clone();
             async move {
                 let mut connection = std::pin::pin!(connection);
+                let mut heard = std::pin::pin!(counts.heard());
                 let end = loop {
                     tokio::select! {
                         end = &mut connection => break end,
-                        () = counts.heard() => if counts.is_wanted() {
-                            slot.close_idle(number);
-                        },
+                        () = &mut heard => {
+                            heard.set(counts.heard());
+                            if counts.is_wanted() {
+                                slot.close_idle(number);
+                            }
+                        }
                     }
                 };
                 if let Err(error) = end {

@@ -2,10 +2,10 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU32, Ordering},
+    atomic::{AtomicU32, Ordering, fence},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
 use tropis_model::{
     limits::{self, Overflow, UnderWay},
     pool::Limits,
@@ -90,25 +90,27 @@ impl Counts {
                 self.0.fetch_sub(1, Ordering::AcqRel);
             }
         }
-        let mut waits = None;
+        if let Ok(held) = self.take(Kind::Connection, limits) {
+            return held;
+        }
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        let _waits = Waits(&self.waiting);
+        // With the one in `Held::drop`: a place that was freed before somebody waited is found, one that is freed later is told of.
+        fence(Ordering::SeqCst);
         loop {
             // Before trying, so that one that closes in between is heard of.
             let freed = self.freed.notified();
             if let Ok(held) = self.take(Kind::Connection, limits) {
                 return held;
             }
-            waits.get_or_insert_with(|| {
-                self.waiting.fetch_add(1, Ordering::AcqRel);
-                Waits(&self.waiting)
-            });
             self.wanted.notify_waiters();
             freed.await;
         }
     }
 
-    /// Waits for word that a connection is wanted: then [`Self::is_wanted`] tells.
-    pub async fn heard(&self) {
-        self.wanted.notified().await;
+    /// Waits for word that a connection is wanted, from now on, polled or not. Ask [`Self::is_wanted`] after this was made.
+    pub fn heard(&self) -> Notified<'_> {
+        self.wanted.notified()
     }
 
     /// Whether somebody waits for a connection of this pool to close.
@@ -129,7 +131,11 @@ impl Counts {
 impl Drop for Held {
     fn drop(&mut self) {
         self.counts.counter(self.kind).fetch_sub(1, Ordering::AcqRel);
-        if self.kind == Kind::Connection && self.counts.is_wanted() {
+        if self.kind != Kind::Connection {
+            return;
+        }
+        fence(Ordering::SeqCst);
+        if self.counts.is_wanted() {
             self.counts.freed.notify_waiters();
         }
     }
@@ -166,6 +172,31 @@ mod tests {
             assert!(matches!(polled.await, (Poll::Pending, Poll::Pending)));
         }
         assert_eq!(counts.under_way().connections, 1);
+    }
+
+    #[test]
+    fn no_place_is_freed_unheard_by_another_thread() {
+        const TURNS: usize = 20_000;
+        let counts = Arc::new(Counts::default());
+        let limits = Limits { max_connections: Some(1), ..Limits::default() };
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                let (counts, limits) = (counts.clone(), limits.clone());
+                std::thread::spawn(move || {
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+                    runtime.block_on(async {
+                        for turn in 0..TURNS {
+                            let taken = tokio::time::timeout(std::time::Duration::from_secs(10), counts.take_connection(&limits)).await;
+                            drop(taken.unwrap_or_else(|_| panic!("nobody told of the free place in turn {turn}")));
+                        }
+                    });
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_eq!(counts.under_way(), UnderWay::default());
     }
 
     #[tokio::test]
