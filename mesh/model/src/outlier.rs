@@ -137,6 +137,10 @@ impl<H: Clone + Eq + Hash> Detector<H> {
         let meaning = self.meaning(outcome);
         let state = self.hosts.get_mut(host)?;
         let settings = &self.settings;
+        // Who answers, however badly, was reached.
+        if settings.split_local_origin && matches!(outcome, Outcome::Response(_) | Outcome::Broken) {
+            state.consecutive_local_origin_failures = 0;
+        }
         let reached = match meaning {
             Meaning::Nothing => [None; 2],
             Meaning::LocalSuccess => {

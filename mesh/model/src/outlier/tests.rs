@@ -94,15 +94,15 @@ fn split_external_local_origin_errors_keeps_them_apart() {
     let split = || OutlierDetection { split_local_origin: true, consecutive_local_origin_failures: 2, ..settings() };
     let (connect, bad) = (Outcome::ConnectFailure, Outcome::Response(500));
     assert_eq!(ejecting(&mut detector(split(), 1), &[bad, bad, connect]), None);
-    let mut both = detector(split(), 1);
-    assert_eq!(ejecting(&mut both, &[bad, Outcome::Reset, bad, Outcome::Timeout]), Some(4));
+    assert_eq!(ejecting(&mut detector(split(), 1), &[bad, Outcome::Reset, Outcome::Timeout]), Some(3));
+    assert_eq!(ejecting(&mut detector(split(), 1), &[Outcome::Reset, bad, Outcome::Timeout]), None, "it was reached in between");
     assert_eq!(ejecting(&mut detector(split(), 1), &[Outcome::Broken; 3]), Some(3));
 }
 
 #[test]
 fn consecutive_local_origin_failures_end_with_a_connection() {
     let split = || OutlierDetection { split_local_origin: true, consecutive_local_origin_failures: 2, ..settings() };
-    for success in [Outcome::Connected, Outcome::Served] {
+    for success in [Outcome::Connected, Outcome::Served, Outcome::Response(200), Outcome::Response(404)] {
         assert_eq!(ejecting(&mut detector(split(), 1), &[Outcome::ConnectFailure, success].repeat(5)), None, "{success:?}");
     }
     let mut detector = detector(split(), 1);
