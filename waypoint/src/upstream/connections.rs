@@ -91,6 +91,11 @@ impl Connections {
                 news.await;
                 continue;
             }
+            // Connections of other endpoints and workers carry streams all the time: to wait for one of them may be to wait for ever.
+            if version == HttpVersion::Http2 && !slot.shares() {
+                drop(waiting);
+                return wanted.connect(&slot, counts.take_first_connection(limits)).await;
+            }
             tokio::select! {
                 held = counts.take_connection(limits) => {
                     drop(waiting);
@@ -190,13 +195,23 @@ impl Wanted<'_> {
         }
         let (sender, connection) = builder.handshake(TokioIo::new(opened.stream)).await?;
         let number = slot.opened();
-        let shared = Rc::new(Multiplexed::new(sender, number, opened.local, pool.clone()));
+        let counts = self.current.state.counts.clone();
+        let shared = Rc::new(Multiplexed::new(sender, number, opened.local, pool.clone(), counts.clone()));
         shared.peer_streams.set(connection.current_max_send_streams());
         spawn_local({
             let (slot, weak) = (slot.clone(), Rc::downgrade(&shared));
             async move {
                 let mut connection = std::pin::pin!(connection);
+                let mut heard = std::pin::pin!(counts.heard());
                 let end = poll_fn(|cx| {
+                    if heard.as_mut().poll(cx).is_ready() {
+                        heard.set(counts.heard());
+                        // The new one is to be woken as well.
+                        cx.waker().wake_by_ref();
+                        if counts.is_wanted() {
+                            slot.close_idle(number);
+                        }
+                    }
                     let end = connection.as_mut().poll(cx);
                     // What the peer takes may have changed in this turn.
                     if let Some(shared) = weak.upgrade() {
@@ -281,7 +296,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if let Carrier::Shared(shared) = &self.carrier {
             shared.ended();
-            self.slot.news.notify_one();
+            self.slot.release(shared);
         }
     }
 }

@@ -82,6 +82,14 @@ impl Counts {
         }
     }
 
+    /// Takes a place for a connection that there is room for nowhere else, beyond the limit if need be.
+    pub fn take_first_connection(self: &Arc<Self>, limits: &Limits) -> Held {
+        self.take(Kind::Connection, limits).unwrap_or_else(|_| {
+            self.connections.fetch_add(1, Ordering::AcqRel);
+            Held { counts: self.clone(), kind: Kind::Connection }
+        })
+    }
+
     /// Takes a place for a connection, waiting for as long as the pool may have no more: idle ones are asked to close.
     pub async fn take_connection(self: &Arc<Self>, limits: &Limits) -> Held {
         struct Waits<'a>(&'a AtomicU32);

@@ -11,6 +11,7 @@ mod api_policies;
 mod api_pools;
 mod api_semantics;
 mod flow_connections;
+mod flow_pools;
 mod hostile_floods;
 mod hostile_hosts;
 mod hostile_paths;

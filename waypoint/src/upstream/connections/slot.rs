@@ -66,10 +66,11 @@ pub(super) struct Multiplexed {
     /// Streams that the peer takes.
     pub(super) peer_streams: Cell<usize>,
     limits: Limits,
+    counts: Counts,
 }
 
 impl Multiplexed {
-    pub(super) fn new(sender: http2::SendRequest<RequestBody>, number: u64, local: SocketAddr, limits: Limits) -> Self {
+    pub(super) fn new(sender: http2::SendRequest<RequestBody>, number: u64, local: SocketAddr, limits: Limits, counts: Counts) -> Self {
         let now = Instant::now();
         Self {
             sender,
@@ -81,6 +82,7 @@ impl Multiplexed {
             idle_since: Cell::new(now),
             peer_streams: Cell::new(usize::MAX),
             limits,
+            counts,
         }
     }
 
@@ -162,6 +164,19 @@ impl Slot {
         self.news.notify_waiters();
     }
 
+    /// Whether there is a connection of HTTP/2 that takes requests, now or later.
+    pub(super) fn shares(&self) -> bool {
+        !self.shared.borrow().is_empty()
+    }
+
+    /// A stream of this connection has ended: there is room for one that waits here, or else elsewhere.
+    pub(super) fn release(&self, connection: &Multiplexed) {
+        if self.waiting.get() == 0 && connection.counts.is_wanted() {
+            self.close_idle(connection.number);
+        }
+        self.news.notify_one();
+    }
+
     pub(super) fn start_waiting(&self) -> Waiting<'_> {
         self.waiting.set(self.waiting.get() + 1);
         Waiting(self)
@@ -195,6 +210,7 @@ impl Slot {
     /// Closes this connection if it carries nothing.
     pub(super) fn close_idle(&self, number: u64) {
         self.idle.borrow_mut().retain(|idle| idle.one.number != number);
+        self.shared.borrow_mut().retain(|connection| connection.number != number || connection.streams.get() > 0);
     }
 
     pub(super) fn open(&self) -> usize {
