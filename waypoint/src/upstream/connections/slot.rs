@@ -231,7 +231,8 @@ impl Slot {
     }
 
     pub(super) fn is_unused(&self) -> bool {
-        self.open.get() == 0 && !self.is_connecting()
+        // What waits here would go on in a slot that nobody finds any more.
+        self.open.get() == 0 && !self.is_connecting() && self.waiting.get() == 0
     }
 }
 
