@@ -13,6 +13,7 @@ use tropis_model::{
     pool::{Limits, OutlierDetection, Pool, UpstreamVersion},
     route::{PortProtocol, RouteAction},
     service::AppProtocol,
+    view::Change,
 };
 
 use crate::world::{App, World, fetch, forward, full, get, get2, host, own_address, pool, route, run, text, to};
@@ -126,5 +127,30 @@ fn a_response_ends_a_row_of_failed_connections_that_count_by_themselves() {
                 answering.await.unwrap();
             }
         }
+    });
+}
+
+#[test]
+fn a_lower_limit_of_streams_holds_for_an_open_connection() {
+    run(async {
+        let limited = |streams| {
+            let mut changed = pool("reviews", None);
+            (changed.limits.max_concurrent_streams, changed.upstream_version) = (streams, UpstreamVersion::Http2);
+            let action = RouteAction::Forward(Box::new(forward(vec![to("reviews", None)])));
+            host("reviews", PortProtocol::Http, vec![route("default", Vec::new(), action)], vec![changed])
+        };
+        let world = World::new();
+        world.service("reviews", "10.96.0.1", AppProtocol::Http11, limited(None));
+        let told = Rc::new(Notify::new());
+        let app = endpoint(&world, "one", &told).await;
+        let mut sender = world.http2("cart", "10.96.0.1:9080").await;
+        let slow = spawn_local(sender.send_request(get2("/slow")));
+        assert_eq!(text(sender.send_request(get2("/")).await.unwrap()).await.0, 200);
+        assert_eq!(app.connections.get(), 1);
+        world.apply([Change::Host(limited(Some(1)).into())]);
+        assert_eq!(text(sender.send_request(get2("/")).await.unwrap()).await.0, 200);
+        assert_eq!(app.connections.get(), 2);
+        told.notify_waiters();
+        assert_eq!(text(slow.await.unwrap().unwrap()).await.0, 200);
     });
 }

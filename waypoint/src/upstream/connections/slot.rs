@@ -65,7 +65,8 @@ pub(super) struct Multiplexed {
     idle_since: Cell<Instant>,
     /// Streams that the peer takes.
     pub(super) peer_streams: Cell<usize>,
-    limits: Limits,
+    /// As the pool had them when it took its latest request.
+    limits: RefCell<Limits>,
     counts: Counts,
 }
 
@@ -81,7 +82,7 @@ impl Multiplexed {
             born: now,
             idle_since: Cell::new(now),
             peer_streams: Cell::new(usize::MAX),
-            limits,
+            limits: RefCell::new(limits),
             counts,
         }
     }
@@ -97,13 +98,13 @@ impl Multiplexed {
     }
 
     /// Whether it may ever take another request.
-    fn is_reusable(&self) -> bool {
-        !self.sender.is_closed() && limits::reuse(&self.limits, self.requests.get()) && !is_old(&self.limits, self.born)
+    fn is_reusable(&self, limits: &Limits) -> bool {
+        !self.sender.is_closed() && limits::reuse(limits, self.requests.get()) && !is_old(limits, self.born)
     }
 
     /// Whether it takes another request now.
-    fn has_room(&self) -> bool {
-        let streams = self.limits.max_concurrent_streams.map_or(usize::MAX, |limit| limit.max(1) as usize);
+    fn has_room(&self, limits: &Limits) -> bool {
+        let streams = limits.max_concurrent_streams.map_or(usize::MAX, |limit| limit.max(1) as usize);
         (self.streams.get() as usize) < streams.min(self.peer_streams.get().max(1))
     }
 }
@@ -137,8 +138,9 @@ impl Slot {
         {
             let mut shared = self.shared.borrow_mut();
             // One that takes no more ends with its last stream.
-            shared.retain(|connection| connection.is_reusable());
-            if let Some(connection) = shared.iter().find(|connection| connection.has_room()) {
+            shared.retain(|connection| connection.is_reusable(limits));
+            if let Some(connection) = shared.iter().find(|connection| connection.has_room(limits)) {
+                connection.limits.replace(limits.clone());
                 return Some(Lease::shared(self.clone(), connection.clone()));
             }
         }
@@ -226,7 +228,8 @@ impl Slot {
             |limits: &Limits, since: Instant| limits.idle_timeout.is_some_and(|limit| now.saturating_duration_since(since) >= limit);
         self.idle.borrow_mut().retain(|idle| idle.one.is_reusable() && !expired(&idle.one.limits, idle.since));
         self.shared.borrow_mut().retain(|connection| {
-            connection.is_reusable() && !(connection.streams.get() == 0 && expired(&connection.limits, connection.idle_since.get()))
+            let limits = connection.limits.borrow();
+            connection.is_reusable(&limits) && !(connection.streams.get() == 0 && expired(&limits, connection.idle_since.get()))
         });
     }
 
