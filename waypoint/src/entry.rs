@@ -49,16 +49,18 @@ impl Entry {
         Self { worker, caller, source, source_address, source_text, addressed, mutual_tls, made: RefCell::default() }
     }
 
-    /// The routes, policies and pools of what is addressed, as `view` has them: a change holds for open connections too.
+    /// The routes, policies and pools of what is addressed, as `view` has them: a change holds for open connections too, and what is no
+    /// longer attached to us is no longer served.
     pub fn host(&self, view: &View) -> Result<Arc<Host>, ResolveError> {
+        let config = &self.worker.shared.config;
         match &self.addressed {
-            Addressed::Service { name, .. } => resolve::service(view, &self.worker.shared.config.gateway, name),
+            Addressed::Service { name, port, .. } => resolve::service(view, &config.gateway, name, *port),
             Addressed::Workload { uid, address } => {
                 let mut made = self.made.borrow_mut();
                 if let Some((_, host)) = made.as_ref().filter(|(version, _)| *version == view.version()) {
                     return Ok(host.clone());
                 }
-                let host = Arc::new(resolve::workload(view, &self.worker.shared.config.gateway, uid, *address)?);
+                let host = Arc::new(resolve::workload(view, &config.gateway, &config.network, uid, *address)?);
                 *made = Some((view.version(), host.clone()));
                 Ok(host)
             }

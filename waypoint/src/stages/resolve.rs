@@ -111,15 +111,19 @@ pub fn addressed(view: &View, gateway: &Arc<str>, network: &str, authority: &Aut
             Addressed::Service { name: service.hostname.clone(), port: *port, address: None }
         }
     };
-    let served = match &found {
-        Addressed::Service { name, port, .. } => {
-            waypoint.serves.services() && view.host(name).is_some_and(|host| host.ports.contains_key(port))
-        }
-        Addressed::Workload { uid, .. } => {
-            waypoint.serves.workloads() && view.workload(uid).is_some_and(|workload| is_attached(view, waypoint, network, workload))
-        }
+    let is_served = match &found {
+        Addressed::Service { name, port, .. } => served_service(view, waypoint, name, *port).is_some(),
+        Addressed::Workload { uid, .. } => served_workload(view, waypoint, network, uid).is_some(),
     };
-    if served { Ok(found) } else { Err(not_attached()) }
+    if is_served { Ok(found) } else { Err(not_attached()) }
+}
+
+fn served_service<'v>(view: &'v View, waypoint: &Waypoint, name: &NamespacedHostname, port: u16) -> Option<&'v Arc<Host>> {
+    view.host(name).filter(|host| waypoint.serves.services() && host.ports.contains_key(&port))
+}
+
+fn served_workload<'v>(view: &'v View, waypoint: &Waypoint, network: &str, uid: &WorkloadUid) -> Option<&'v Arc<Workload>> {
+    view.workload(uid).filter(|workload| waypoint.serves.workloads() && is_attached(view, waypoint, network, workload))
 }
 
 fn namespace_of(gateway: &str) -> &str {
@@ -140,17 +144,17 @@ pub fn is_ours(view: &View, waypoint: &Waypoint, network: &str, reference: &Gate
     }
 }
 
-/// The routes of a service that is attached here.
-pub fn service(view: &View, gateway: &Arc<str>, name: &NamespacedHostname) -> Result<Arc<Host>, ResolveError> {
-    own(view, gateway)?;
-    view.host(name).cloned().ok_or_else(|| ResolveError::NotAttached { asked: name.to_string() })
+/// The routes of a service's port, while it is attached here.
+pub fn service(view: &View, gateway: &Arc<str>, name: &NamespacedHostname, port: u16) -> Result<Arc<Host>, ResolveError> {
+    let found = served_service(view, own(view, gateway)?, name, port);
+    found.cloned().ok_or_else(|| ResolveError::NotAttached { asked: format!("{name}:{port}") })
 }
 
-/// The host that stands for a workload that is addressed itself: one port, one route to it alone, the waypoint's policies. Its pool's
-/// host has the workload's uid for a hostname, which no service has.
-pub fn workload(view: &View, gateway: &Arc<str>, uid: &WorkloadUid, address: SocketAddr) -> Result<Host, ResolveError> {
+/// The host that stands for a workload that is addressed itself, while it is attached here: one port, one route to it alone, the
+/// waypoint's policies. Its pool's host has the workload's uid for a hostname, which no service has ([`stands_for_a_workload`]).
+pub fn workload(view: &View, gateway: &Arc<str>, network: &str, uid: &WorkloadUid, address: SocketAddr) -> Result<Host, ResolveError> {
     let waypoint = own(view, gateway)?;
-    let workload = view.workload(uid).ok_or_else(|| ResolveError::NotAttached { asked: uid.to_string() })?;
+    let workload = served_workload(view, waypoint, network, uid).ok_or_else(|| ResolveError::NotAttached { asked: uid.to_string() })?;
     let name = NamespacedHostname { namespace: workload.namespace.clone(), hostname: uid.0.clone() };
     let key = PoolKey { host: name.clone(), port: address.port(), subset: None };
     let destination = Destination { pool: key.clone(), weight: 1, headers: HeaderChanges::default() };
