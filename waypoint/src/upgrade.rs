@@ -1,15 +1,25 @@
-//! Upgrades (WebSocket and the like): after 101 the connection is the applications', and bytes are relayed.
+//! Upgrades (WebSocket and the like): after 101 the connection is the applications', and bytes are relayed, for as long as policy allows
+//! the request that asked for it.
 //!
 //! HTTP/1.1 hands a connection over only when its own work on it has ended, on both sides: the request leaves here what is to be relayed
 //! ([`UpgradeSlot::leave`]), and the caller's connection finds it when it is free ([`go_on`]).
 
-use std::cell::RefCell;
+use std::{cell::RefCell, fmt, net::SocketAddr, rc::Rc, sync::Arc};
 
+use http::HeaderMap;
 use tokio::sync::oneshot;
-use tropis_net::relay::{RelayOptions, relay};
+use tropis_model::{
+    outcome::{Reason, Side, Stage},
+    request::RequestFacts,
+    view::View,
+    workload::Workload,
+};
+use tropis_net::relay::{RelayOptions, StopReason, relay};
 
 use crate::{
-    stages::report::Report,
+    entry::Entry,
+    request::Journey,
+    stages::{authorize, balance::Chosen, report::Report},
     stream::Stream,
     upstream::{counts::Held, pools::Active},
 };
@@ -24,10 +34,25 @@ pub struct UpgradeSlot {
 pub struct Upgrade {
     /// The endpoint's side, when HTTP/1.1 has let go of it.
     pub upstream: oneshot::Receiver<Stream>,
-    /// Its request's report.
+    /// The request that asked for it.
+    pub asked: Asked,
+    /// Its report.
     pub report: Box<Report>,
     /// Its places in the pool.
     pub held: (Held, Held, Active),
+}
+
+/// What policies may ask about a request, kept for longer than the request.
+pub struct Asked {
+    entry: Rc<Entry>,
+    method: String,
+    scheme: String,
+    authority: String,
+    path: String,
+    query: Option<String>,
+    headers: HeaderMap,
+    workload: Arc<Workload>,
+    address: SocketAddr,
 }
 
 impl UpgradeSlot {
@@ -37,14 +62,81 @@ impl UpgradeSlot {
     }
 }
 
+impl Asked {
+    /// What this request asked, of the endpoint that was chosen.
+    pub fn of(journey: &Journey<'_>, chosen: &Chosen) -> Self {
+        let facts = &journey.facts;
+        Self {
+            entry: journey.entry.clone(),
+            method: facts.method.to_owned(),
+            scheme: facts.scheme.to_owned(),
+            authority: facts.authority.to_owned(),
+            path: facts.path.to_owned(),
+            query: facts.query.map(str::to_owned),
+            headers: facts.headers.clone(),
+            workload: chosen.workload.clone(),
+            address: chosen.address,
+        }
+    }
+
+    /// Waits until policy, as it changes, no longer allows it. What is no longer attached is no longer allowed.
+    async fn revoked(&self) {
+        let current = &self.entry.worker.shared.view;
+        let mut changes = current.subscribe();
+        // What changed before the first look counts as well.
+        while self.is_allowed(&current.load()) {
+            if changes.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
+
+    fn is_allowed(&self, view: &View) -> bool {
+        let Ok(host) = self.entry.host(view) else { return false };
+        let facts = RequestFacts {
+            method: &self.method,
+            scheme: &self.scheme,
+            authority: &self.authority,
+            path: &self.path,
+            query: self.query.as_deref(),
+            headers: &self.headers,
+            port: self.entry.addressed.port(),
+            caller: &self.entry.caller,
+            remote_address: None,
+            destination: self.entry.addressed.address(),
+            server_name: None,
+            token: None,
+        };
+        let workload = view.workload(&self.workload.uid).unwrap_or(&self.workload);
+        authorize::is_still_allowed(&host, &facts, workload, self.address)
+    }
+}
+
 /// HTTP/1.1 has let go of the caller's connection: relays, if it was upgraded, or else waits for the caller to finish as well.
 pub async fn go_on(slot: &UpgradeSlot, downstream: Stream) {
     let left = slot.left.borrow_mut().take();
     let Some(upgrade) = left else { return downstream.linger().await };
-    let Upgrade { upstream, mut report, held } = upgrade;
-    let Ok(upstream) = upstream.await else { return };
-    let options = RelayOptions { control: report.control() };
-    let outcome = relay(downstream, upstream, &options).await;
+    let Upgrade { upstream, asked, mut report, held } = upgrade;
+    let Ok(upstream) = upstream.await else {
+        return report.ended(Stage::Relay, Reason::UpstreamReset, Side::Upstream);
+    };
+    let control = report.control();
+    let options = RelayOptions { control: control.clone() };
+    let mut relaying = std::pin::pin!(relay(downstream, upstream, &options));
+    let outcome = tokio::select! {
+        biased;
+        () = asked.revoked() => {
+            control.stop(StopReason::PermitRevoked);
+            relaying.await
+        }
+        outcome = &mut relaying => outcome,
+    };
     drop(held);
     report.relayed(&outcome);
+}
+
+impl fmt::Debug for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Asked").field("method", &self.method).field("path", &self.path).finish_non_exhaustive()
+    }
 }

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use tropis_model::{
     authorize::request::{self, RequestDenied, RequestPermit, StreamFacts},
+    request::RequestFacts,
     route::Host,
     workload::Workload,
 };
@@ -41,6 +42,11 @@ pub fn endpoint(
     let permit = request::endpoint(&journey.host.policies, &journey.facts, workload, address)?;
     note(&permit);
     Ok(EndpointPermit(()))
+}
+
+/// Whether a request that was let in, and lasts, would be let in again.
+pub fn is_still_allowed(host: &Host, facts: &RequestFacts<'_>, workload: &Workload, address: SocketAddr) -> bool {
+    request::target(&host.policies, facts).is_ok() && request::endpoint(&host.policies, facts, workload, address).is_ok()
 }
 
 /// As [`target`], for a connection.

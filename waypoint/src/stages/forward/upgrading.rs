@@ -18,7 +18,7 @@ use crate::{
         report::Report,
     },
     stream::Stream,
-    upgrade::Upgrade,
+    upgrade::{Asked, Upgrade},
     upstream::{
         connections::{AcquireError, Connections},
         counts::{Held, Kind},
@@ -29,13 +29,14 @@ use crate::{
 /// An endpoint that agreed to change the protocol.
 pub struct Upgrading {
     upstream: oneshot::Receiver<Stream>,
+    asked: Asked,
     held: (Held, Held, Active),
 }
 
 impl Upgrading {
     /// With the report of its request, this is what the caller's connection goes on with.
     pub fn with(self, report: Box<Report>) -> Upgrade {
-        Upgrade { upstream: self.upstream, report, held: self.held }
+        Upgrade { upstream: self.upstream, asked: self.asked, report, held: self.held }
     }
 }
 
@@ -59,7 +60,8 @@ pub(super) async fn run(tries: &Tries<'_>, timeout: Option<Duration>, report: &m
         Ok(exchanged) => {
             record(outlier::Outcome::Response(exchanged.response.status().as_u16()));
             report.forwarded();
-            Ok(exchanged.answered(chosen.active, deadline))
+            let asked = Asked::of(journey, &chosen);
+            Ok(exchanged.answered(asked, chosen.active, deadline))
         }
         Err((failure, outcome)) => {
             record(outcome);
@@ -76,10 +78,10 @@ struct Exchanged {
 }
 
 impl Exchanged {
-    fn answered(self, active: Active, deadline: Option<Deadline>) -> Answered {
+    fn answered(self, asked: Asked, active: Active, deadline: Option<Deadline>) -> Answered {
         let (mut parts, body) = self.response.into_parts();
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            let upgrading = Upgrading { upstream: self.upstream, held: (self.held_connection, self.held_request, active) };
+            let upgrading = Upgrading { upstream: self.upstream, asked, held: (self.held_connection, self.held_request, active) };
             return Answered::Upgraded(Response::from_parts(parts, ()), upgrading);
         }
         head::remove_hop_by_hop(&mut parts.headers);
