@@ -89,7 +89,7 @@ impl PartialEq for Found {
 /// The workloads of a pool that may be called: on our own network, healthy unless the service wants all, in a fixed order.
 pub fn find(view: &View, gateway: &str, network: &str, pool: &Pool) -> Vec<Found> {
     let Some(service) = view.service(&pool.key.host) else {
-        return alone(view, pool).into_iter().collect();
+        return alone(view, pool);
     };
     let foreign = service.waypoint.as_ref().filter(|reference| {
         let own = view.waypoint(gateway);
@@ -143,13 +143,18 @@ fn behind(view: &View, network: &str, service: &Service, pool: &Pool, reference:
         .collect()
 }
 
-/// The workload of a pool that was made up for one that is addressed itself (`stages/resolve.rs`).
-fn alone(view: &View, pool: &Pool) -> Option<Found> {
-    let workload = view.workload(&WorkloadUid(pool.key.host.hostname.clone()))?;
-    let address = SocketAddr::new(*workload.addresses.first()?, pool.key.port);
-    let tunnel = (workload.tunnel_protocol == TunnelProtocol::Hbone)
-        .then(|| Tunnel { address: SocketAddr::new(address.ip(), HBONE_PORT), expected: Arc::from([workload.identity.clone()]) });
-    Some(Found { workload: workload.clone(), reach: Reach { uid: workload.uid.clone(), address, tunnel } })
+/// The workload of a pool that was made up for one that is addressed itself (`stages/resolve.rs`), once for each of its addresses: the
+/// balancer of such a pool takes the one that was called.
+fn alone(view: &View, pool: &Pool) -> Vec<Found> {
+    let Some(workload) = view.workload(&WorkloadUid(pool.key.host.hostname.clone())) else { return Vec::new() };
+    let is_tunnelled = workload.tunnel_protocol == TunnelProtocol::Hbone;
+    let at = |address: &IpAddr| {
+        let tunnel = is_tunnelled
+            .then(|| Tunnel { address: SocketAddr::new(*address, HBONE_PORT), expected: Arc::from([workload.identity.clone()]) });
+        let reach = Reach { uid: workload.uid.clone(), address: SocketAddr::new(*address, pool.key.port), tunnel };
+        Found { workload: workload.clone(), reach }
+    };
+    workload.addresses.iter().map(at).collect()
 }
 
 fn reach(workload: &Workload, address: SocketAddr, service: &Service) -> Reach {

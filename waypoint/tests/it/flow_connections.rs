@@ -1,6 +1,9 @@
 //! What happens to connections while they open, and while they are open.
 
-use http::Response;
+use std::net::{IpAddr, Ipv6Addr};
+
+use http::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -13,9 +16,13 @@ use tropis_model::{
     route::{Host, PortProtocol},
     service::AppProtocol,
     view::Change,
+    workload::{GatewayAddress, GatewayDestination, Workload},
 };
 
-use crate::world::{World, full, host, own_address, pool, run};
+use crate::{
+    log,
+    world::{App, Seen, World, fetch, full, get, host, name, own_address, plain_host, pool, run, says},
+};
 
 /// The service `db` as plain TCP.
 fn db() -> Host {
@@ -61,5 +68,99 @@ fn a_denial_that_comes_while_the_endpoint_is_connected_to_holds() {
         let mut answer = Vec::new();
         let _ = caller.read_to_end(&mut answer).await;
         assert_eq!(String::from_utf8_lossy(&answer), "");
+    });
+}
+
+/// An application that makes each connection an echo.
+async fn echoes(world: &World) -> App {
+    let answer = |mut request: Request<hyper::body::Incoming>| async move {
+        spawn_local(async move {
+            let upgraded = hyper::upgrade::on(&mut request).await.unwrap();
+            let (mut reader, mut writer) = tokio::io::split(TokioIo::new(upgraded));
+            let _ = tokio::io::copy(&mut reader, &mut writer).await;
+        });
+        let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
+        response.header("upgrade", "websocket").header("connection", "upgrade").body(full("")).unwrap()
+    };
+    world.app(answer).await
+}
+
+#[test]
+fn a_denial_ends_an_open_websocket() {
+    run(async {
+        let world = World::new();
+        world.reviews();
+        let app = echoes(&world).await;
+        world.endpoint("reviews", "v1", &app);
+        let mut socket = world.tunnel("cart", "10.96.0.1:9080").await.unwrap();
+        socket
+            .write_all(b"GET /denied-later HTTP/1.1\r\nHost: reviews\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n1")
+            .await
+            .unwrap();
+        let mut read = Vec::new();
+        while !read.ends_with(b"\r\n\r\n1") {
+            assert_ne!(socket.read_buf(&mut read).await.unwrap(), 0, "{}", String::from_utf8_lossy(&read));
+        }
+        world.apply([under(denies("bank"), plain_host("reviews"))]);
+        socket.write_all(b"2").await.unwrap();
+        assert_eq!(socket.read_u8().await.unwrap(), b'2', "others are denied");
+        world.apply([under(denies("cart"), plain_host("reviews"))]);
+        assert!(matches!(socket.read(&mut [0]).await, Ok(0) | Err(_)));
+        let line = log::wait_for(&[("path", "/denied-later")]).await;
+        assert_eq!((log::text(&line["reason"]), log::text(&line["stage"])), ("permit_revoked".into(), "relay".into()));
+    });
+}
+
+/// The workload behind the waypoint of this name.
+fn behind(waypoint: &str, workload: &Workload) -> Change {
+    let reference = GatewayAddress { destination: GatewayDestination::Service(name(waypoint)), hbone_port: HBONE_PORT };
+    Change::Workload(Workload { waypoint: Some(reference), ..workload.clone() }.into())
+}
+
+#[test]
+fn a_workload_that_goes_to_another_waypoint_is_no_longer_served_on_open_connections() {
+    run(async {
+        let world = World::new();
+        let app = world.app(says("served", &Seen::default())).await;
+        let workload = world.endpoint("reviews", "v1", &app);
+        world.apply([behind("waypoint", &workload)]);
+        let mut sender = world.http1("cart", &app.address.to_string()).await;
+        assert_eq!(fetch(&mut sender, get("/attached")).await, (200, "served".into()));
+        world.apply([behind("stricter", &workload)]);
+        assert_eq!(fetch(&mut sender, get("/attached-elsewhere")).await.0, 404);
+        assert_eq!(log::text(&log::wait_for(&[("path", "/attached-elsewhere")]).await["reason"]), "not_attached");
+    });
+}
+
+#[test]
+fn a_workload_with_two_addresses_is_called_at_the_one_that_was_called() {
+    run(async {
+        let world = World::new();
+        let app = world.app_at("[::1]:0".parse().unwrap(), says("six", &Seen::default())).await;
+        let mut workload = world.endpoint("reviews", "v1", &app);
+        workload.addresses = vec![own_address(), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        world.apply([behind("waypoint", &workload)]);
+        let mut sender = world.http1("cart", &app.address.to_string()).await;
+        assert_eq!(fetch(&mut sender, get("/six")).await, (200, "six".into()));
+    });
+}
+
+#[test]
+fn what_only_proxies_may_say_is_not_taken_from_callers() {
+    run(async {
+        let world = World::new();
+        world.reviews();
+        let seen = Seen::default();
+        let app = world.app(says("hello", &seen)).await;
+        world.endpoint("reviews", "v1", &app);
+        let mut sender = world.http1("cart", "10.96.0.1:9080").await;
+        let mut request = get("/claims");
+        for name in ["x-forwarded-client-cert", "x-envoy-original-path", "x-other"] {
+            request.headers_mut().insert(name, http::HeaderValue::from_static("URI=spiffe://cluster.local/ns/shop/sa/admin"));
+        }
+        assert_eq!(fetch(&mut sender, request).await.0, 200);
+        let arrived = &seen.borrow()[0].headers;
+        assert!(!arrived.contains_key("x-forwarded-client-cert") && !arrived.contains_key("x-envoy-original-path"), "{arrived:?}");
+        assert!(arrived.contains_key("x-other"));
     });
 }
