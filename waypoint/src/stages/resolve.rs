@@ -199,6 +199,11 @@ pub fn workload(view: &View, gateway: &Arc<str>, network: &str, uid: &WorkloadUi
     })
 }
 
+/// Whether a pool was made up for a workload that is addressed itself: no hostname has a slash, each uid of a pod has.
+pub fn stands_for_a_workload(key: &PoolKey) -> bool {
+    key.host.hostname.contains('/')
+}
+
 /// What a workload's port speaks, by the first of its services that says so.
 fn protocol_of(view: &View, workload: &Workload, port: u16) -> PortProtocol {
     let declared = workload.services.iter().find_map(|(name, ports)| {

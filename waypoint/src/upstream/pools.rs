@@ -25,17 +25,47 @@ use super::{
     counts::Counts,
     members::{self, Found, Member},
 };
+use crate::stages::resolve::stands_for_a_workload;
 
-/// Pools that the process remembers. Configuration names far fewer; those that it names no more are forgotten when there are more.
+/// Pools of services that the process remembers. Configuration names far fewer; those that it names no more are forgotten when there are
+/// more.
 const MAX_POOLS: usize = 20_000;
+/// Pools of workloads that are addressed themselves, one for each port that a caller thinks of: they remember nothing of worth.
+const MAX_POOLS_OF_WORKLOADS: usize = 4_096;
 
 /// All pools.
 #[derive(Debug)]
 pub struct Pools {
-    states: RwLock<HashMap<PoolKey, Arc<PoolState>>>,
+    of_services: RwLock<Table>,
+    /// Apart, so that no caller makes us forget the others.
+    of_workloads: RwLock<Table>,
     gateway: Arc<str>,
     network: Arc<str>,
     started: Instant,
+}
+
+#[derive(Debug)]
+struct Table {
+    states: HashMap<PoolKey, Arc<PoolState>>,
+    most: usize,
+    /// With so many, those that nobody uses are forgotten.
+    full_at: usize,
+}
+
+impl Table {
+    fn of(most: usize) -> RwLock<Self> {
+        RwLock::new(Self { states: HashMap::new(), most, full_at: most })
+    }
+
+    fn state(&mut self, pool: &Arc<Pool>) -> Arc<PoolState> {
+        if self.states.len() >= self.full_at && !self.states.contains_key(&pool.key) {
+            // What nobody but this table holds has nothing under way.
+            self.states.retain(|_, state| Arc::strong_count(state) > 1);
+            // Where most are in use, not with each new one again.
+            self.full_at = self.most.max(2 * self.states.len());
+        }
+        self.states.entry(pool.key.clone()).or_insert_with(|| Arc::new(PoolState::new(pool))).clone()
+    }
 }
 
 /// A pool's state, shared by all workers.
@@ -96,7 +126,8 @@ pub struct PoolInfo {
 impl Pools {
     /// No pools yet, for the waypoint of `gateway` on `network`.
     pub fn new(gateway: Arc<str>, network: Arc<str>) -> Self {
-        Self { states: RwLock::default(), gateway, network, started: Instant::now() }
+        let (of_services, of_workloads) = (Table::of(MAX_POOLS), Table::of(MAX_POOLS_OF_WORKLOADS));
+        Self { of_services, of_workloads, gateway, network, started: Instant::now() }
     }
 
     /// The pools' clock.
@@ -119,20 +150,16 @@ impl Pools {
 
     /// All pools that were used.
     pub fn list(&self) -> Vec<PoolInfo> {
-        let states = self.states.read().unwrap_or_else(PoisonError::into_inner);
-        states.values().map(PoolState::info).collect()
+        let tables = [&self.of_services, &self.of_workloads].map(|table| table.read().unwrap_or_else(PoisonError::into_inner));
+        tables.iter().flat_map(|table| table.states.values().map(PoolState::info)).collect()
     }
 
     fn state(&self, pool: &Arc<Pool>) -> Arc<PoolState> {
-        if let Some(state) = self.states.read().unwrap_or_else(PoisonError::into_inner).get(&pool.key) {
+        let table = if stands_for_a_workload(&pool.key) { &self.of_workloads } else { &self.of_services };
+        if let Some(state) = table.read().unwrap_or_else(PoisonError::into_inner).states.get(&pool.key) {
             return state.clone();
         }
-        let mut states = self.states.write().unwrap_or_else(PoisonError::into_inner);
-        if states.len() >= MAX_POOLS {
-            // What nobody but this table holds has nothing under way.
-            states.retain(|_, state| Arc::strong_count(state) > 1);
-        }
-        states.entry(pool.key.clone()).or_insert_with(|| Arc::new(PoolState::new(pool))).clone()
+        table.write().unwrap_or_else(PoisonError::into_inner).state(pool)
     }
 }
 

@@ -85,6 +85,24 @@ fn a_change_of_something_else_prepares_nothing_anew() {
 }
 
 #[test]
+fn ports_that_callers_think_of_make_nobody_forget_an_ejection() {
+    let pools = Pools::new("shop/waypoint".into(), "".into());
+    let (view, service) = (view(), pool(&[], Some(OutlierDetection { base_ejection_time: Duration::from_secs(600), ..detection() })));
+    let current = pools.current(&view, &service, None);
+    current.state.record(&current.ready.members[0].clone(), Outcome::Response(503), pools.now(), None);
+    drop(current);
+    let uid = NamespacedHostname { namespace: "shop".into(), hostname: "c//Pod/shop/reviews-1".into() };
+    let of_port = |port: u16| Arc::new(Pool { key: PoolKey { host: uid.clone(), port, subset: None }, ..(*pool(&[], None)).clone() });
+    let in_use = pools.current(&view, &of_port(1), None);
+    for port in 2..u16::MAX {
+        pools.current(&view, &of_port(port), None);
+    }
+    assert!(pools.list().len() <= MAX_POOLS_OF_WORKLOADS + 1, "{}", pools.list().len());
+    assert!(Arc::ptr_eq(&in_use.state, &pools.current(&view, &of_port(1), None).state), "what is in use stays");
+    assert_eq!(addresses(&pools.current(&view, &service, None)).len(), 2);
+}
+
+#[test]
 fn an_ejection_holds_at_once_and_ends_by_itself() {
     let pools = Pools::new("shop/waypoint".into(), "".into());
     let (view, pool) = (view(), pool(&[], Some(detection())));
