@@ -140,7 +140,11 @@ impl Pools {
         let state = self.state(pool);
         let ready = state.ready.load_full();
         let now = self.now();
-        let is_current = (Arc::ptr_eq(&ready.pool, pool) || *ready.pool == **pool) && ready.view_version >= view.version();
+        let is_current = match ready.view_version.cmp(&view.version()) {
+            std::cmp::Ordering::Greater => true,
+            std::cmp::Ordering::Equal => Arc::ptr_eq(&ready.pool, pool) || *ready.pool == **pool,
+            std::cmp::Ordering::Less => false,
+        };
         if is_current && nanoseconds(now) < state.next_sweep.load(Ordering::Acquire) {
             return Current { state, ready };
         }
@@ -188,14 +192,19 @@ impl PoolState {
         let mut inner = self.lock();
         let before = self.ready.load_full();
         let mut changed = before.view_version == 0;
+        // Who still has an older view, as a retry may, brings nothing of it back.
+        let pool = if before.view_version > view.version() { &before.pool } else { pool };
         let same_pool = Arc::ptr_eq(&before.pool, pool) || *before.pool == **pool;
-        // A worker that still has an older view does not bring it back.
         if before.view_version < view.version() || !same_pool {
             let found = members::find(view, &pools.gateway, &pools.network, pool);
             changed |= !same_pool || found != inner.found || pool.locality != Default::default();
             // Who is there from the beginning has nothing to warm up for.
             let since = (before.view_version > 0).then_some(now);
             inner.renew_members(pool, same_pool, found, since);
+            if let Some(settings) = pool.outlier.as_ref().filter(|_| !same_pool) {
+                // A shorter interval does not wait for a tick of the longer one.
+                self.next_sweep.fetch_min(nanoseconds(now + settings.interval), Ordering::AcqRel);
+            }
         }
         if self.sweep(&mut inner, pool, now) {
             changed = true;

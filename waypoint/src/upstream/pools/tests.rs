@@ -76,6 +76,34 @@ fn members_carry_the_labels_and_keep_their_counters() {
 }
 
 #[test]
+fn an_older_view_brings_no_older_pool_back() {
+    let pools = Pools::new("shop/waypoint".into(), "".into());
+    let (view, all, v1) = (view(), pool(&[], None), pool(&[("version", "v1")], None));
+    pools.current(&view, &all, None);
+    let next = view.apply([workload(4, "v1")]);
+    let new = pools.current(&next, &v1, None);
+    let old = pools.current(&view, &all, None);
+    assert!(Arc::ptr_eq(&new.ready, &old.ready), "{old:?}");
+    assert_eq!(addresses(&old), ["10.0.0.1:8080", "10.0.0.3:8080", "10.0.0.4:8080"]);
+}
+
+#[test]
+fn a_shorter_interval_waits_for_no_tick_of_the_longer() {
+    let pools = Pools::new("shop/waypoint".into(), "".into());
+    let slow = OutlierDetection { interval: Duration::from_secs(600), ..detection() };
+    let (view, before, after) = (view(), pool(&[], Some(slow)), pool(&[], Some(detection())));
+    let current = pools.current(&view, &before, None);
+    current.state.record(&current.ready.members[0], Outcome::Response(503), pools.now(), None);
+    let next = view.apply([]);
+    assert_eq!(addresses(&pools.current(&next, &after, None)).len(), 2);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while addresses(&pools.current(&next, &after, None)).len() < 3 {
+        assert!(Instant::now() < deadline, "it never came back");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn a_change_of_something_else_prepares_nothing_anew() {
     let pools = Pools::new("shop/waypoint".into(), "".into());
     let (view, pool) = (view(), pool(&[], None));
