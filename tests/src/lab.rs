@@ -127,7 +127,9 @@ impl Lab {
             network: network.clone(),
             groups: groups.clone(),
             layout: layout.clone(),
-            images: Images::new(&folder, options.images.clone()).with_log_level(&options.log_level),
+            images: Images::new(&folder, options.images.clone())
+                .with_log_level(&options.log_level)
+                .with_waypoint_environment(&options.waypoint_environment),
             tokens,
             cluster: cluster.clone(),
             progress: progress.clone(),

@@ -211,7 +211,10 @@ pub struct Load {
     pub seconds: f64,
     /// Requests, connections or streams that finished in that time.
     pub finished: u64,
-    /// Those per second.
+    /// The same with those of the warm-up: what has to be set against the processor time of the whole run.
+    #[serde(default)]
+    pub finished_in_all: u64,
+    /// Those that were measured, per second.
     pub rate_per_second: f64,
     /// Payload bytes that the other side confirmed (`bulk`) or answered.
     pub bytes: u64,

@@ -150,6 +150,25 @@ fn loads_measure_something() {
 }
 
 #[test]
+fn a_load_of_http2_asks_in_turn_on_its_streams_and_keeps_its_rate() {
+    let server = Server::start();
+    let target = server.at("[::1]", "http");
+    let words = ["load", "requests", &target, "-c", "2", "-d", "0.5", "--warm-up", "0.1", "--ask", "/a?bytes=100 end-user:jason"];
+    let of = |more: &[&str]| client::<Load>(&[&words[..], more].concat());
+    let (full, ok) = of(&["--http2", "--streams", "3", "--ask", "/b?bytes=300"]);
+    assert!(ok && full.finished_in_all > full.finished, "{full:?}");
+    let mean = full.bytes as f64 / full.finished as f64;
+    assert!((195.0..205.0).contains(&mean), "both are asked for equally often: {full:?}");
+    for protocol in [&["--http2", "--streams", "3", "--rate", "200"][..], &["--rate", "200"]] {
+        let (steady, ok) = of(protocol);
+        assert!(ok && (160.0..=220.0).contains(&steady.rate_per_second), "200 a second: {steady:?}");
+        assert_eq!(steady.bytes, steady.finished * 100);
+    }
+    let (refused, ok) = client::<Load>(&["load", "requests", &target, "-d", "0.1", "--http2", "--ask", "/missing"]);
+    assert_eq!((ok, refused.errors.keys().collect::<Vec<_>>()), (false, vec![&FailureKind::Mismatch]));
+}
+
+#[test]
 fn failures_have_their_kind() {
     let nobody = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");

@@ -14,7 +14,7 @@ pub(super) const HTTP_PORT: u16 = 8080;
 pub(super) const DISCARD_PORT: u16 = 9000;
 
 /// How long a load runs before it is measured.
-const WARM_UP: Duration = Duration::from_millis(500);
+pub(super) const WARM_UP: Duration = Duration::from_millis(500);
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use comfy_table::{Cell, CellAlignment, LineStyle, Table, TableStyle};
 use serde::{Deserialize, Serialize};
 
+use super::l7::report::L7;
 use super::measure::{Figure, Placement};
 use crate::testkit::Latency;
 
@@ -78,7 +79,7 @@ pub struct Machine {
 }
 
 /// Everything that `cargo xtask bench` found.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Where.
     pub machine: Machine,
@@ -90,6 +91,9 @@ pub struct Report {
     pub comparisons: Vec<Comparison>,
     /// Memory.
     pub resident: Vec<Resident>,
+    /// What L7 costs; one for each way that was measured.
+    #[serde(default)]
+    pub l7: Vec<L7>,
     /// What could not be measured, and why.
     pub missing: Vec<String>,
 }
@@ -110,13 +114,11 @@ impl Series {
     fn new(variant: String, samples: Vec<Sample>, baseline: Option<f64>) -> Self {
         let rates: Vec<f64> = samples.iter().map(|sample| sample.per_second).collect();
         let middle = median(&rates);
-        let lowest = rates.iter().copied().fold(f64::INFINITY, f64::min);
-        let highest = rates.iter().copied().fold(0.0, f64::max);
         let latencies: Vec<Latency> = samples.iter().filter_map(|sample| sample.latency_microseconds).collect();
         Self {
             variant,
             median_per_second: middle,
-            spread: (share(lowest, middle), share(highest, middle)),
+            spread: spread(&rates),
             ratio: baseline.map(|baseline| share(middle, baseline)),
             latency_microseconds: median_latency(&latencies),
             proxy_processors: median(&samples.iter().map(|sample| sample.proxy_processors).collect::<Vec<_>>()),
@@ -125,12 +127,20 @@ impl Series {
     }
 }
 
-fn share(part: f64, whole: f64) -> f64 {
+pub(super) fn share(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
 }
 
+/// Lowest and highest value, as shares of the median.
+pub(super) fn spread(values: &[f64]) -> (f64, f64) {
+    let middle = median(values);
+    let lowest = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let highest = values.iter().copied().fold(0.0, f64::max);
+    (share(lowest, middle), share(highest, middle))
+}
+
 /// The middle value; between the two middle ones when their number is even; 0 of none.
-fn median(values: &[f64]) -> f64 {
+pub(super) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {
@@ -140,7 +150,7 @@ fn median(values: &[f64]) -> f64 {
     }
 }
 
-fn median_latency(latencies: &[Latency]) -> Option<Latency> {
+pub(super) fn median_latency(latencies: &[Latency]) -> Option<Latency> {
     let of = |part: fn(&Latency) -> f64| median(&latencies.iter().map(part).collect::<Vec<_>>());
     (!latencies.is_empty()).then(|| Latency {
         min: of(|latency| latency.min),
@@ -159,9 +169,14 @@ impl Report {
         let Machine { kernel, processor, processors, profile } = &self.machine;
         let mut text = format!("{processors} × {processor}, Linux {kernel}, {profile} build; ");
         add(&mut text, format_args!("median of {} rounds of {} s, variants interleaved\n", self.rounds, self.seconds));
-        add(&mut text, format_args!("{}\n", self.figures()));
+        if !self.comparisons.is_empty() {
+            add(&mut text, format_args!("{}\n", self.figures()));
+        }
         if !self.resident.is_empty() {
             add(&mut text, format_args!("\n{}\n", self.memory()));
+        }
+        for l7 in &self.l7 {
+            add(&mut text, format_args!("\n{}", l7.tables()));
         }
         for line in &self.missing {
             add(&mut text, format_args!("not measured: {line}\n"));
@@ -215,7 +230,7 @@ const LINES: TableStyle = TableStyle::new()
     .bottom_border(LineStyle::none().fill('─').junction('─'));
 
 /// An empty table; the columns from `first_number` on hold numbers.
-fn table(header: &[&str], first_number: usize) -> Table {
+pub(super) fn table(header: &[&str], first_number: usize) -> Table {
     let mut table = Table::new();
     table.load_style(LINES);
     table.set_header(header.iter().map(Cell::new));
@@ -227,7 +242,7 @@ fn table(header: &[&str], first_number: usize) -> Table {
     table
 }
 
-fn duration(microseconds: f64) -> String {
+pub(super) fn duration(microseconds: f64) -> String {
     if microseconds < 1000.0 { format!("{microseconds:.0} µs") } else { format!("{:.2} ms", microseconds / 1000.0) }
 }
 
@@ -276,6 +291,7 @@ mod tests {
                 loaded_kib: 2048,
                 peak_kib: 4096,
             }],
+            l7: Vec::new(),
             missing: vec!["istio-ztunnel: no such file".to_owned()],
         };
         let text = report.table();

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::measure::{Figure, HTTP_PORT, Placement};
 use super::processes::{self, Memory};
 use super::report::Resident;
-use super::{Options, Peer};
+use super::{Options, Peer, SLACK};
 use crate::cluster::seed::CONTROL_NODE;
 use crate::lab::{Lab, LabOptions, PodHandle};
 use crate::network::addresses::Family;
@@ -25,8 +25,6 @@ const NAMESPACE: &str = "bench";
 const NODES: [&str; 2] = ["a", "b"];
 /// Programs of ours that a peer's lab runs too.
 const SHARED: [&str; 6] = ["tropisd", "redirector", "ztunnel", "tropis-testkit", "tropis-lab", "bookinfo"];
-/// What a load may take beyond its duration: warm-up, connecting, reading what is still on its way.
-const SLACK: Duration = Duration::from_secs(60);
 
 /// One side of the comparison: a lab and its pods.
 #[derive(Debug)]

@@ -14,6 +14,7 @@ pub struct Images {
     folder: PathBuf,
     extra: Vec<(String, PathBuf)>,
     log_level: String,
+    waypoint_environment: Vec<(String, String)>,
 }
 
 /// What a container runs.
@@ -82,12 +83,17 @@ const GUIDES: &str = "istio/examples-bookinfo-";
 impl Images {
     /// Images of the programs in `folder`, and the user's own.
     pub fn new(folder: &Path, extra: Vec<(String, PathBuf)>) -> Self {
-        Self { folder: folder.to_path_buf(), extra, log_level: "info".to_owned() }
+        Self { folder: folder.to_path_buf(), extra, log_level: "info".to_owned(), waypoint_environment: Vec::new() }
     }
 
     /// The same, with another `RUST_LOG` for programs of the mesh.
     pub fn with_log_level(self, level: &str) -> Self {
         Self { log_level: level.to_owned(), ..self }
+    }
+
+    /// The same, with these settings for waypoints; they go before [`Self::with_log_level`].
+    pub fn with_waypoint_environment(self, settings: &[(String, String)]) -> Self {
+        Self { waypoint_environment: settings.to_vec(), ..self }
     }
 
     /// Whether an image is that of a waypoint.
@@ -97,10 +103,11 @@ impl Images {
 
     /// What a container of this image finds in its environment unless its own `env` says otherwise: programs of the mesh log as JSON.
     pub fn environment(&self, image: &str) -> Vec<(String, String)> {
-        match Self::is_waypoint(image) {
-            true => vec![("RUST_LOG".to_owned(), self.log_level.clone()), ("LOG_FORMAT".to_owned(), "json".to_owned())],
-            false => Vec::new(),
+        if !Self::is_waypoint(image) {
+            return Vec::new();
         }
+        let own = [("RUST_LOG".to_owned(), self.log_level.clone()), ("LOG_FORMAT".to_owned(), "json".to_owned())];
+        own.into_iter().chain(self.waypoint_environment.iter().cloned()).collect()
     }
 
     /// Where the programs are.
@@ -207,6 +214,9 @@ mod tests {
             assert!(images.environment(image).contains(&("RUST_LOG".into(), "debug".into())), "{image}");
         }
         assert!(images.environment("tropis/testkit").is_empty());
+        let settings = [("RUST_LOG".to_owned(), "warn".to_owned())];
+        let environment = images.with_waypoint_environment(&settings).environment("tropis/waypoint");
+        assert_eq!(environment.last(), Some(&settings[0]), "the last one of a name counts");
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct LabOptions {
     pub images: Vec<(String, PathBuf)>,
     /// `RUST_LOG` of the programs.
     pub log_level: String,
+    /// Settings that waypoints find in their environment beside those of their Deployment.
+    pub waypoint_environment: Vec<(String, String)>,
     /// Who hears of each step.
     pub progress: Progress,
 }
@@ -47,6 +49,7 @@ impl LabOptions {
             programs: None,
             images: Vec::new(),
             log_level: "info".to_owned(),
+            waypoint_environment: Vec::new(),
             progress: Progress::silent(),
         }
     }

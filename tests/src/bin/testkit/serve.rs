@@ -56,7 +56,8 @@ pub(crate) struct Options {
     /// Like --half-close, but reads slowly from a small buffer
     #[arg(long, value_name = "PORT")]
     slow_reader: Vec<u16>,
-    /// HTTP/1.1 with keep-alive: `/` tells pod, peer and header fields as JSON, `/ping` answers `pong`, `/health` 200
+    /// HTTP/1.1, or HTTP/2 without TLS: `/` tells pod, peer and header fields as JSON, `/ping` answers `pong`, `/health` 200, and
+    /// `?bytes=NUMBER` on any path as many bytes
     #[arg(long, value_name = "PORT")]
     http: Vec<u16>,
     /// An application: HTTP/1.1, HTTP/2 without TLS, gRPC and WebSocket on one port; tells as JSON what came, or does what `x-ask` says

@@ -1,8 +1,14 @@
-//! `load`: what the bench measures. `requests` keeps connections alive and asks again and again, `connections` makes a new one
-//! each time, `bulk` writes as fast as it can. Requests are written by hand, so that the client costs as little as possible.
+//! `load`: what the bench measures. `requests` keeps connections alive and asks again and again, as fast as answers come or at a rate,
+//! `connections` makes a new one each time, `bulk` writes as fast as it can. What is asked is in `load/ask.rs`, when in `load/pace.rs`.
+
+mod ask;
+mod http1;
+mod http2;
+mod pace;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
@@ -13,11 +19,11 @@ use super::To;
 use super::histogram::Histogram;
 use crate::connection::{Connection, Dial, Failure, seconds};
 use crate::print_line;
+use ask::Ask;
+use pace::Pace;
 
 /// Bytes of one write in bulk mode.
 const BULK_BYTES: usize = 128 * 1024;
-/// Largest head or body of an answer.
-const ANSWER_BYTES: usize = 1 << 20;
 /// Rest after a failure, so that a dead server does not make a busy loop.
 const FAILURE_PAUSE: Duration = Duration::from_millis(5);
 
@@ -47,27 +53,46 @@ pub(crate) struct Load {
     /// How long to do the same before, unmeasured
     #[arg(long, value_name = "SECONDS", default_value = "0.5", value_parser = seconds)]
     warm_up: Duration,
-    /// Path to ask for
-    #[arg(long, default_value = "/ping")]
-    path: String,
+    /// What to ask for: a path and header fields, for example "/reviews/1 end-user:jason"; several are asked for in turn
+    #[arg(long, value_name = "PATH [NAME:VALUE]…", default_value = "/ping")]
+    ask: Vec<Ask>,
+    /// Speak HTTP/2 with prior knowledge (requests only)
+    #[arg(long)]
+    http2: bool,
+    /// Requests at once on each connection of HTTP/2
+    #[arg(long, default_value_t = 1, requires = "http2")]
+    streams: usize,
+    /// Requests a second, all connections together, whether or not answers come (requests only); without, one after the other
+    #[arg(long, value_name = "NUMBER")]
+    rate: Option<f64>,
 }
 
 /// What one worker did in the time measured.
 #[derive(Debug, Default)]
 struct Done {
     latency: Histogram,
+    /// Requests of the warm-up that finished.
+    warming: u64,
     bytes: u64,
     streams: u64,
     errors: BTreeMap<FailureKind, u64>,
 }
 
 impl Done {
+    /// Nothing was done for this reason.
+    fn nothing(failure: &Failure) -> Self {
+        let mut done = Self::default();
+        done.failed(failure);
+        done
+    }
+
     fn failed(&mut self, failure: &Failure) {
         *self.errors.entry(failure.kind).or_default() += 1;
     }
 
     fn add(&mut self, other: &Self) {
         self.latency.add(&other.latency);
+        self.warming += other.warming;
         self.bytes += other.bytes;
         self.streams += other.streams;
         for (kind, count) in &other.errors {
@@ -81,7 +106,10 @@ impl Done {
 struct Work {
     dial: Dial,
     address: SocketAddr,
-    request: Vec<u8>,
+    authority: String,
+    asks: Arc<[Ask]>,
+    rate: Option<f64>,
+    started: Instant,
     measure_from: Instant,
     until: Instant,
 }
@@ -97,14 +125,11 @@ impl Load {
         };
         let (done, elapsed) = match self.find_address(&mut report).await {
             Ok(address) => self.measure(address).await,
-            Err(failure) => {
-                let mut done = Done::default();
-                done.failed(&failure);
-                (done, Duration::ZERO)
-            }
+            Err(failure) => (Done::nothing(&failure), Duration::ZERO),
         };
         report.seconds = elapsed.as_secs_f64();
         report.finished = if self.mode == Mode::Bulk { done.streams } else { done.latency.count() };
+        report.finished_in_all = report.finished + done.warming;
         report.bytes = done.bytes;
         if report.seconds > 0.0 {
             report.rate_per_second = report.finished as f64 / report.seconds;
@@ -134,17 +159,25 @@ impl Load {
 
     async fn measure(&self, address: SocketAddr) -> (Done, Duration) {
         let started = Instant::now();
-        let keep_alive = if self.mode == Mode::Connections { "close" } else { "keep-alive" };
-        let request = format!("GET {} HTTP/1.1\r\nhost: {}\r\nconnection: {keep_alive}\r\n\r\n", self.path, self.to.target);
         let warm_up = if self.mode == Mode::Bulk { Duration::ZERO } else { self.warm_up };
         let measure_from = started + warm_up;
-        let work =
-            Work { dial: self.to.dial.clone(), address, request: request.into_bytes(), measure_from, until: measure_from + self.duration };
+        let work = Work {
+            dial: self.to.dial.clone(),
+            address,
+            authority: self.to.target.to_string(),
+            asks: self.ask.clone().into(),
+            rate: self.rate,
+            started,
+            measure_from,
+            until: measure_from + self.duration,
+        };
         let mut workers = JoinSet::new();
-        for _ in 0..self.connections {
+        for number in 0..self.connections {
             let work = work.clone();
+            let (connections, streams) = (self.connections, self.streams);
             match self.mode {
-                Mode::Requests => workers.spawn(async move { work.requests().await }),
+                Mode::Requests if self.http2 => workers.spawn(async move { work.streams(number, connections, streams).await }),
+                Mode::Requests => workers.spawn(async move { work.requests(number, connections).await }),
                 Mode::Connections => workers.spawn(async move { work.connections().await }),
                 Mode::Bulk => workers.spawn(async move { work.bulk().await }),
             };
@@ -162,44 +195,95 @@ impl Work {
         Instant::now() < self.until
     }
 
+    fn pace(&self, number: usize, callers: usize) -> Result<Pace, Failure> {
+        let pace = Pace::new(self.rate, number, callers, self.started);
+        pace.map_err(|error| Failure::new(FailureKind::Other, Step::Send, error.to_string()))
+    }
+
     fn note(&self, done: &mut Done, began: Instant, outcome: Result<usize, Failure>) {
-        if began < self.measure_from {
-            return;
-        }
         match outcome {
+            Ok(_) if began < self.measure_from => done.warming += 1,
             Ok(bytes) => {
                 done.latency.record(began.elapsed());
                 done.bytes += bytes as u64;
             }
-            Err(failure) => done.failed(&failure),
+            Err(failure) if began >= self.measure_from => done.failed(&failure),
+            Err(_) => {}
         }
     }
 
-    async fn requests(&self) -> Done {
+    async fn requests(&self, number: usize, callers: usize) -> Done {
         let mut done = Done::default();
+        let requests: Vec<Vec<u8>> = self.asks.iter().map(|ask| http1::request(ask, &self.authority, true)).collect();
+        let mut pace = match self.pace(number, callers) {
+            Ok(pace) => pace,
+            Err(failure) => return Done::nothing(&failure),
+        };
         let mut open: Option<(Connection, Vec<u8>)> = None;
+        // Not all callers ask for the same at the same time.
+        let mut next = number;
         while self.running() {
-            let began = Instant::now();
-            let (connection, buffer) = match open.as_mut() {
-                Some(open) => (&mut open.0, &mut open.1),
-                None => match self.dial.connect_to(self.address).await {
-                    Ok(connection) => {
-                        open = Some((connection, Vec::with_capacity(4096)));
-                        continue;
-                    }
+            let Some((connection, buffer)) = open.as_mut() else {
+                match self.dial.connect_to(self.address).await {
+                    Ok(connection) => open = Some((connection, Vec::new())),
                     Err(failure) => {
-                        self.note(&mut done, began, Err(failure));
+                        self.note(&mut done, Instant::now(), Err(failure));
                         tokio::time::sleep(FAILURE_PAUSE).await;
-                        continue;
                     }
-                },
+                }
+                continue;
             };
-            let outcome = ask(connection, buffer, &self.request).await;
+            let Ok(began) = pace.due().await else { return done };
+            let outcome = http1::ask(connection, buffer, &requests[next % requests.len()]).await;
+            next += 1;
             let failed = outcome.is_err();
             self.note(&mut done, began, outcome);
             if failed {
                 open = None;
                 tokio::time::sleep(FAILURE_PAUSE).await;
+            }
+        }
+        done
+    }
+
+    /// A connection of HTTP/2 and its callers. A caller ends with its first failure: what goes wrong is to be seen, not measured.
+    async fn streams(&self, number: usize, connections: usize, streams: usize) -> Done {
+        let opened = match self.dial.connect_to(self.address).await {
+            Ok(connection) => http2::open(connection).await,
+            Err(failure) => Err(failure),
+        };
+        let caller = match opened {
+            Ok(caller) => caller,
+            Err(failure) => return Done::nothing(&failure),
+        };
+        // Neighbours in time are on different connections.
+        let callers = (0..streams).map(|stream| self.stream(caller.clone(), stream * connections + number, connections * streams));
+        let callers: Vec<Done> = futures_util::future::join_all(callers).await;
+        callers.iter().fold(Done::default(), |mut all, one| {
+            all.add(one);
+            all
+        })
+    }
+
+    async fn stream(&self, mut caller: http2::Caller, number: usize, callers: usize) -> Done {
+        let prepared = self.asks.iter().map(|ask| http2::request(ask, &self.authority)).collect::<Result<Vec<_>, _>>();
+        let (requests, mut pace) = match prepared.and_then(|requests| Ok((requests, self.pace(number, callers)?))) {
+            Ok(prepared) => prepared,
+            Err(failure) => return Done::nothing(&failure),
+        };
+        let mut done = Done::default();
+        let mut next = number;
+        while self.running() {
+            let Ok(began) = pace.due().await else { return done };
+            let request = requests[next % requests.len()].clone();
+            next += 1;
+            let outcome = tokio::time::timeout(self.dial.timeout, http2::ask(&mut caller, request)).await;
+            match outcome.unwrap_or_else(|_| Err(Failure::new(FailureKind::Timeout, Step::Receive, "no answer"))) {
+                Ok(bytes) => self.note(&mut done, began, Ok(bytes)),
+                Err(failure) => {
+                    done.failed(&failure);
+                    return done;
+                }
             }
         }
         done
@@ -222,8 +306,9 @@ impl Work {
     /// The server closes first, so that no local port of ours rests in TIME_WAIT and a long run does not use them up.
     async fn one_connection(&self) -> Result<usize, Failure> {
         let mut connection = self.dial.connect_to(self.address).await?;
-        let mut buffer = Vec::with_capacity(1024);
-        let bytes = ask(&mut connection, &mut buffer, &self.request).await?;
+        let mut buffer = Vec::new();
+        let request = self.asks.first().map(|ask| http1::request(ask, &self.authority, false)).unwrap_or_default();
+        let bytes = http1::ask(&mut connection, &mut buffer, &request).await?;
         connection.receive_rest(0).await?;
         Ok(bytes)
     }
@@ -252,59 +337,5 @@ impl Work {
         connection.finish().await?;
         let answer = connection.receive_line(32).await?;
         if answer == sent.to_string() { Ok(sent) } else { Err(Failure::mismatch(format!("sent {sent}, the server counted {answer}"))) }
-    }
-}
-
-/// Writes the request and reads one answer with a `content-length`; gives the length of its body. `buffer` keeps nothing afterwards.
-async fn ask(connection: &mut Connection, buffer: &mut Vec<u8>, request: &[u8]) -> Result<usize, Failure> {
-    connection.send(request).await?;
-    buffer.clear();
-    let mut chunk = [0; 4096];
-    loop {
-        if let Some(head_end) = head_end(buffer) {
-            let head = &buffer[..head_end];
-            if !head.starts_with(b"HTTP/1.1 200") {
-                return Err(Failure::mismatch(super::readable(head.split(|byte| *byte == b'\r').next().unwrap_or_default())));
-            }
-            let length = content_length(head).ok_or_else(|| Failure::mismatch("an answer without content-length"))?;
-            match buffer.len().cmp(&(head_end + length)) {
-                std::cmp::Ordering::Equal => return Ok(length),
-                std::cmp::Ordering::Greater => return Err(Failure::mismatch("more bytes than the answer has")),
-                std::cmp::Ordering::Less => {}
-            }
-        }
-        match connection.receive(&mut chunk).await? {
-            0 => return Err(Failure::new(FailureKind::Closed, Step::Receive, "the answer was cut")),
-            length => buffer.extend_from_slice(&chunk[..length]),
-        }
-        if buffer.len() > ANSWER_BYTES {
-            return Err(Failure::mismatch("an answer of more than 1 MiB"));
-        }
-    }
-}
-
-fn head_end(bytes: &[u8]) -> Option<usize> {
-    bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
-}
-
-fn content_length(head: &[u8]) -> Option<usize> {
-    let text = std::str::from_utf8(head).ok()?;
-    let field =
-        |line: &str| line.split_once(':').filter(|(name, _)| name.eq_ignore_ascii_case("content-length")).map(|(_, v)| v.to_owned());
-    text.lines().find_map(field)?.trim().parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn heads_are_understood() {
-        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\ndate: x\r\n\r\npong";
-        let end = head_end(answer);
-        assert_eq!(end, Some(answer.len() - 4));
-        assert_eq!(content_length(&answer[..answer.len() - 4]), Some(4));
-        assert_eq!(head_end(b"HTTP/1.1 200 OK\r\n"), None);
-        assert_eq!(content_length(b"HTTP/1.1 200 OK\r\n\r\n"), None);
     }
 }

@@ -20,15 +20,13 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 use tropis_tests::testkit::calls::{ASK, Behaviour, NONCE};
 
+use super::http::is_http2;
 use super::{Accepted, Server};
 use ledger::Ledger;
 pub(crate) use replies::BODY_SEED;
 
-/// The first bytes of HTTP/2 with prior knowledge that no HTTP/1.1 request has (RFC 9113 §3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 /// Largest body of a control request.
 const CONTROL_BYTES: usize = 64 * 1024;
 
@@ -84,18 +82,6 @@ pub(super) async fn serve(server: &Arc<Server>, connection: Accepted) -> io::Res
         builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await
     };
     served.map_err(io::Error::other)
-}
-
-async fn is_http2(stream: &TcpStream) -> io::Result<bool> {
-    let mut seen = [0; PREFACE.len()];
-    loop {
-        let length = stream.peek(&mut seen).await?;
-        if length == 0 || length == PREFACE.len() || seen[..length] != PREFACE[..length] {
-            return Ok(length == PREFACE.len() && seen == PREFACE);
-        }
-        // Only part of it came; peeking again would not wait for the rest.
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
 }
 
 async fn answer(desk: Desk, request: Request<Incoming>, http2: bool) -> Result<Response<Body>, Reset> {
