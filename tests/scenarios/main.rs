@@ -12,6 +12,7 @@ mod encryption;
 mod enrolment;
 mod failure;
 mod foreign_proxy;
+mod hostile_http;
 mod http_transparency;
 mod identity;
 mod l7_policy;

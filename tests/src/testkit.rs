@@ -2,6 +2,7 @@
 //! The program itself is in `src/bin/testkit`; scenarios and benches read its lines with [`read`].
 
 pub mod calls;
+pub mod flood;
 
 use std::collections::BTreeMap;
 use std::io;

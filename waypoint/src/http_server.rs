@@ -31,8 +31,9 @@ use crate::{
     config::HttpLimits,
     entry::Entry,
     request,
-    stages::identify::Unreadable,
+    stages::identify::{IdentifyError, Unreadable},
     stream::Stream,
+    tunnel,
     upgrade::{self, UpgradeSlot},
     worker::LocalExecutor,
 };
@@ -114,6 +115,7 @@ async fn serve_http1(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
                 () = &mut cut => {}
             }
         }
+        Err(error) if error.is_parse() => tunnel::refused(&IdentifyError::Malformed(error).into(), entry.source_address),
         Err(error) => tracing::debug!(%error, caller = %entry.source_address, "connection of HTTP/1.1 broke"),
     }
 }

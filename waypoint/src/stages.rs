@@ -84,7 +84,8 @@ impl From<IdentifyError> for Failure {
             IdentifyError::Certificate { .. } | IdentifyError::Peer(_) => failure,
             IdentifyError::Unreadable(Unreadable::Encoding) => unreadable(failure, &error, 501, "Not Implemented"),
             IdentifyError::Unreadable(Unreadable::Headers { .. }) => unreadable(failure, &error, 431, "Request Header Fields Too Large"),
-            IdentifyError::Path(_)
+            IdentifyError::Malformed(_)
+            | IdentifyError::Path(_)
             | IdentifyError::Host(_)
             | IdentifyError::Ambiguous { .. }
             | IdentifyError::Unreadable(Unreadable::Ambiguous(_)) => unreadable(failure, &error, 400, "Bad Request"),

@@ -54,8 +54,8 @@ pub async fn serve(worker: Rc<Worker>, mut drain: DrainSignal, stream: TcpStream
     drop(place);
 }
 
-/// A connection that was refused before anything was asked for.
-fn refused(failure: &Failure, from: SocketAddr) {
+/// A connection that was refused before anything that could be read was asked for.
+pub fn refused(failure: &Failure, from: SocketAddr) {
     let outcome = failure.outcome;
     tracing::event!(
         target: "access",

@@ -34,6 +34,9 @@ pub enum IdentifyError {
     /// The peer did not prove an identity of this mesh, or not in time.
     #[error("the peer did not prove who it is")]
     Peer(#[source] AcceptError),
+    /// What the caller sent is no request. It was answered by hyper.
+    #[error("malformed request")]
+    Malformed(#[source] hyper::Error),
     /// The path can be read in two ways.
     #[error("ambiguous path")]
     Path(#[source] AmbiguousPath),
@@ -76,7 +79,9 @@ impl IdentifyError {
             Self::Peer(AcceptError::Tls { .. } | AcceptError::Timeout { .. }) => (Reason::PeerUntrusted, Side::Downstream),
             Self::Peer(AcceptError::Http { .. }) => (Reason::TunnelFailed, Side::Downstream),
             Self::Peer(AcceptError::Gone(_)) => (Reason::DownstreamReset, Side::Downstream),
-            Self::Path(_) | Self::Host(_) | Self::Ambiguous { .. } | Self::Unreadable(_) => (Reason::BadRequest, Side::Downstream),
+            Self::Malformed(_) | Self::Path(_) | Self::Host(_) | Self::Ambiguous { .. } | Self::Unreadable(_) => {
+                (Reason::BadRequest, Side::Downstream)
+            }
         }
     }
 }

@@ -113,13 +113,15 @@ fn what_can_be_cut_in_two_ways_is_refused_and_smuggles_nothing() {
                 }
                 BrokenOff => {
                     assert_eq!(statuses, [400], "{case}");
-                    assert!(seen.len() <= 1 && seen.iter().all(|sent| !sent.is_whole && sent.target() == "/"), "{case}: {seen:?}");
+                    assert!(seen.iter().all(|sent| !sent.is_whole && sent.target() == "/"), "{case}: {seen:?}");
                 }
             }
         }
         // The matrix would pass before a witness who hears nothing at all.
         assert_eq!(statuses(&world, SMUGGLED.as_bytes()).await, [200]);
-        assert_eq!(witness.take()[0].target(), "/smuggled");
+        // The beginning of the last case may come only now.
+        let whole: Vec<_> = witness.take().into_iter().filter(|sent| sent.is_whole).map(|sent| sent.line).collect();
+        assert_eq!(whole, ["GET /smuggled"]);
     });
 }
 

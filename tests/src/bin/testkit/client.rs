@@ -4,6 +4,7 @@
 mod call;
 mod converse;
 mod exchange;
+mod flood;
 mod half_close;
 mod histogram;
 mod hold;
@@ -50,6 +51,8 @@ pub(crate) enum Command {
     Converse(converse::Converse),
     /// Send bytes as they are and show what comes back
     Raw(raw::Raw),
+    /// Send what an attacker of HTTP sends, on many connections, for a while
+    Flood(flood::Flood),
     /// Ask for a name, with a DNS message of our own or through the system's resolver
     Resolve(resolve::Resolve),
     /// Measure requests, connections or bulk bytes per second
@@ -72,6 +75,7 @@ pub(crate) async fn run(command: Command) -> ExitCode {
         Command::Transfer(options) => options.run().await,
         Command::Converse(options) => options.run().await,
         Command::Raw(options) => options.run().await,
+        Command::Flood(options) => options.run().await,
         Command::Resolve(options) => options.run().await,
         Command::Load(options) => options.run().await,
         Command::Hold(options) => options.run().await,
