@@ -5,10 +5,10 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     rc::Rc,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -65,7 +65,14 @@ pub struct ProxyMetrics {
     connections_closed: Family<Labels, Counter>,
     received_bytes: Family<Labels, Counter>,
     sent_bytes: Family<Labels, Counter>,
+    known: Arc<Mutex<HashSet<Labels>>>,
 }
+
+/// Label sets that are told apart, of requests and connections together: an application's answers and its callers make them, and each
+/// costs some 5 KB here and as much in each scrape. What is beyond counts under the labels [`OTHER`].
+const MAX_LABEL_SETS: usize = 10_000;
+/// The value of each label of what is not told apart any more.
+const OTHER: &str = "other";
 
 impl ProxyMetrics {
     /// Registers everything, and `istio_build`.
@@ -80,6 +87,7 @@ impl ProxyMetrics {
             connections_closed: Family::default(),
             received_bytes: Family::default(),
             sent_bytes: Family::default(),
+            known: Arc::default(),
         };
         metrics.register(|registry| {
             registry.register("istio_requests", "Requests", own.requests.clone());
@@ -100,6 +108,20 @@ impl ProxyMetrics {
             registry.register("istio_build", "What is running", build);
         });
         own
+    }
+
+    /// The labels under which this traffic is counted.
+    fn labels(&self, traffic: &Traffic) -> Labels {
+        let labels = traffic.labels();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(&labels) {
+            return labels;
+        }
+        if known.len() >= MAX_LABEL_SETS {
+            return labels.all(OTHER);
+        }
+        known.insert(labels.clone());
+        labels
     }
 }
 
@@ -165,6 +187,23 @@ pub enum Protocol {
     /// Anything else.
     Tcp,
 }
+
+impl Protocol {
+    /// The same, with statuses that exist: an application answers with what it likes, and each would be a series of its own.
+    fn told(self) -> Self {
+        let told = |status: u16| if status < 600 { status } else { UNKNOWN_HTTP_STATUS };
+        match self {
+            Self::Http(status) => Self::Http(told(status)),
+            Self::Grpc(status, grpc) => Self::Grpc(told(status), grpc.map(|grpc| if grpc <= 16 { grpc } else { UNKNOWN_GRPC_STATUS })),
+            Self::Tcp => Self::Tcp,
+        }
+    }
+}
+
+/// What statuses from 600 to 999 count as: clients treat them as 5xx (RFC 9110 §15).
+const UNKNOWN_HTTP_STATUS: u16 = 599;
+/// What gRPC statuses above 16 count as: UNKNOWN, as clients read them.
+const UNKNOWN_GRPC_STATUS: u16 = 2;
 
 impl Traffic {
     /// Istio's labels, in Istio's order.
@@ -295,7 +334,8 @@ impl Key {
 impl CounterCache {
     /// The counters of a request.
     pub fn request(&self, metrics: &ProxyMetrics, traffic: Traffic) -> Rc<RequestCounters> {
-        fetch(&self.requests, traffic, |labels| RequestCounters {
+        let traffic = Traffic { protocol: traffic.protocol.told(), ..traffic };
+        fetch(&self.requests, metrics, traffic, |labels| RequestCounters {
             requests: metrics.requests.get_or_create_owned(labels),
             durations: metrics.durations.get_or_create_owned(labels),
             request_bytes: metrics.request_bytes.get_or_create_owned(labels),
@@ -305,7 +345,7 @@ impl CounterCache {
 
     /// The counters of a connection.
     pub fn connection(&self, metrics: &ProxyMetrics, traffic: Traffic) -> Rc<ConnectionCounters> {
-        fetch(&self.connections, traffic, |labels| ConnectionCounters {
+        fetch(&self.connections, metrics, traffic, |labels| ConnectionCounters {
             opened: metrics.connections_opened.get_or_create_owned(labels),
             closed: metrics.connections_closed.get_or_create_owned(labels),
             received_bytes: metrics.received_bytes.get_or_create_owned(labels),
@@ -314,7 +354,12 @@ impl CounterCache {
     }
 }
 
-fn fetch<C>(cache: &RefCell<HashMap<Key, (Traffic, Rc<C>)>>, traffic: Traffic, make: impl FnOnce(&Labels) -> C) -> Rc<C> {
+fn fetch<C>(
+    cache: &RefCell<HashMap<Key, (Traffic, Rc<C>)>>,
+    metrics: &ProxyMetrics,
+    traffic: Traffic,
+    make: impl FnOnce(&Labels) -> C,
+) -> Rc<C> {
     let key = Key::of(&traffic);
     let mut cache = cache.borrow_mut();
     if let Some((_, counters)) = cache.get(&key) {
@@ -323,7 +368,7 @@ fn fetch<C>(cache: &RefCell<HashMap<Key, (Traffic, Rc<C>)>>, traffic: Traffic, m
     if cache.len() >= MAX_CACHED {
         cache.clear();
     }
-    let counters = Rc::new(make(&traffic.labels()));
+    let counters = Rc::new(make(&metrics.labels(&traffic)));
     cache.insert(key, (traffic, counters.clone()));
     counters
 }
@@ -365,6 +410,37 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected}\n{text}");
         }
+    }
+
+    #[test]
+    fn an_application_makes_no_series_by_its_statuses() {
+        let metrics = Metrics::default();
+        let (own, cache) = (ProxyMetrics::register(&metrics), CounterCache::default());
+        let (first, mut counters) = (traffic(), HashSet::new());
+        for status in 600..1000 {
+            let one = cache.request(&own, Traffic { protocol: Protocol::Http(status), ..first.clone() });
+            let two = cache.request(&own, Traffic { protocol: Protocol::Grpc(200, Some(status)), ..first.clone() });
+            counters.extend([Rc::as_ptr(&one), Rc::as_ptr(&two)]);
+        }
+        assert_eq!(counters.len(), 2);
+        let (_, text) = metrics.render("");
+        assert!(text.contains("response_code=\"599\"") && text.contains("grpc_response_status=\"2\""), "{text}");
+    }
+
+    #[test]
+    fn label_sets_beyond_the_limit_share_one() {
+        let metrics = Metrics::default();
+        let own = ProxyMetrics::register(&metrics);
+        let of = |number: usize| {
+            let name = format!("caller-{number}");
+            Traffic { source_identity: Some(Identity::new("cluster.local", "shop", name.as_str())), ..traffic() }
+        };
+        for number in 0..MAX_LABEL_SETS {
+            own.labels(&of(number));
+        }
+        let other = own.labels(&of(MAX_LABEL_SETS));
+        assert_eq!(other, own.labels(&of(MAX_LABEL_SETS + 1)));
+        assert!(other != own.labels(&of(0)) && other.first() == Some(&("reporter", OTHER.into())));
     }
 
     #[test]

@@ -75,6 +75,12 @@ impl Labels {
         self.0.first()
     }
 
+    /// The same names, all with this value.
+    pub fn all(&self, value: &str) -> Self {
+        let value: Arc<str> = value.into();
+        Self(self.0.iter().map(|(name, _)| (*name, value.clone())).collect())
+    }
+
     /// The same labels, one of them with another value.
     pub fn with(&self, name: &str, value: &str) -> Self {
         Self(self.0.iter().map(|(own, old)| (*own, if *own == name { value.into() } else { old.clone() })).collect())

@@ -38,7 +38,7 @@ pub(super) enum Sniffed {
 }
 
 impl Sniffed {
-    /// Not HTTP, and no TLS to our knowledge.
+    /// Not HTTP.
     fn other(server_name: ServerName<String>) -> Self {
         Self::Other { server_name }
     }
