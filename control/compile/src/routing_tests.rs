@@ -4,12 +4,15 @@
 mod connections;
 mod delegates;
 mod golden;
+mod guides;
 mod http_actions;
 mod http_matches;
 mod mistakes;
+mod outcome;
 mod pools;
 mod request_policies;
 mod selection;
+mod semantics;
 mod shown;
 
 use std::sync::Arc;

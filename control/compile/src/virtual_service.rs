@@ -40,6 +40,20 @@ fn in_mesh(gateways: &[String]) -> bool {
     gateways.is_empty() || gateways.iter().any(|gateway| gateway == MESH)
 }
 
+/// Whether a VirtualService has a rule for traffic inside the mesh.
+pub(crate) fn routes_in_mesh(object: &Object) -> bool {
+    let counts = |gateways: &mut dyn Iterator<Item = &Vec<String>>| {
+        let mut gateways = gateways.peekable();
+        gateways.peek().is_none() || gateways.any(|gateways| in_mesh(gateways))
+    };
+    object.virtual_service().is_some_and(|service| {
+        let spec = &service.spec;
+        spec.http.iter().any(|rule| counts(&mut rule.matches.iter().map(|entry| &entry.gateways)))
+            || spec.tls.iter().any(|rule| counts(&mut rule.matches.iter().map(|entry| &entry.gateways)))
+            || spec.tcp.iter().any(|rule| counts(&mut rule.matches.iter().map(|entry| &entry.gateways)))
+    })
+}
+
 /// The VirtualServices that a waypoint uses for a service (its namespace and full host), in the order in which their routes are tried:
 /// those that only its namespace sees, those exported to it by name, then public ones; each oldest first. They stand in the service's or
 /// in the waypoint's namespace.

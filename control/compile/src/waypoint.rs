@@ -11,6 +11,7 @@ pub mod admission;
 pub mod needed;
 pub mod refused;
 pub mod scope;
+pub(crate) mod unserved;
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
@@ -69,15 +70,15 @@ pub fn account(object: &Object) -> Option<&str> {
     object.annotation(FOR_ACCOUNT).or_else(|| object.label(FOR_ACCOUNT)).filter(|account| !account.is_empty())
 }
 
-/// What a waypoint takes: its label; without one, services, and for an account both. An unknown value takes nothing.
+/// What a waypoint takes: its label; without one, or with a value that is none, services, and for an account both.
 pub fn serves(object: &Object) -> Serves {
     match object.label(WAYPOINT_FOR) {
         Some("service") => Serves::Services,
         Some("workload") => Serves::Workloads,
         Some("all") => Serves::All,
-        Some(_) => Serves::Nothing,
-        None if account(object).is_some() => Serves::All,
-        None => Serves::Services,
+        Some("none") => Serves::Nothing,
+        _ if account(object).is_some() => Serves::All,
+        _ => Serves::Services,
     }
 }
 
@@ -289,7 +290,7 @@ pub fn findings(object: &Object) -> Vec<Finding> {
                 .found(format!("{value:?}"))
                 .problem("is not a kind of traffic")
                 .accepted("service, workload, all or none")
-                .effect("the waypoint takes nothing"),
+                .effect("the waypoint takes what it would without the label"),
         );
     }
     findings

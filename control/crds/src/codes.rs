@@ -65,7 +65,7 @@ codes! {
     KIND_NOT_READ = "TRP0006" "KindNotRead" Info
         "The kind means nothing to the mesh; the object is skipped.";
     NEEDS_WAYPOINT = "TRP0007" "NeedsWaypoint" Warning
-        "A part of a policy looks at HTTP, which L4 cannot see; it is enforced only by a waypoint.";
+        "Only a waypoint obeys this: a part of a policy that looks at HTTP, or routes and traffic policies of a Service that goes through none.";
     ACTION_UNSUPPORTED = "TRP0008" "ActionUnsupported" Warning
         "The policy's action has no meaning at L4; the policy is not enforced.";
     SIDECAR_LABEL_ENROLS = "TRP0009" "SidecarLabelEnrols" Info

@@ -12,6 +12,7 @@ use crate::{
     names, nearest,
     object::{Metadata, Object, Typed},
     reader::{self, Misfit, Unknown},
+    unread,
 };
 
 /// What a refused document says until someone knows whether a good version of it is in force.
@@ -40,6 +41,7 @@ pub fn decode(value: Value) -> Result<(Object, Vec<Finding>), Vec<Finding>> {
         return Err(findings);
     }
     let Some(typed) = typed else { return Err(findings) };
+    unread::tell(&mut about, header.kind, &metadata, &typed);
     if header.kind.support() == Support::NotHonoured {
         about.push(
             Finding::warning(codes::KIND_NOT_HONOURED, about.object.clone())

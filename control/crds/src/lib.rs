@@ -17,6 +17,7 @@ pub mod names;
 pub mod nearest;
 pub mod object;
 mod reader;
+mod unread;
 
 pub use codes::{CODES, Code};
 pub use decode::decode;

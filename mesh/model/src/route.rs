@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 use crate::{
     address::NamespacedHostname,
@@ -404,12 +404,20 @@ pub struct TcpRoute {
     pub destinations: Vec<Destination>,
 }
 
+/// The most memory that a pattern may take once it is compiled: far more than routes need, and little enough for many of them.
+pub const PATTERN_MAX_BYTES: usize = 256 * 1024;
+
+/// A regular expression that is not too large when it is compiled, and while it is used.
+fn bounded(source: &str) -> Result<Regex, regex::Error> {
+    RegexBuilder::new(source).size_limit(PATTERN_MAX_BYTES).dfa_size_limit(PATTERN_MAX_BYTES).build()
+}
+
 impl TextMatch {
     /// A pattern that must match all of the text. Errors with the regular expression's own complaint.
     pub fn regex(source: &str) -> Result<Self, regex::Error> {
         // On its own first: `a)|(?:b` must be an error, not a way out of the anchors.
-        Regex::new(source)?;
-        Ok(Self::Regex(Arc::new(Pattern { source: source.into(), whole: Regex::new(&format!("^(?:{source})$"))? })))
+        bounded(source)?;
+        Ok(Self::Regex(Arc::new(Pattern { source: source.into(), whole: bounded(&format!("^(?:{source})$"))? })))
     }
 }
 
@@ -426,7 +434,7 @@ impl PartialEq for TextMatch {
 impl UnanchoredPattern {
     /// A pattern that may match a part. Errors with the regular expression's own complaint.
     pub fn new(source: &str) -> Result<Self, regex::Error> {
-        Ok(Self { source: source.into(), regex: Regex::new(source)? })
+        Ok(Self { source: source.into(), regex: bounded(source)? })
     }
 }
 

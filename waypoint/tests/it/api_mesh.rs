@@ -1,5 +1,5 @@
 //! Objects as users write them, compiled as the control plane compiles them and put in force in a waypoint: what a field does to real
-//! requests. Namespace `shop` has the services `reviews`, `ratings` and `db` behind the waypoint.
+//! requests. Namespace `shop` has the services `reviews`, `ratings` and `db` behind the waypoint; [`Mesh::with`] adds others elsewhere.
 
 use std::{
     cell::RefCell,
@@ -89,17 +89,21 @@ pub(crate) fn to(host: &str, subset: Option<&str>) -> Value {
     json!({"destination": {"host": host, "subset": subset}})
 }
 
-fn service(name: &str, address: &str, ports: &Value) -> Value {
+fn service(namespace: &str, name: &str, address: &str, ports: &Value) -> Value {
     json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"},
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace},
         "spec": {"clusterIP": address, "selector": {"app": name}, "ports": ports},
     })
 }
 
 fn pod(name: &str, labels: &Value, address: IpAddr, node: &str) -> Value {
+    pod_in("shop", name, labels, address, node)
+}
+
+fn pod_in(namespace: &str, name: &str, labels: &Value, address: IpAddr, node: &str) -> Value {
     let account = &labels["app"];
     json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop", "labels": labels},
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace, "labels": labels},
         "spec": {"nodeName": node, "serviceAccountName": account, "containers": []},
         "status": {"phase": "Running", "podIP": address.to_string(), "conditions": [{"type": "Ready", "status": "True"}]},
     })
@@ -118,18 +122,50 @@ impl Mesh {
             }),
             json!({
                 "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": "waypoint", "namespace": "shop"},
-                "spec": {"gatewayClassName": "istio-waypoint", "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]},
+                "spec": {"gatewayClassName": "istio-waypoint", "listeners": [
+                    {"name": "mesh", "port": 15008, "protocol": "HBONE", "allowedRoutes": {"namespaces": {"from": "All"}}},
+                ]},
                 "status": {"addresses": [{"type": "Hostname", "value": "waypoint.shop.svc.cluster.local"}]},
             }),
-            service("reviews", "10.96.0.1", &http),
-            service("ratings", "10.96.0.2", &http),
-            service("db", "10.96.0.3", &json!([port("tcp", 5432), port("tls", 5433)])),
-            service("waypoint", "10.96.0.4", &json!([{"name": "mesh", "port": 15008}])),
+            service("shop", "reviews", "10.96.0.1", &http),
+            service("shop", "ratings", "10.96.0.2", &http),
+            service("shop", "db", "10.96.0.3", &json!([port("tcp", 5432), port("tls", 5433)])),
+            service("shop", "waypoint", "10.96.0.4", &json!([{"name": "mesh", "port": 15008}])),
             node("near", "r1", "z1"),
             pod("waypoint-1", &json!({"app": "waypoint"}), own_address(), "near"),
             pod("cart-1", &json!({"app": "cart", "team": "sales"}), "127.0.0.1".parse().unwrap(), "near"),
         ]);
         mesh
+    }
+
+    /// Another namespace, whose service `app` at `address` goes through the waypoint.
+    pub(crate) fn with(self, namespace: &str, app: &str, address: &str, port: u16) -> Self {
+        let labels = json!({
+            "istio.io/dataplane-mode": "ambient", "istio.io/use-waypoint": "waypoint", "istio.io/use-waypoint-namespace": "shop",
+        });
+        let ports = json!([{"name": "http", "port": port, "targetPort": POD_PORT}]);
+        self.apply([
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}}),
+            service(namespace, app, address, &ports),
+        ]);
+        self
+    }
+
+    /// A pod of such a service.
+    pub(crate) async fn runs_in<F>(
+        &self,
+        namespace: &str,
+        app: &str,
+        version: &str,
+        answer: impl Fn(Request<Incoming>) -> F + 'static,
+    ) -> App
+    where
+        F: Future<Output = Response<Body>> + 'static,
+    {
+        let address = own_address();
+        let running = self.world.app_at(SocketAddr::new(address, POD_PORT), answer).await;
+        self.apply([pod_in(namespace, &pod_name(app, address), &json!({"app": app, "version": version}), address, "near")]);
+        running
     }
 
     /// Applies objects, as `kubectl apply` does, and puts in force what becomes different.

@@ -5,6 +5,7 @@
 
 mod api_actions;
 mod api_connections;
+mod api_guides;
 mod api_matches;
 mod api_mesh;
 mod api_policies;

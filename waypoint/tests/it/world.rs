@@ -102,9 +102,10 @@ pub(crate) fn own_address() -> IpAddr {
     IpAddr::from([127, process as u8 + 1, (number >> 8) as u8, number as u8])
 }
 
-/// An account of the namespace `shop`.
+/// An account of the namespace `shop`, or of the one before a `/`.
 pub(crate) fn identity(account: &str) -> Identity {
-    Identity::new("cluster.local", "shop", account)
+    let (namespace, account) = account.split_once('/').unwrap_or(("shop", account));
+    Identity::new("cluster.local", namespace, account)
 }
 
 /// A service's name.

@@ -1,4 +1,4 @@
-//! That the tests exist which the reference of fields and the guide to differences name.
+//! That the tests exist which the reference of fields and the guides to differences and semantics name.
 
 use std::{collections::BTreeSet, fs};
 
@@ -7,8 +7,8 @@ use anyhow::Context;
 use super::files::rust_files;
 use crate::front;
 
-/// The guide to differences.
-const DIFFERENCES: &str = "docs/guide/differences.md";
+/// The guides whose tables name tests.
+const GUIDES: [&str; 2] = ["docs/guide/differences.md", "docs/guide/semantics.md"];
 /// The heading of a column with tests.
 const SHOWN_BY: &str = "shown by";
 
@@ -23,8 +23,10 @@ pub(super) fn violations() -> anyhow::Result<Vec<String>> {
     let missing = named.filter(|(_, _, test)| !tests.contains(*test));
     let mut violations: Vec<String> =
         missing.map(|(kind, field, test)| format!("{kind} {}: there is no test {test}", field.path)).collect();
-    let guide = fs::read_to_string(front::root().join(DIFFERENCES)).context(DIFFERENCES)?;
-    violations.extend(named_in(&guide).filter(|test| !tests.contains(*test)).map(|test| format!("{DIFFERENCES}: there is no test {test}")));
+    for path in GUIDES {
+        let guide = fs::read_to_string(front::root().join(path)).context(path)?;
+        violations.extend(named_in(&guide).filter(|test| !tests.contains(*test)).map(|test| format!("{path}: there is no test {test}")));
+    }
     Ok(violations)
 }
 

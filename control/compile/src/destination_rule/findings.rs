@@ -11,6 +11,7 @@ use crate::{
     authorization::label_there,
     index::{rule_host, service_selector},
     virtual_service::is_visible,
+    waypoint::unserved,
 };
 
 /// What is to be told about a rule, whoever uses it.
@@ -20,6 +21,10 @@ pub fn findings(index: &Index, object: &Object) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Some(finding) = missing_host(index, object, &rule.spec.host, &host) {
         findings.push(finding);
+    }
+    if rule.spec.workload_selector.is_none() {
+        let about = (object, "spec.host".to_owned(), format!("{:?}", rule.spec.host));
+        findings.extend(unserved::finding(index, index.services_covered(&host), about, "nothing obeys the rule"));
     }
     findings.extend(empty_subsets(index, object, &host));
     findings.extend(shadowed(index, object, &host));

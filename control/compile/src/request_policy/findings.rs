@@ -1,6 +1,11 @@
 //! What there is to tell about what a policy is attached to.
 
-use tropis_crds::{Finding, Object, codes, gateway_api::CLASS_WAYPOINT, istio::authorization_policy::Spec, nearest};
+use tropis_crds::{
+    Finding, Object, codes,
+    gateway_api::CLASS_WAYPOINT,
+    istio::authorization_policy::{Action, Spec},
+    nearest,
+};
 
 use super::references;
 use crate::{Index, index::selects};
@@ -59,7 +64,34 @@ pub fn findings(index: &Index, object: &Object, gateway: impl Fn(&str, &str) -> 
         }
     }
     findings.extend(misplaced(index, object, spec));
+    findings.extend(outvoted(index, object, spec));
     findings
+}
+
+/// An ALLOW policy that allows nobody, beside others for the same workloads that do: what one of them allows is allowed.
+fn outvoted(index: &Index, object: &Object, spec: &Spec) -> Option<Finding> {
+    let allows_nobody = |spec: &Spec| spec.action == Action::Allow && spec.rules.as_ref().is_none_or(Vec::is_empty);
+    if !allows_nobody(spec) || references(spec).next().is_some() {
+        return None;
+    }
+    let root = index.settings().root_namespace.as_str();
+    let own = object.metadata.namespace.as_str();
+    let places = if own == root { vec![own] } else { vec![own, root] };
+    let beside = places.into_iter().flat_map(|place| index.authorizations_in(place)).filter(|other| {
+        other.authorization_policy().is_some_and(|policy| {
+            let other = &policy.spec;
+            let covers = other.selector.is_none() || other.selector == spec.selector;
+            other.action == Action::Allow && !allows_nobody(other) && references(other).next().is_none() && covers
+        })
+    });
+    let names: Vec<String> = beside.map(|other| other.reference().to_string()).collect();
+    (!names.is_empty()).then(|| {
+        Finding::warning(codes::INEFFECTIVE_POLICY, object.reference())
+            .field("spec.rules")
+            .problem(format!("allows nobody, and callers of the same workloads are allowed by {}", names.join(" and ")))
+            .accepted("action DENY with rules: [{}] to deny everybody")
+            .effect("what any ALLOW policy allows is allowed; this one denies nothing more")
+    })
 }
 
 /// A selector that matches nothing where it stands, and pods of another namespace.
@@ -89,5 +121,5 @@ pub(super) fn no_authorizer(object: &Object, spec: &Spec) -> Finding {
         .found(format!("{name:?}"))
         .problem("is an external authorizer, and none is supported")
         .accepted("ALLOW or DENY")
-        .effect("requests that the policy matches are denied")
+        .effect("requests that the policy matches are denied at waypoints")
 }

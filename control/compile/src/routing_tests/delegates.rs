@@ -74,6 +74,8 @@ fn http_delegate_pairs_matches_that_do_not_contradict_and_drops_the_rest() {
     assert_eq!(merged(json!([{"port": PORT}]), json!([{"port": 80}])), None);
     assert_eq!(merged(json!([{"sourceLabels": {"a": "b"}}]), json!([{"sourceLabels": {"a": "c"}}])), None);
     assert_eq!(merged(json!([{"sourceNamespace": "a"}]), json!([{"sourceNamespace": "b"}])), None);
+    assert_eq!(merged(json!([{"sourceNamespace": "a"}]), json!([{"method": {"exact": "GET"}}])), None, "the delegate must say it too");
+    assert_eq!(merged(json!([{"method": {"exact": "GET"}}]), json!([{"sourceNamespace": "b"}])), Some(1));
     assert_eq!(merged(json!([{"ignoreUriCase": true}]), json!([{"method": {"exact": "GET"}}])), None);
     assert_eq!(merged(json!([{"gateways": ["mesh"]}]), json!([{"gateways": ["edge"]}])), None);
 }

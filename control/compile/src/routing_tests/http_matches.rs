@@ -176,3 +176,29 @@ fn patterns_that_do_not_compile_are_refused() {
     let mixed = refused(routes("shop", "r", json!({"hosts": ["reviews"], "http": [{}]})));
     assert!(mixed.contains("spec.http[0]: does nothing with what it matches"), "{mixed}");
 }
+
+#[test]
+fn names_of_fields_are_no_headers_and_left_out() {
+    let entry = json!({"uri": {"prefix": "/admin"}, "headers": {":method": {"exact": "GET"}, "Authority": {"exact": "a"}, "x-a": {}}, "withoutHeaders": {"scheme": {}}});
+    let spec = json!({"hosts": ["reviews"], "http": [{"match": [entry], "route": [{"destination": {"host": "reviews"}}]}]});
+    let (_, findings) = tropis_crds::decode(routes("shop", "r", spec.clone())).unwrap();
+    let fields: Vec<_> = findings.iter().map(|finding| finding.field.as_deref().unwrap()).collect();
+    let at = "spec.http[0].match[0]";
+    assert_eq!(fields, [format!("{at}.headers[:method]"), format!("{at}.headers[Authority]"), format!("{at}.withoutHeaders[scheme]")]);
+    let host = Mesh::new(shop().into_iter().chain([routes("shop", "r", spec)])).host("reviews");
+    let matched = &host.ports[&PORT].http[0].matches[0];
+    let names: Vec<&str> = matched.headers.iter().map(|(name, _)| &**name).collect();
+    assert_eq!((names, matched.without_headers.len()), (vec!["x-a"], 0));
+}
+
+#[test]
+fn patterns_are_bounded_in_size_and_number_and_hold_between_anchors() {
+    let bad = |regex: &str| refused_rule(json!({"match": [{"uri": {"regex": regex}}]}));
+    assert!(bad("\\pL{150}").contains("match[0].uri.regex"), "too large once it is compiled");
+    assert!(bad("(?x)a # b").contains("is not a regular expression"), "the end of the anchored form is a comment");
+    let many: Vec<_> = (0..300).map(|number| json!({"uri": {"regex": format!("/{number}/.*")}})).collect();
+    assert!(refused_rule(json!({"match": many})).contains("spec.http: 300 patterns are too many for one object"));
+    let hosts: Vec<_> = (0..2000).map(|number| format!("a{number}")).collect();
+    let spec = json!({"hosts": hosts, "http": [{"directResponse": {"status": 200}}]});
+    assert!(refused(routes("shop", "r", spec)).contains("spec.hosts: 2000 hosts are too many for one object"));
+}

@@ -51,6 +51,19 @@ fn action_is_allow_deny_or_audit_and_custom_denies_without_an_authorizer() {
 }
 
 #[test]
+fn a_policy_that_allows_nobody_is_told_of_beside_one_that_allows() {
+    let nobody = || policy("shop", "nobody", json!({}));
+    let told = |objects: Vec<Value>| Mesh::new(objects).texts().into_iter().filter(|text| text.contains("allows nobody")).count();
+    assert_eq!(told(vec![nobody()]), 0);
+    assert_eq!(told(vec![nobody(), policy("shop", "all", json!({"rules": [{}]}))]), 1);
+    assert_eq!(told(vec![nobody(), policy("istio-system", "all", json!({"rules": [{}]}))]), 1);
+    assert_eq!(told(vec![nobody(), policy("bank", "all", json!({"rules": [{}]}))]), 0);
+    assert_eq!(told(vec![nobody(), policy("shop", "no", json!({"action": "DENY", "rules": [{}]}))]), 0);
+    let selecting = json!({"selector": {"matchLabels": {"app": "a"}}, "rules": [{}]});
+    assert_eq!(told(vec![nobody(), policy("shop", "some", selecting)]), 0, "elsewhere it still denies");
+}
+
+#[test]
 fn rules_that_are_missing_match_nothing_and_an_empty_one_everything() {
     assert!(compiled(json!({})).rules.is_empty());
     assert_eq!(compiled(json!({"rules": [{}]})).rules, [RequestRule::default()]);

@@ -221,3 +221,37 @@ fn subsets_traffic_policy_overrides_block_by_block() {
     assert_eq!(resolved(policy.clone(), ported.clone(), 80), (Balancer::LeastRequest, None, true), "settings of the port replace all four");
     assert_eq!(resolved(policy, ported, 81), (Balancer::RoundRobin, Some(9), true));
 }
+
+#[test]
+fn routes_and_rules_of_services_without_a_waypoint_are_told_of() {
+    let namespace = |labels: Value| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
+    let objects = |labels: Value| {
+        let vs = routes("shop", "r", json!({"hosts": ["reviews"], "http": [{"route": [{"destination": {"host": "reviews"}}]}]}));
+        let dr = balancing("shop", "d", "reviews", "RANDOM", json!({}));
+        vec![namespace(labels), service("shop", "reviews", &[("http", PORT)]), vs, dr]
+    };
+    let told = |objects: Vec<Value>| Mesh::new(objects).texts().into_iter().filter(|text| text.contains("TRP0007")).collect::<Vec<_>>();
+    let out = told(objects(json!({})));
+    assert_eq!(out.len(), 2, "{out:?}");
+    assert!(out[0].contains("(VirtualService shop/r) spec.hosts[0]: \"reviews\" goes through no waypoint"), "{out:?}");
+    assert!(out[1].contains("(DestinationRule shop/d) spec.host: \"reviews\" goes through no waypoint"), "{out:?}");
+    let ambient = |more: (&str, &str)| json!({"istio.io/dataplane-mode": "ambient", more.0: more.1});
+    assert!(told(objects(ambient(("a", "b")))).is_empty(), "one is about to be made");
+    for opted_out in [("tropis.io/automatic-waypoint", "false"), ("istio.io/use-waypoint", "none"), ("istio.io/use-waypoint", "wayponit")] {
+        assert_eq!(told(objects(ambient(opted_out))).len(), 2, "{opted_out:?}");
+    }
+    let gateway = |status: Value| {
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": "waypoint", "namespace": "shop"},
+            "spec": {"gatewayClassName": "istio-waypoint", "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]}, "status": status,
+        })
+    };
+    let named = ("istio.io/use-waypoint", "waypoint");
+    let coming = told(objects(ambient(named)).into_iter().chain([gateway(json!({}))]).collect());
+    assert!(coming.len() == 2 && coming.iter().all(|text| text.starts_with("Info") && text.contains("once that is ready")), "{coming:?}");
+    let ready = json!({"addresses": [{"type": "Hostname", "value": "waypoint.shop.svc.cluster.local"}]});
+    assert!(told(objects(ambient(named)).into_iter().chain([gateway(ready)]).collect()).is_empty());
+    let mut unknown = objects(json!({}));
+    unknown.remove(0);
+    assert!(told(unknown).is_empty(), "a file that is looked at alone");
+}

@@ -59,8 +59,7 @@ fn contradict(root: &HttpMatch, leaf: &HttpMatch) -> bool {
     let texts = [(&root.uri, &leaf.uri), (&root.scheme, &leaf.scheme), (&root.method, &leaf.method), (&root.authority, &leaf.authority)];
     let maps = [(&root.headers, &leaf.headers), (&root.without_headers, &leaf.without_headers), (&root.query_params, &leaf.query_params)];
     let labels = root.source_labels.iter().any(|(key, value)| leaf.source_labels.get(key).is_some_and(|own| own != value));
-    let namespaces =
-        !root.source_namespace.is_empty() && !leaf.source_namespace.is_empty() && root.source_namespace != leaf.source_namespace;
+    let namespaces = !root.source_namespace.is_empty() && root.source_namespace != leaf.source_namespace;
     let gateways = !root.gateways.is_empty() && leaf.gateways.iter().any(|gateway| !root.gateways.contains(gateway));
     texts.into_iter().any(|(root, leaf)| text_contradicts(root.as_ref(), leaf.as_ref()))
         || maps.into_iter().any(|(root, leaf)| map_contradicts(root, leaf))
@@ -103,7 +102,7 @@ fn both(root: &HttpMatch, leaf: &HttpMatch) -> HttpMatch {
         ignore_uri_case: leaf.ignore_uri_case,
         port: leaf.port.or(root.port),
         source_labels: union(&root.source_labels, &leaf.source_labels),
-        source_namespace: if leaf.source_namespace.is_empty() { root.source_namespace.clone() } else { leaf.source_namespace.clone() },
+        source_namespace: leaf.source_namespace.clone(),
         gateways: if leaf.gateways.is_empty() { root.gateways.clone() } else { leaf.gateways.clone() },
         stat_prefix: if leaf.stat_prefix.is_empty() { root.stat_prefix.clone() } else { leaf.stat_prefix.clone() },
     }

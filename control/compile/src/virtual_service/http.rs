@@ -1,6 +1,9 @@
 //! A rule for HTTP requests becomes a route: what it matches.
 
-use tropis_crds::istio::virtual_service::{self as istio, HttpMatch};
+use tropis_crds::istio::{
+    value::StringMatches,
+    virtual_service::{self as istio, HttpMatch, pseudo_header},
+};
 use tropis_model::route::{DirectResponse, HeaderChanges, HttpRoute, RequestMatch, RouteAction, TextMatch};
 
 use super::{Rendering, Rule, action, counting, counts, texts, texts::BadPattern};
@@ -50,12 +53,19 @@ fn request_match(entry: &HttpMatch, field: &str) -> Result<RequestMatch, BadPatt
         scheme: texts::optional(entry.scheme.as_ref(), &format!("{field}.scheme.regex"))?,
         method: texts::optional(entry.method.as_ref(), &format!("{field}.method.regex"))?,
         authority: texts::optional(entry.authority.as_ref(), &format!("{field}.authority.regex"))?,
-        headers: texts::values(&entry.headers, lower, &format!("{field}.headers"))?,
-        without_headers: texts::values(&entry.without_headers, lower, &format!("{field}.withoutHeaders"))?,
+        headers: texts::values(&without_pseudo_headers(&entry.headers), lower, &format!("{field}.headers"))?,
+        without_headers: texts::values(&without_pseudo_headers(&entry.without_headers), lower, &format!("{field}.withoutHeaders"))?,
         query: texts::values(&entry.query_params, str::to_owned, &format!("{field}.queryParams"))?,
         source_labels: entry.source_labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect(),
         source_namespace: (!entry.source_namespace.is_empty()).then(|| entry.source_namespace.as_str().into()),
     })
+}
+
+/// Without what no header is called; Istio leaves those out too (traffic-api.md 1.3).
+fn without_pseudo_headers(headers: &StringMatches) -> StringMatches {
+    StringMatches(
+        headers.0.iter().filter(|(name, _)| pseudo_header(name).is_none()).map(|(name, text)| (name.clone(), text.clone())).collect(),
+    )
 }
 
 /// Whether a route takes every request, so that none after it is reached.

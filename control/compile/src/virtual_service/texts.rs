@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tropis_crds::istio::value::{StringMatch, StringMatches};
 use tropis_model::route::{TextMatch, UnanchoredPattern, ValueMatch};
 
-/// A regular expression that does not compile. Decoding refuses those; what is left is what breaks only when it is anchored.
+/// A regular expression that does not compile, alone or anchored. Decoding refuses those; should one come all the same, its rule refuses.
 pub(crate) struct BadPattern {
     /// Below the rule.
     pub(crate) field: String,

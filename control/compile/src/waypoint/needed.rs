@@ -9,7 +9,7 @@ use tropis_crds::{
 use tropis_model::enrolment::{self, Candidate};
 
 use super::{AUTOMATIC, MANAGED, Wish, of_service, wish};
-use crate::{Index, index::key_of, service, virtual_service};
+use crate::{Index, destination_rule, index::key_of, service, virtual_service};
 
 /// Value of the label [`AUTOMATIC`] of a namespace for which a waypoint may be made, whatever holds for the mesh.
 const ON: &str = "true";
@@ -101,8 +101,10 @@ fn asks(index: &Index, object: &Object) -> Option<String> {
     let host = service::hostname(settings, namespace, &object.metadata.name).hostname;
     let near = |found: &Object| found.metadata.namespace == namespace || found.metadata.namespace == settings.root_namespace;
     let key = key_of(object);
-    let routed = virtual_service::used(index, &key, namespace, &host).into_iter().find(|found| near(found)).map(|found| shown(found));
-    let ruled = || index.destination_rules_for(&host).into_iter().find(|found| near(found)).map(|found| shown(found));
+    let mut routes = virtual_service::used(index, &key, namespace, &host).into_iter();
+    let routed = routes.find(|found| near(found) && virtual_service::routes_in_mesh(found)).map(|found| shown(found));
+    // Subsets alone do nothing before a route names one.
+    let ruled = || destination_rule::select(index, namespace, namespace, &host)?.policy.map(|(found, _)| shown(found));
     let targeted = || {
         let mut policies = index.authorizations_in(namespace);
         let targets = |spec: &Spec| {

@@ -7,6 +7,8 @@ use crate::{codes, decode::About, finding::Finding, names};
 
 /// The longest pattern that Istio takes.
 pub(crate) const PATTERN_MAX: usize = 1024;
+/// Bytes that a pattern may take once it is compiled, as the proxies have it.
+const PATTERN_PROGRAM_MAX_BYTES: usize = 256 * 1024;
 /// The shortest duration where zero makes no sense.
 const DURATION_MIN: time::Duration = time::Duration::from_millis(1);
 
@@ -101,11 +103,12 @@ pub(crate) fn labels(about: &mut About<'_>, labels: &BTreeMap<String, String>, p
     }
 }
 
-/// A regular expression: not too long, and one that compiles.
+/// A regular expression: not too long, and one that compiles, alone and between the anchors that make it match all of a text.
 pub(crate) fn pattern(about: &mut About<'_>, field: &str, pattern: &str) {
+    let compiles = |source: &str| regex::RegexBuilder::new(source).size_limit(PATTERN_PROGRAM_MAX_BYTES).build();
     if pattern.len() > PATTERN_MAX {
         about.refuse(field, format!("{} bytes", pattern.len()), "are too many for a pattern", "at most 1024");
-    } else if let Err(error) = regex::Regex::new(pattern) {
+    } else if let Err(error) = compiles(pattern).and_then(|_| compiles(&format!("^(?:{pattern})$"))) {
         // The last line says what is wrong; those before draw it.
         let reason = error.to_string();
         let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();

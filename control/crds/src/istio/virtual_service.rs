@@ -128,6 +128,12 @@ pub struct HttpMatch {
     pub stat_prefix: String,
 }
 
+/// The field of a match under which a name in `headers` or `withoutHeaders` belongs, if no header is called so: Istio leaves such entries out.
+pub fn pseudo_header(name: &str) -> Option<&'static str> {
+    let name = name.trim_start_matches(':');
+    ["uri", "scheme", "method", "authority"].into_iter().find(|field| name.eq_ignore_ascii_case(field))
+}
+
 /// `Destination`: a service, perhaps a subset and a port of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

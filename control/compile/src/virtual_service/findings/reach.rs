@@ -1,6 +1,6 @@
 //! Rules and matches that never decide, because others before them do.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use tropis_crds::{
     Finding, Object, codes,
@@ -17,7 +17,7 @@ use crate::{Index, destination_rule::shown};
 pub(super) fn unreachable(index: &Index, object: &Arc<Object>) -> Vec<Finding> {
     let Some(service) = object.virtual_service() else { return Vec::new() };
     let mut findings = Vec::new();
-    let mut seen: Vec<(usize, &HttpMatch)> = Vec::new();
+    let mut seen: HashMap<String, usize> = HashMap::new();
     let mut all: Option<usize> = None;
     for (place, rule) in service.spec.http.iter().enumerate() {
         let field = format!("spec.http[{place}]");
@@ -25,8 +25,8 @@ pub(super) fn unreachable(index: &Index, object: &Arc<Object>) -> Vec<Finding> {
             findings.push(hidden(object, &field, &format!("spec.http[{before}] takes every request before it")));
             continue;
         }
-        let repeated: Vec<Option<usize>> =
-            rule.matches.iter().map(|entry| seen.iter().find(|(_, other)| same(other, entry)).map(|(before, _)| *before)).collect();
+        let bare: Vec<String> = rule.matches.iter().map(bare).collect();
+        let repeated: Vec<Option<usize>> = bare.iter().map(|entry| seen.get(entry).copied()).collect();
         match repeated.iter().flatten().next() {
             Some(before) if repeated.iter().all(Option::is_some) => {
                 findings.push(hidden(object, &field, &format!("spec.http[{before}] matches the same")));
@@ -41,7 +41,9 @@ pub(super) fn unreachable(index: &Index, object: &Arc<Object>) -> Vec<Finding> {
                 )
             })),
         }
-        seen.extend(rule.matches.iter().map(|entry| (place, entry)));
+        for entry in bare {
+            seen.entry(entry).or_insert(place);
+        }
         let everything = rule.matches.is_empty() || rule.matches.iter().any(takes_all);
         // A delegating rule takes what its delegate takes.
         if everything && rule.delegate.is_none() {
@@ -77,10 +79,9 @@ fn dropped(index: &Index, object: &Arc<Object>, rule: &HttpRoute, field: &str) -
         .collect()
 }
 
-/// Whether two matches hold for the same requests, whatever they are called.
-fn same(one: &HttpMatch, other: &HttpMatch) -> bool {
-    let bare = |entry: &HttpMatch| HttpMatch { name: String::new(), stat_prefix: String::new(), ..entry.clone() };
-    bare(one) == bare(other)
+/// A match without what it is called: the same for matches that hold for the same requests.
+fn bare(entry: &HttpMatch) -> String {
+    format!("{:?}", HttpMatch { name: String::new(), stat_prefix: String::new(), ..entry.clone() })
 }
 
 fn takes_all(entry: &HttpMatch) -> bool {

@@ -14,6 +14,7 @@ use crate::{
     destination_rule::{elsewhere, select, shown},
     host::Target,
     index::full_host,
+    waypoint::unserved,
 };
 
 const NOT_FOUND_EFFECT: &str = "requests that are routed to it get 503 (flag NC)";
@@ -21,7 +22,7 @@ const UNUSED_EFFECT: &str = "nothing while its weight is 0; with any other its r
 
 const GATEWAY_ACCEPTED: &str = "a Gateway of networking.istio.io as NAME or NAMESPACE/NAME, or mesh for callers in the mesh";
 
-/// Gateways that do not exist.
+/// Gateways that do not exist, and those that nothing serves yet.
 pub(super) fn gateways(index: &Index, object: &Object) -> Vec<Finding> {
     let Some(service) = object.virtual_service() else { return Vec::new() };
     let own = object.metadata.namespace.as_str();
@@ -37,10 +38,19 @@ pub(super) fn gateways(index: &Index, object: &Object) -> Vec<Finding> {
                 None => (own, written.as_str()),
             },
         };
-        if !index.has_istio_gateway(&(namespace.to_owned(), name.to_owned())) {
+        let field = format!("spec.gateways[{place}]");
+        if index.has_istio_gateway(&(namespace.to_owned(), name.to_owned())) {
+            findings.push(
+                Finding::warning(codes::FIELD_NOT_HONOURED, object.reference())
+                    .field(field)
+                    .found(format!("{written:?}"))
+                    .problem("is a gateway at the mesh's edge, and none is served yet")
+                    .effect("no request from outside the mesh is routed by it; requests inside are only if mesh is named too"),
+            );
+        } else {
             findings.push(
                 Finding::error(codes::REFERENCED_RESOURCE_NOT_FOUND, object.reference())
-                    .field(format!("spec.gateways[{place}]"))
+                    .field(field)
                     .found(format!("{written:?}"))
                     .problem(format!("is no Gateway ({namespace}/{name} does not exist)"))
                     .accepted(nearest::accepted(written, known.iter().map(String::as_str), GATEWAY_ACCEPTED))
@@ -52,7 +62,7 @@ pub(super) fn gateways(index: &Index, object: &Object) -> Vec<Finding> {
 }
 
 /// Hosts that no service has, and services whose waypoints do not look here.
-pub(super) fn hosts(index: &Index, object: &Object) -> Vec<Finding> {
+pub(super) fn hosts(index: &Index, object: &Arc<Object>) -> Vec<Finding> {
     let Some(service) = object.virtual_service() else { return Vec::new() };
     let own = object.metadata.namespace.as_str();
     let mut findings = Vec::new();
@@ -72,6 +82,8 @@ pub(super) fn hosts(index: &Index, object: &Object) -> Vec<Finding> {
             continue;
         };
         let namespace = first.metadata.namespace.clone();
+        let about = (&**object, field.clone(), format!("{written:?}"));
+        findings.extend(unserved::finding(index, index.services_covered(&host), about, "no request is routed by it"));
         if services.all(|service| service.metadata.namespace != own) {
             findings.push(
                 Finding::warning(codes::INEFFECTIVE_POLICY, object.reference())

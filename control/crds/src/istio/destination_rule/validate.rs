@@ -11,8 +11,14 @@ use crate::{
     names,
 };
 
+/// Subsets of a rule, and ports of a policy: each is compared with all others.
+const ENTRIES_MAX: usize = 1024;
+
 pub(crate) fn validate(about: &mut About<'_>, rule: &DestinationRule) {
     let spec = &rule.spec;
+    if spec.subsets.len() > ENTRIES_MAX {
+        return about.refuse("spec.subsets", format!("{} subsets", spec.subsets.len()), "are too many for one rule", "at most 1024");
+    }
     if spec.host.is_empty() {
         about.refuse("spec.host", "", "is missing", "a service's name");
     } else if !check::is_host(&spec.host) {
@@ -49,6 +55,10 @@ fn validate_policy(about: &mut About<'_>, policy: &TrafficPolicy, path: &str) {
         tls: policy.tls.as_ref(),
     };
     validate_blocks(about, blocks, path);
+    let ports = policy.port_level_settings.len();
+    if ports > ENTRIES_MAX {
+        return about.refuse(&format!("{path}.portLevelSettings"), format!("{ports} ports"), "are too many for one policy", "at most 1024");
+    }
     for (index, port) in policy.port_level_settings.iter().enumerate() {
         let path = format!("{path}.portLevelSettings[{index}]");
         check::port_selector(about, &format!("{path}.port"), Some(port.port));

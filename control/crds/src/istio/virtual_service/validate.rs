@@ -5,6 +5,10 @@ mod http;
 use super::{Destination, L4Match, RouteDestination, Spec, TcpRoute, TlsRoute, VirtualService};
 use crate::{decode::About, istio::check, names};
 
+/// Hosts of one VirtualService: each is compared with all others.
+const HOSTS_MAX: usize = 1024;
+/// Patterns of one VirtualService: each may take 256 KiB in every waypoint that uses it.
+const PATTERNS_MAX: usize = 256;
 /// The gateway that stands for all traffic inside the mesh.
 const MESH: &str = "mesh";
 
@@ -13,7 +17,15 @@ pub(crate) fn validate(about: &mut About<'_>, service: &VirtualService) {
     if spec.http.is_empty() && spec.tls.is_empty() && spec.tcp.is_empty() {
         about.refuse("spec", "", "has no routes", "at least one of http, tls and tcp");
     }
-    validate_hosts(about, spec);
+    if spec.hosts.len() > HOSTS_MAX {
+        about.refuse("spec.hosts", format!("{} hosts", spec.hosts.len()), "are too many for one object", "at most 1024");
+    } else {
+        validate_hosts(about, spec);
+    }
+    let patterns = http::patterns(&spec.http);
+    if patterns > PATTERNS_MAX {
+        about.refuse("spec.http", format!("{patterns} patterns"), "are too many for one object", "at most 256 uses of regex");
+    }
     check::gateways(about, &spec.gateways, "spec.gateways");
     check::export_to(about, &spec.export_to);
     for (index, route) in spec.http.iter().enumerate() {

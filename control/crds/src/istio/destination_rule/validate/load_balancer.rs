@@ -101,7 +101,14 @@ fn is_prime(number: i64) -> bool {
     (2..TABLE_MAX).contains(&number) && (2..).take_while(|factor| factor * factor <= number).all(|factor| number % factor != 0)
 }
 
+/// Localities that a setting names in one list: each is compared with all others.
+const LOCALITIES_MAX: usize = 256;
+
 fn validate_locality(about: &mut About<'_>, setting: &LocalitySetting, path: &str) {
+    let longest = setting.distribute.iter().map(|rule| rule.to.len()).chain([setting.distribute.len()]).max().unwrap_or_default();
+    if longest > LOCALITIES_MAX {
+        return about.refuse(&format!("{path}.distribute"), format!("{longest} localities"), "are too many for one list", "at most 256");
+    }
     if !setting.distribute.is_empty() && (!setting.failover.is_empty() || !setting.failover_priority.is_empty()) {
         about.refuse(path, "distribute beside failover", "is ambiguous", "one of them");
     }

@@ -1,6 +1,8 @@
 //! What is refused in a route of HTTP requests.
 
-use super::super::{CorsPolicy, Fault, Headers, HttpMatch, HttpRoute, Redirect, Retry, Rewrite, Spec, StringMatch, StringMatches};
+use super::super::{
+    CorsPolicy, Fault, Headers, HttpMatch, HttpRoute, Redirect, Retry, Rewrite, Spec, StringMatch, StringMatches, pseudo_header,
+};
 use super::{validate_destination, validate_weights};
 use crate::{decode::About, istio::check, names};
 
@@ -115,14 +117,10 @@ fn validate_match(about: &mut About<'_>, entry: &HttpMatch, path: &str) {
     for (name, matches) in maps {
         validate_matches(about, matches, &format!("{path}.{name}"));
     }
-    for name in entry.headers.0.keys().chain(entry.without_headers.0.keys()) {
-        let lower = name.trim_start_matches(':').to_ascii_lowercase();
-        if ["uri", "scheme", "method", "authority"].contains(&lower.as_str()) {
-            check::not_honoured(
-                about,
-                &format!("{path}.headers[{name}]"),
-                &format!("the request's {lower} is matched by the field {lower} alone"),
-            );
+    for (list, matches) in [("headers", &entry.headers), ("withoutHeaders", &entry.without_headers)] {
+        for (name, field) in matches.0.keys().filter_map(|name| Some((name, pseudo_header(name)?))) {
+            let effect = format!("the entry is left out; the request's {field} is matched by the field {field} alone");
+            check::not_honoured(about, &format!("{path}.{list}[{name}]"), &effect);
         }
     }
     check::port(about, &format!("{path}.port"), entry.port);
@@ -135,6 +133,22 @@ fn validate_match(about: &mut About<'_>, entry: &HttpMatch, path: &str) {
     if !entry.stat_prefix.is_empty() {
         check::not_honoured(about, &format!("{path}.statPrefix"), "no statistics are kept under it");
     }
+}
+
+/// How many patterns the rules have: in matches, in origins of CORS and in rewrites.
+pub(super) fn patterns(rules: &[HttpRoute]) -> usize {
+    let is_pattern = |text: &&StringMatch| matches!(text, StringMatch::Regex(_));
+    let of_match = |entry: &HttpMatch| {
+        let texts = [&entry.uri, &entry.scheme, &entry.method, &entry.authority].into_iter().flatten();
+        let maps = [&entry.headers, &entry.without_headers, &entry.query_params].into_iter().flat_map(|map| map.0.values().flatten());
+        texts.chain(maps).filter(is_pattern).count()
+    };
+    let of_rule = |rule: &HttpRoute| {
+        let origins = rule.cors_policy.iter().flat_map(|cors| &cors.allow_origins).filter(is_pattern).count();
+        let rewrites = rule.rewrite.iter().filter(|rewrite| rewrite.uri_regex_rewrite.is_some()).count();
+        rule.matches.iter().map(of_match).sum::<usize>() + origins + rewrites
+    };
+    rules.iter().map(of_rule).sum()
 }
 
 /// Matches of headers or query parameters.
