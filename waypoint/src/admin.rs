@@ -44,6 +44,7 @@ pub fn routes(admin: Admin) -> Router {
 async fn index() -> &'static str {
     "GET  /config_dump    what this proxy knows: itself, hosts with routes, policies and pools, workloads, services, its certificate\n\
      GET  /clusters       the pools in use: endpoints, requests under way, ejections\n\
+     GET  /metrics        what the metrics port shows, for who comes by this way\n\
      POST /logging        log level; ?level=FILTER changes it, ?reset restores it\n\
      POST /quitquitquit   drain and stop\n"
 }

@@ -116,7 +116,7 @@ pub async fn run(config: Config, log: LogControl) -> Result<(), StartError> {
     start_workers(&shared)?;
     proxy_ready.ready();
 
-    let admin = admin::routes(Admin { shared: shared.clone(), log, stop });
+    let admin = admin::routes(Admin { shared: shared.clone(), log, stop }).merge(metrics_routes(metrics.clone()));
     let mut endpoints = vec![(shared.config.admin.clone(), admin)];
     endpoints.extend(shared.config.metrics.iter().map(|address| (AdminAddress::Tcp(*address), metrics_routes(metrics.clone()))));
     endpoints.push((AdminAddress::Tcp(shared.config.readiness), readiness_routes(readiness.clone())));

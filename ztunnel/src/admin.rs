@@ -50,6 +50,7 @@ pub fn routes(admin: Admin) -> Router {
 
 async fn index() -> &'static str {
     "GET  /config_dump    what this proxy knows: workloads, services, policies, certificates, pods and their connections\n\
+     GET  /metrics        what the metrics port shows, for who comes by this way\n\
      GET  /version        this program's version\n\
      POST /logging        log level; ?level=FILTER changes it, ?reset restores it\n\
      POST /quitquitquit   drain and stop\n"

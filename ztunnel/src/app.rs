@@ -124,7 +124,8 @@ pub async fn run(config: Config, log: LogControl) -> Result<(), StartError> {
     let (workers, threads) = start_workers(&shared)?;
     proxy_ready.ready();
 
-    let admin = admin::routes(Admin { shared: shared.clone(), workers: workers.clone(), log, stop });
+    let admin = Admin { shared: shared.clone(), workers: workers.clone(), log, stop };
+    let admin = admin::routes(admin).merge(metrics_routes(metrics.clone()));
     let endpoints = [
         (shared.config.admin.clone(), admin),
         (tropis_telemetry::admin::AdminAddress::Tcp(shared.config.metrics), metrics_routes(metrics.clone())),

@@ -122,6 +122,12 @@ impl<H: Clone + Eq + Hash> Detector<H> {
         self.hosts.get(host).is_some_and(|state| state.ejected_at.is_some())
     }
 
+    /// When its time is over, if it is left out; it comes back at the first sweep from then on.
+    pub fn returns_at(&self, host: &H) -> Option<Duration> {
+        let state = self.hosts.get(host)?;
+        Some(state.ejected_at? + duration(&self.settings, state.backoff))
+    }
+
     /// How many are left out now.
     pub fn ejected(&self) -> u32 {
         self.ejected

@@ -105,7 +105,8 @@ fn pool(info: &PoolInfo) -> Value {
             "workload": candidate.workload.uid.to_string(),
             "weight": candidate.weight,
             "active": member.active.load(Ordering::Relaxed),
-            "ejected": ejected,
+            "ejected": ejected.is_some(),
+            "returnsAfterMilliseconds": ejected.map(|left| left.as_millis() as u64),
         })).collect::<Vec<_>>(),
     })
 }

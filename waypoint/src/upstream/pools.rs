@@ -117,8 +117,8 @@ pub struct Current {
 pub struct PoolInfo {
     /// Its state.
     pub current: Current,
-    /// Its ejected endpoints, by place.
-    pub ejected: Vec<bool>,
+    /// For how much longer each endpoint is ejected at least, by place; `None` is in use.
+    pub ejected: Vec<Option<Duration>>,
     /// Ejections since it is there.
     pub ejections: u64,
 }
@@ -154,8 +154,9 @@ impl Pools {
 
     /// All pools that were used.
     pub fn list(&self) -> Vec<PoolInfo> {
+        let now = self.now();
         let tables = [&self.of_services, &self.of_workloads].map(|table| table.read().unwrap_or_else(PoisonError::into_inner));
-        tables.iter().flat_map(|table| table.states.values().map(PoolState::info)).collect()
+        tables.iter().flat_map(|table| table.states.values().map(|state| state.info(now))).collect()
     }
 
     fn state(&self, pool: &Arc<Pool>) -> Arc<PoolState> {
@@ -273,12 +274,12 @@ impl PoolState {
         self.ready.store(Arc::new(next));
     }
 
-    fn info(self: &Arc<Self>) -> PoolInfo {
+    fn info(self: &Arc<Self>, now: Duration) -> PoolInfo {
         let inner = self.lock();
         let ready = self.ready.load_full();
-        let is_ejected = |member: &Arc<Member>| inner.detector.as_ref().is_some_and(|detector| detector.is_ejected(&member.id));
+        let returns_at = |member: &Arc<Member>| inner.detector.as_ref()?.returns_at(&member.id);
         PoolInfo {
-            ejected: ready.members.iter().map(is_ejected).collect(),
+            ejected: ready.members.iter().map(|member| Some(returns_at(member)?.saturating_sub(now))).collect(),
             ejections: self.ejections.load(Ordering::Relaxed),
             current: Current { state: self.clone(), ready },
         }

@@ -92,6 +92,7 @@ fn says_what_it_waits_for_shows_what_it_knows_and_ends_when_asked() {
         (200, Some("shop/waypoint"), Some("spiffe://cluster.local/ns/shop/sa/waypoint"))
     );
     assert_eq!(request(admin(), "GET", "/clusters"), (200, "[]".to_owned()));
+    assert!(request(admin(), "GET", "/stats/prometheus").1.contains("istio_build{component=\"waypoint\""));
     assert_eq!(request(admin(), "POST", "/logging?level=debug"), (200, "current log level is debug\n".to_owned()));
     assert_eq!(request(admin(), "POST", "/quitquitquit"), (200, "shutdown now\n".to_owned()));
     assert!(proxy.child.wait().unwrap().success());

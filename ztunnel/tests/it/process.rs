@@ -88,6 +88,7 @@ fn says_what_it_waits_for_shows_what_it_knows_and_ends_when_asked() {
     );
 
     let admin = || UnixStream::connect(folder.path().join("admin.sock")).unwrap();
+    assert!(request(admin(), "GET", "/stats/prometheus").1.contains("istio_build{component=\"ztunnel\""));
     let (status, text) = request(admin(), "GET", "/config_dump");
     let dump: Value = serde_json::from_str(&text).unwrap();
     for key in ["workloads", "services", "policies", "stagedServices", "staticConfig", "version", "config", "certificates", "workloadState"]

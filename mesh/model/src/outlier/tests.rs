@@ -46,6 +46,16 @@ fn consecutive_5xx_errors_ejects_at_the_threshold_at_once() {
 }
 
 #[test]
+fn an_ejected_endpoint_says_when_its_time_is_over() {
+    let mut detector = detector(settings(), 2);
+    eject(&mut detector, at(7));
+    assert_eq!((detector.returns_at(&0), detector.returns_at(&1)), (Some(at(12)), None));
+    detector.sweep(at(12));
+    eject(&mut detector, at(20));
+    assert_eq!(detector.returns_at(&0), Some(at(30)), "twice the time, the second time");
+}
+
+#[test]
 fn consecutive_5xx_errors_must_be_in_a_row() {
     let (bad, good) = (Outcome::Response(503), Outcome::Response(404));
     assert_eq!(ejecting(&mut detector(settings(), 1), &[bad, bad, good, bad, bad, good, bad, bad]), None);
