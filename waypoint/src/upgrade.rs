@@ -35,7 +35,7 @@ pub struct Upgrade {
     /// The endpoint's side, when HTTP/1.1 has let go of it.
     pub upstream: oneshot::Receiver<Stream>,
     /// The request that asked for it.
-    pub asked: Asked,
+    pub asked: Box<Asked>,
     /// Its report.
     pub report: Box<Report>,
     /// Its places in the pool.
@@ -64,9 +64,9 @@ impl UpgradeSlot {
 
 impl Asked {
     /// What this request asked, of the endpoint that was chosen.
-    pub fn of(journey: &Journey<'_>, chosen: &Chosen) -> Self {
+    pub fn of(journey: &Journey<'_>, chosen: &Chosen) -> Box<Self> {
         let facts = &journey.facts;
-        Self {
+        Box::new(Self {
             entry: journey.entry.clone(),
             method: facts.method.to_owned(),
             scheme: facts.scheme.to_owned(),
@@ -76,7 +76,7 @@ impl Asked {
             headers: facts.headers.clone(),
             workload: chosen.workload.clone(),
             address: chosen.address,
-        }
+        })
     }
 
     /// Waits until policy, as it changes, no longer allows it. What is no longer attached is no longer allowed.

@@ -29,7 +29,7 @@ use crate::{
 /// An endpoint that agreed to change the protocol.
 pub struct Upgrading {
     upstream: oneshot::Receiver<Stream>,
-    asked: Asked,
+    asked: Box<Asked>,
     held: (Held, Held, Active),
 }
 
@@ -78,7 +78,7 @@ struct Exchanged {
 }
 
 impl Exchanged {
-    fn answered(self, asked: Asked, active: Active, deadline: Option<Deadline>) -> Answered {
+    fn answered(self, asked: Box<Asked>, active: Active, deadline: Option<Deadline>) -> Answered {
         let (mut parts, body) = self.response.into_parts();
         if parts.status == StatusCode::SWITCHING_PROTOCOLS {
             let upgrading = Upgrading { upstream: self.upstream, asked, held: (self.held_connection, self.held_request, active) };
