@@ -80,7 +80,8 @@ async fn serve_http1(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
                 request.extensions_mut().insert(unreadable);
             }
             arrival::http1(request.headers_mut());
-            let serving = request::serve(entry.clone(), Some(upgrades.clone()), request);
+            // Boxed: 4 KiB that would be moved from place to place with all that waits for it (a tenth of all work in HTTP/2).
+            let serving = Box::pin(request::serve(entry.clone(), Some(upgrades.clone()), request));
             async move {
                 let mut response = serving.await?;
                 if unreadable.is_some() {
@@ -148,7 +149,7 @@ async fn serve_http2(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
                 request.extensions_mut().insert(Unreadable::Headers { limit });
             }
             arrival::http2(request.headers_mut());
-            let serving = request::serve(entry.clone(), None, request);
+            let serving = Box::pin(request::serve(entry.clone(), None, request));
             async move { serving.await.map(|response| response.map(|body| Answering::new(body, turn))) }
         }
     });

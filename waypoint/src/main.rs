@@ -34,12 +34,21 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
+    spare_memory();
     let config = Config::from_environment()?;
     let (log, _written_at_the_end) = logs::start(config.log_format, &config.log_filter)?;
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the control runtime cannot be started")?;
     runtime.block_on(app::run(config, log))?;
     Ok(())
+}
+
+/// Small pages only: with huge ones, which the allocator asks for, each first touch costs 2 MiB. Resident memory was 22 MiB with them and
+/// 13 without when idle.
+fn spare_memory() {
+    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
+        tracing::warn!(%error, "huge pages cannot be turned off: more memory will be used");
+    }
 }
 
 /// Each connection takes descriptors: as many as we may have.

@@ -136,7 +136,7 @@ pub async fn run(
     let tries =
         Tries { journey, forward, permit, outgoing, upload, pool: &pool, own, key, trying: Cell::default(), tried: RefCell::default() };
     let answered = match tries.outgoing.wants_upgrade() && journey.upgrades.is_some() {
-        true => upgrading::run(&tries, timeout, report).await,
+        true => Box::pin(upgrading::run(&tries, timeout, report)).await,
         false => tries.run(timeout, report).await.map(Answered::Response),
     };
     mirror::send(&tries);

@@ -99,7 +99,8 @@ impl Connections {
             tokio::select! {
                 held = counts.take_connection(limits) => {
                     drop(waiting);
-                    return wanted.connect(&slot, held).await;
+                    // Rare, and large: a request that finds a connection open should not carry room for making one.
+                    return Box::pin(wanted.connect(&slot, held)).await;
                 }
                 () = news => {}
             }

@@ -180,7 +180,10 @@ fn request_id() -> HeaderValue {
         *place = DIGITS[(left >> 124) as usize];
         left <<= 4;
     }
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("00000000-0000-4000-8000-000000000000"))
+    let mut id = HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("00000000-0000-4000-8000-000000000000"));
+    // No two requests share it: in HPACK's table (RFC 7541 §7.1) it would only push out what they do share.
+    id.set_sensitive(true);
+    id
 }
 
 #[cfg(test)]
