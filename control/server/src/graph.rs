@@ -155,9 +155,9 @@ pub(crate) fn draw(facts: &Facts) -> Graph {
     let mut edges = Edges::default();
     for (proxy, said) in facts.proxies.iter().flatten() {
         let Ok(said) = said else { continue };
-        edges.add(&said.numbers, gateway(inventory, proxy), |both| &mut both.ever);
+        edges.add(&said.numbers, inventory, gateway(inventory, proxy), |both| &mut both.ever);
         if let Some(moved) = facts.moved.get(proxy) {
-            edges.add(moved, gateway(inventory, proxy), |both| &mut both.lately);
+            edges.add(moved, inventory, gateway(inventory, proxy), |both| &mut both.lately);
         }
     }
     let ejected = ejected(facts);

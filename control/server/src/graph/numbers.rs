@@ -23,15 +23,26 @@ pub(crate) enum Reporter {
     Waypoint,
 }
 
-/// A pair of workloads, as one kind of reporter sees it. `None` is somebody whom the proxy does not know.
+/// Who called or was called, as far as a proxy knows it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum End {
+    /// This workload.
+    Workload(Key),
+    /// A workload of this identity: a waypoint knows callers that are not of its own services by what they proved.
+    Identity(String),
+    /// Somebody.
+    Unknown,
+}
+
+/// A pair of ends, as one kind of reporter sees it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Pair {
     /// Who counted.
     pub(crate) reporter: Reporter,
     /// Who called.
-    pub(crate) source: Option<Key>,
+    pub(crate) source: End,
     /// Who was called.
-    pub(crate) destination: Option<Key>,
+    pub(crate) destination: End,
     /// Both proved who they are.
     pub(crate) mutual_tls: bool,
 }
@@ -114,15 +125,16 @@ fn counted(name: &str, labels: &BTreeMap<&str, String>, value: u64) -> Option<(P
         ("istio_tcp_received_bytes_total" | "istio_tcp_sent_bytes_total", _) => Counts { bytes: value, ..nothing },
         _ => return None,
     };
-    let end = |namespace: &str, workload: &str| {
-        let (namespace, workload) = (label(namespace), label(workload));
-        let known = ![namespace, workload].iter().any(|part| part.is_empty() || *part == UNKNOWN);
-        known.then(|| (namespace.to_owned(), workload.to_owned()))
+    let known = |text: &str| !text.is_empty() && text != UNKNOWN;
+    let end = |namespace: &str, workload: &str, principal: &str| match (label(namespace), label(workload), label(principal)) {
+        (namespace, workload, _) if known(namespace) && known(workload) => End::Workload((namespace.to_owned(), workload.to_owned())),
+        (.., principal) if known(principal) => End::Identity(principal.to_owned()),
+        _ => End::Unknown,
     };
     let pair = Pair {
         reporter,
-        source: end("source_workload_namespace", "source_workload"),
-        destination: end("destination_workload_namespace", "destination_workload"),
+        source: end("source_workload_namespace", "source_workload", "source_principal"),
+        destination: end("destination_workload_namespace", "destination_workload", "destination_principal"),
         mutual_tls: label("connection_security_policy") == "mutual_tls",
     };
     Some((pair, counts))
@@ -178,8 +190,19 @@ pub(super) mod tests {
         format!("{name}{{reporter=\"{reporter}\",{},{},{more}}} {value}\n", of(ends[0], "source"), of(ends[1], "destination"))
     }
 
-    fn key(namespace: &str, name: &str) -> Option<Key> {
-        Some((namespace.to_owned(), name.to_owned()))
+    fn end(namespace: &str, name: &str) -> End {
+        End::Workload((namespace.to_owned(), name.to_owned()))
+    }
+
+    #[test]
+    fn who_is_no_workload_that_the_proxy_knows_may_still_have_an_identity() {
+        let of = |more: &str| {
+            let numbers = read(&line("istio_requests_total", "waypoint", ["nobody", "shop/cart"], more, 1));
+            numbers.keys().map(|pair| pair.source.clone()).next().unwrap()
+        };
+        assert_eq!(of("source_principal=\"spiffe://c/ns/shop/sa/web\""), End::Identity("spiffe://c/ns/shop/sa/web".to_owned()));
+        assert_eq!(of("source_principal=\"unknown\""), End::Unknown);
+        assert_eq!(of(""), End::Unknown);
     }
 
     #[test]
@@ -204,9 +227,9 @@ pub(super) mod tests {
             line("istio_response_bytes_sum", "waypoint", ["shop/web", "shop/cart"], tls, 99),
         ];
         let numbers = read(&text.concat());
-        let web = key("shop", "web");
-        let requests = Pair { reporter: Reporter::Waypoint, source: web.clone(), destination: key("shop", "cart"), mutual_tls: true };
-        let bytes = Pair { reporter: Reporter::Source, source: web, destination: None, mutual_tls: false };
+        let web = end("shop", "web");
+        let requests = Pair { reporter: Reporter::Waypoint, source: web.clone(), destination: end("shop", "cart"), mutual_tls: true };
+        let bytes = Pair { reporter: Reporter::Source, source: web, destination: End::Unknown, mutual_tls: false };
         assert_eq!(numbers.keys().collect::<Vec<_>>(), [&bytes, &requests]);
         assert_eq!(numbers[&requests], Counts { requests: 15, failed: 4, ..Counts::default() });
         assert_eq!(numbers[&bytes], Counts { bytes: 42, ..Counts::default() });

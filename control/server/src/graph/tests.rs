@@ -73,6 +73,34 @@ fn requests_are_drawn_to_the_waypoint_and_on_to_who_answered() {
 }
 
 #[test]
+fn a_caller_that_the_waypoint_knows_by_its_identity_alone_is_its_workload() {
+    let by = |account: &str| {
+        let principal = format!("response_code=\"200\",source_principal=\"spiffe://cluster.local/ns/shop/sa/{account}\",{TLS}");
+        line("istio_requests_total", "waypoint", ["nobody", "shop/cart"], &principal, 4)
+    };
+    let graph = json(&facts(&[(waypoint(), &[by("web"), by("stranger")])], &[]));
+    assert_eq!(edge(&graph, "shop/web", "shop/waypoint")["requestsPerSecond"], 2.0);
+    assert_eq!(edge(&graph, "/callers", "shop/waypoint")["requestsPerSecond"], 2.0);
+}
+
+#[test]
+fn of_callers_that_share_an_account_the_node_proxy_knows_which_one_it_is() {
+    let principal = format!("response_code=\"200\",source_principal=\"spiffe://cluster.local/ns/shop/sa/shared\",{TLS}");
+    let requests = [line("istio_requests_total", "waypoint", ["nobody", "shop/cart"], &principal, 4)];
+    let bytes = |from: &str| line("istio_tcp_sent_bytes_total", "source", [from, "shop/waypoint"], TLS, 10);
+    let drawn = |bytes: &[String]| {
+        let mut facts = facts(&[(waypoint(), &requests), (ztunnel(), bytes)], &[]);
+        facts.inventory = Inventory::with(&[("shop", "cart"), ("shop", "waypoint")]).and_sharing_an_account(&["one", "other"]);
+        json(&facts)
+    };
+    let graph = drawn(&[bytes("shop/one")]);
+    assert_eq!(edge(&graph, "shop/one", "shop/waypoint")["requestsPerSecond"], 2.0);
+    let graph = drawn(&[bytes("shop/one"), bytes("shop/other")]);
+    assert_eq!(edge(&graph, "/callers", "shop/waypoint")["requestsPerSecond"], 2.0);
+    assert_eq!(edge(&graph, "shop/one", "shop/waypoint")["requestsPerSecond"], 0.0);
+}
+
+#[test]
 fn one_connection_that_both_ends_count_is_drawn_once() {
     let sent = |reporter: &str| line("istio_tcp_sent_bytes_total", reporter, ["shop/web", "shop/cart"], TLS, 500);
     let graph = json(&facts(&[(ztunnel(), &[sent("source"), sent("destination")])], &[]));

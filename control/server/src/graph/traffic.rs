@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     Edge, MAX_EDGES, Security, id,
     inventory::{Inventory, Key},
-    numbers::{Counts, Numbers, Reporter},
+    numbers::{Counts, End, Numbers, Reporter},
 };
 
 /// The ends that are no workloads of this mesh. An empty namespace keeps them apart from every workload.
@@ -84,30 +84,61 @@ impl Period {
 pub(super) struct Edges(BTreeMap<(Key, Key), Both>);
 
 impl Edges {
-    /// Takes in what a proxy counted in one period; `gateway` is the workload of a waypoint's pod.
-    pub(super) fn add(&mut self, numbers: &Numbers, gateway: Option<&Key>, period: impl Fn(&mut Both) -> &mut Period) {
+    /// Takes in what a proxy counted in one period; `gateway` is the workload of a waypoint's pod. Node proxies come first: of workloads
+    /// that share an account, a waypoint cannot tell which one calls, but the caller's node proxy knows.
+    pub(super) fn add(
+        &mut self,
+        numbers: &Numbers,
+        inventory: &Inventory,
+        gateway: Option<&Key>,
+        period: impl Fn(&mut Both) -> &mut Period,
+    ) {
+        let outside = |end: &str| (String::new(), end.to_owned());
         for (pair, counts) in numbers {
-            let outside = |end: &str| (String::new(), end.to_owned());
-            let source = pair.source.clone().unwrap_or_else(|| outside(CALLERS));
+            let source = self.caller(&pair.source, inventory, gateway, &period).unwrap_or_else(|| outside(CALLERS));
             match (pair.reporter, gateway) {
                 (Reporter::Waypoint, Some(gateway)) => {
                     // Whether the way on was encrypted is the destination's node proxy to say; this label is of the way in.
                     let Period(told) = period(self.between(source, gateway.clone()));
                     told.by_waypoint.add(*counts, pair.mutual_tls);
-                    if let Some(destination) = pair.destination.clone() {
+                    if let Some(destination) = called(&pair.destination, inventory) {
                         let Period(told) = period(self.between(gateway.clone(), destination));
                         told.by_waypoint.counts.add(*counts);
                     }
                 }
                 (Reporter::Waypoint, None) => {}
                 (Reporter::Source | Reporter::Destination, _) => {
-                    let destination = pair.destination.clone().unwrap_or_else(|| outside(CALLED));
+                    let destination = called(&pair.destination, inventory).unwrap_or_else(|| outside(CALLED));
                     let Period(told) = period(self.between(source, destination));
                     let sum = if pair.reporter == Reporter::Source { &mut told.by_source } else { &mut told.by_destination };
                     sum.add(*counts, pair.mutual_tls);
                 }
             }
         }
+    }
+
+    /// The workload that called: of several with the same identity the only one that has connections to `gateway`.
+    fn caller(
+        &mut self,
+        end: &End,
+        inventory: &Inventory,
+        gateway: Option<&Key>,
+        period: impl Fn(&mut Both) -> &mut Period,
+    ) -> Option<Key> {
+        let identity = match end {
+            End::Workload(key) => return Some(key.clone()),
+            End::Identity(identity) => identity,
+            End::Unknown => return None,
+        };
+        let all: Vec<&Key> = inventory.workloads_of_identity(identity).collect();
+        let [_, _, ..] = all.as_slice() else { return all.first().map(|only| (*only).clone()) };
+        let gateway = gateway?;
+        let mut connected = all.into_iter().filter(|from| {
+            let both = self.0.get_mut(&((*from).clone(), gateway.clone()));
+            both.is_some_and(|both| !period(both).0.by_source.is_empty())
+        });
+        let only = connected.next().cloned();
+        only.filter(|_| connected.next().is_none())
     }
 
     fn between(&mut self, from: Key, to: Key) -> &mut Both {
@@ -127,6 +158,19 @@ impl Edges {
             edges.sort_by(|one, other| (&one.from, &one.to).cmp(&(&other.from, &other.to)));
         }
         edges
+    }
+}
+
+/// The workload that was called; of an identity that several have, nobody knows which.
+fn called(end: &End, inventory: &Inventory) -> Option<Key> {
+    match end {
+        End::Workload(key) => Some(key.clone()),
+        End::Identity(identity) => {
+            let mut all = inventory.workloads_of_identity(identity);
+            let only = all.next().cloned();
+            only.filter(|_| all.next().is_none())
+        }
+        End::Unknown => None,
     }
 }
 
