@@ -80,6 +80,7 @@ impl Connections {
         }
         let counts = &current.state.counts;
         let _pending = counts.take(Kind::PendingRequest, limits)?;
+        // What makes a connection is rare and large: boxed, so that requests do not carry room for it.
         let wanted = Wanted { worker, current, member, version };
         let waiting = slot.start_waiting();
         loop {
@@ -94,12 +95,11 @@ impl Connections {
             // Connections of other endpoints and workers carry streams all the time: to wait for one of them may be to wait for ever.
             if version == HttpVersion::Http2 && !slot.shares() {
                 drop(waiting);
-                return wanted.connect(&slot, counts.take_first_connection(limits)).await;
+                return Box::pin(wanted.connect(&slot, counts.take_first_connection(limits))).await;
             }
             tokio::select! {
                 held = counts.take_connection(limits) => {
                     drop(waiting);
-                    // Rare, and large: a request that finds a connection open should not carry room for making one.
                     return Box::pin(wanted.connect(&slot, held)).await;
                 }
                 () = news => {}
