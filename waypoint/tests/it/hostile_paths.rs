@@ -11,7 +11,7 @@ use tropis_model::{
 };
 
 use crate::{
-    raw::{Answer, RawHttp2, before_witness, frame, statuses},
+    raw::{Answer, RawHttp2, before_witness, frame, statuses, until_closed},
     witness::Witness,
     world::{World, forward, host, pool, route, run, to},
 };
@@ -173,4 +173,29 @@ fn should(seen: Seen, is_guarded: bool) -> (u16, Vec<(String, Vec<String>)>) {
 fn got(witness: &Witness) -> Vec<(String, Vec<String>)> {
     let owned = |values: Vec<&str>| values.into_iter().map(str::to_owned).collect();
     witness.take().iter().map(|sent| (sent.target().to_owned(), owned(sent.all("x-route")))).collect()
+}
+
+/// On a port that nobody declared, what does not begin like HTTP is passed on as it is, and an application may find HTTP in it after all.
+#[test]
+fn what_does_not_look_like_http_gets_past_no_policy_about_http() {
+    run(async {
+        let mut guarded = routes();
+        guarded.policies = vec![Arc::new(nobody_administers())];
+        for port in guarded.ports.values_mut() {
+            port.protocol = PortProtocol::Auto;
+        }
+        let (world, witness) = before_witness(guarded, &[]).await;
+        for request in [
+            "\r\nGET /admin HTTP/1.1\r\nHost: a\r\n\r\n",
+            "get /admin HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /admin HTTP/1.1 \r\nHost: a\r\n\r\n",
+            "GET  /admin  HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /admin\r\n\r\n",
+            "\0GET /admin HTTP/1.1\r\nHost: a\r\n\r\n",
+        ] {
+            until_closed(&world, request.as_bytes()).await;
+            assert_eq!(witness.take(), [], "{request:?}");
+        }
+        assert_eq!(statuses(&world, b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await, [200]);
+    });
 }
