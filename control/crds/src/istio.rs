@@ -2,6 +2,7 @@
 //! *honoured*, *needs a waypoint*, or *not honoured*; [`crate::FIELDS`] says the same for the reference page.
 
 pub mod authorization_policy;
+pub(crate) mod bounds;
 pub mod check;
 pub mod destination_rule;
 pub mod peer_authentication;

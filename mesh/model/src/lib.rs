@@ -7,6 +7,7 @@
 
 pub mod address;
 pub mod authorize;
+pub mod bounds;
 pub mod enrolment;
 pub mod identity;
 pub mod limits;

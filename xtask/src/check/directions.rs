@@ -12,8 +12,8 @@ const MESH: [&str; 7] = ["model", "proto", "net", "tls", "hbone", "xds", "teleme
 fn allowed(package: &str) -> Option<Vec<&'static str>> {
     let mesh_and = |more: &[&'static str]| MESH.iter().copied().chain(more.iter().copied()).collect();
     Some(match package {
-        "model" | "proto" | "crds" | "abi" | "bookinfo" => vec![],
-        "net" | "telemetry" => vec!["model"],
+        "model" | "proto" | "abi" | "bookinfo" => vec![],
+        "net" | "telemetry" | "crds" => vec!["model"],
         "tls" | "xds" => vec!["model", "proto"],
         "hbone" => vec!["model", "net", "tls"],
         "source" => vec!["crds"],

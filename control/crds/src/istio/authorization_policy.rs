@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{TargetReference, WorkloadSelector, validate_selector, validate_targets};
+use super::{TargetReference, WorkloadSelector, bounds, validate_selector, validate_targets};
 use crate::{decode::About, names};
 
 /// The whole object.
@@ -185,6 +185,7 @@ pub(crate) fn validate(about: &mut About<'_>, policy: &AuthorizationPolicy) {
     let spec = &policy.spec;
     validate_selector(about, spec.selector.as_ref());
     validate_targets(about, spec.target_ref.as_ref(), &spec.target_refs, spec.selector.is_some());
+    bounds::authorization_policy(about, spec);
     let rules = spec.rules.as_deref().unwrap_or_default();
     match spec.action {
         Action::Custom if spec.provider.as_ref().is_none_or(|provider| provider.name.is_empty()) => {

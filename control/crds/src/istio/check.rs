@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time};
 
+use tropis_model::bounds;
+
 use super::value::{Duration, Percent, PortSelector, StringMatch};
 use crate::{codes, decode::About, finding::Finding, names};
 
@@ -70,6 +72,12 @@ pub(crate) fn within(about: &mut About<'_>, field: &str, number: Option<i64>, lo
     if let Some(number) = number.filter(|number| !(low..=high).contains(number)) {
         about.refuse(field, number.to_string(), "is out of range", &format!("{low} to {high}"));
     }
+}
+
+/// The status of an answer that is made up.
+pub(crate) fn status(about: &mut About<'_>, field: &str, status: Option<i64>) {
+    let (low, high) = bounds::ANSWER_STATUSES.into_inner();
+    within(about, field, status, low.into(), high.into());
 }
 
 /// A count that has no upper end but its type's.

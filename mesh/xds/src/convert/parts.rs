@@ -3,15 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
-use tropis_model::{address::NamespacedHostname, pool::PoolKey, route::TextMatch};
+use tropis_model::{address::NamespacedHostname, bounds, pool::PoolKey, route::TextMatch};
 use tropis_proto::waypoint::{self as wire, text_match::Kind};
 
 use super::{Interner, InvalidResource, address};
 
-/// Values in one list: address blocks, principals, paths. The longest seen are lists of a cloud's blocks, some 10 000.
-pub(super) const MAX_VALUES: usize = 16_384;
-/// Labels of one thing; Kubernetes' own objects have some dozens at most.
-pub(super) const MAX_LABELS: usize = 256;
 /// Bytes of a regular expression as written; with the library's own limit on what it compiles to, a bound on memory.
 const MAX_PATTERN_BYTES: usize = 4096;
 /// Longest duration, about a hundred years: added to any clock's time it does not overflow.
@@ -84,7 +80,7 @@ pub(super) fn real(field: &'static str, found: f64) -> Result<f64, InvalidResour
 
 /// An HTTP status of an answer.
 pub(super) fn status(field: &'static str, found: u32) -> Result<u16, InvalidResource> {
-    number(field, found, 100..=599, "100 to 599")
+    number(field, found, bounds::STATUSES, "100 to 599")
 }
 
 /// A gRPC code; those beyond 16 have no meaning, and travel all the same.
@@ -123,7 +119,7 @@ pub(super) fn labels(
     wire: BTreeMap<String, String>,
     strings: &mut Interner,
 ) -> Result<BTreeMap<Arc<str>, Arc<str>>, InvalidResource> {
-    count(field, wire.len(), MAX_LABELS)?;
+    count(field, wire.len(), bounds::LABELS)?;
     Ok(wire.iter().map(|(key, value)| (strings.get(key), strings.get(value))).collect())
 }
 
@@ -133,7 +129,7 @@ pub(super) fn labels_to_wire(labels: &BTreeMap<Arc<str>, Arc<str>>) -> BTreeMap<
 
 /// Texts without a rule of their own.
 pub(super) fn texts(field: &'static str, wire: &[String], strings: &mut Interner) -> Result<Vec<Arc<str>>, InvalidResource> {
-    count(field, wire.len(), MAX_VALUES)?;
+    count(field, wire.len(), bounds::TOLD_VALUES)?;
     Ok(wire.iter().map(|text| strings.get(text)).collect())
 }
 
@@ -150,7 +146,7 @@ pub(super) fn text_to_wire(text: &Option<Arc<str>>) -> Option<String> {
 }
 
 pub(super) fn blocks(field: &'static str, wire: &[wire::Block]) -> Result<Vec<IpNet>, InvalidResource> {
-    count(field, wire.len(), MAX_VALUES)?;
+    count(field, wire.len(), bounds::TOLD_VALUES)?;
     wire.iter().map(|block| address::block(&block.address, Some(block.length), field)).collect()
 }
 

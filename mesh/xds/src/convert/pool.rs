@@ -1,21 +1,15 @@
 //! `tropis.waypoint.v1.Pool`.
 
-use tropis_model::pool::{
-    Balancer, Distribution, HashAlgorithm, HashKey, Http2Keepalive, Limits, LocalityMatch, LocalityPreference, OutlierDetection, Pool,
-    RetryBudget, TcpKeepalive, UpstreamTls, UpstreamVersion, Warmup,
+use tropis_model::{
+    bounds,
+    pool::{
+        Balancer, Distribution, HashAlgorithm, HashKey, Http2Keepalive, Limits, LocalityMatch, LocalityPreference, OutlierDetection, Pool,
+        RetryBudget, TcpKeepalive, UpstreamTls, UpstreamVersion, Warmup,
+    },
 };
 use tropis_proto::waypoint::{self as wire, balancer, consistent_hash, limits, locality, upstream_tls};
 
 use super::{Interner, InvalidResource, parts};
-
-/// Points of a ring (Envoy's own limit).
-const MAX_RING_POINTS: u32 = 8_388_608;
-/// Entries of Maglev's table (Envoy's own limit).
-const MAX_TABLE_ENTRIES: u32 = 5_000_011;
-/// Rules about localities, and entries of one.
-const MAX_LOCALITIES: usize = 1024;
-/// Attributes of a cookie.
-const MAX_ATTRIBUTES: usize = 64;
 
 pub(super) fn from_wire(wire: wire::Pool, strings: &mut Interner) -> Result<Pool, InvalidResource> {
     let key = parts::pool_key("pools.key", wire.key, strings)?;
@@ -52,10 +46,10 @@ fn balancer(wire: wire::Balancer, strings: &mut Interner) -> Result<Balancer, In
             key: hash_key(parts::required("consistent_hash.key", found.key)?, strings)?,
             algorithm: match parts::required("consistent_hash.algorithm", found.algorithm)? {
                 consistent_hash::Algorithm::RingMinimumSize(size) => {
-                    HashAlgorithm::Ring { minimum_size: parts::number("ring_minimum_size", size, 0..=MAX_RING_POINTS, "0 to 8388608")? }
+                    HashAlgorithm::Ring { minimum_size: parts::number("ring_minimum_size", size, 0..=bounds::RING_POINTS, "0 to 8388608")? }
                 }
                 consistent_hash::Algorithm::MaglevTableSize(size) => {
-                    HashAlgorithm::Maglev { table_size: parts::number("maglev_table_size", size, 2..=MAX_TABLE_ENTRIES, "2 to 5000011")? }
+                    HashAlgorithm::Maglev { table_size: parts::number("maglev_table_size", size, bounds::TABLE_ENTRIES, "2 to 5000011")? }
                 }
             },
         },
@@ -69,7 +63,7 @@ fn hash_key(wire: consistent_hash::Key, strings: &mut Interner) -> Result<HashKe
             name: parts::name("consistent_hash.cookie.name", &found.name, strings)?,
             path: parts::text(found.path, strings),
             ttl: parts::duration("consistent_hash.cookie.ttl", found.ttl)?,
-            attributes: parts::list("consistent_hash.cookie.attributes", MAX_ATTRIBUTES, found.attributes, |attribute| {
+            attributes: parts::list("consistent_hash.cookie.attributes", bounds::ATTRIBUTES, found.attributes, |attribute| {
                 Ok((strings.get(&attribute.name), strings.get(&attribute.value)))
             })?,
         },
@@ -83,18 +77,18 @@ fn hash_key(wire: consistent_hash::Key, strings: &mut Interner) -> Result<HashKe
 fn locality(wire: wire::Locality, strings: &mut Interner) -> Result<LocalityPreference, InvalidResource> {
     Ok(match parts::required("locality", wire.preference)? {
         locality::Preference::Failover(found) => LocalityPreference::Failover {
-            regions: parts::list("failover.regions", MAX_LOCALITIES, found.regions, |region| {
+            regions: parts::list("failover.regions", bounds::LOCALITIES, found.regions, |region| {
                 Ok((strings.get(&region.from), strings.get(&region.to)))
             })?,
-            labels: parts::list("failover.labels", MAX_LOCALITIES, found.labels, |label| {
+            labels: parts::list("failover.labels", bounds::LOCALITIES, found.labels, |label| {
                 Ok((strings.get(&label.key), parts::text(label.value, strings)))
             })?,
         },
         locality::Preference::Distribute(found) => {
-            LocalityPreference::Distribute(parts::list("distribute.rules", MAX_LOCALITIES, found.rules, |rule| {
+            LocalityPreference::Distribute(parts::list("distribute.rules", bounds::LOCALITIES, found.rules, |rule| {
                 Ok(Distribution {
                     from: locality_match(parts::required("distribute.from", rule.from)?, strings),
-                    to: parts::list("distribute.to", MAX_LOCALITIES, rule.to, |share| {
+                    to: parts::list("distribute.to", bounds::LOCALITIES, rule.to, |share| {
                         let to = locality_match(parts::required("distribute.to", share.to)?, strings);
                         Ok((to, parts::percent("distribute.percent", share.percent)?.into()))
                     })?,
@@ -159,7 +153,7 @@ fn outlier(wire: wire::Outlier) -> Result<OutlierDetection, InvalidResource> {
         consecutive_gateway_errors: wire.consecutive_gateway_errors,
         consecutive_local_origin_failures: wire.consecutive_local_origin_failures,
         split_local_origin: wire.split_local_origin,
-        error_statuses: parts::list("outlier.error_statuses", parts::MAX_VALUES, wire.error_statuses, |found| {
+        error_statuses: parts::list("outlier.error_statuses", bounds::TOLD_VALUES, wire.error_statuses, |found| {
             parts::status("outlier.error_statuses", found)
         })?,
         interval: parts::required_duration("outlier.interval", wire.interval)?,

@@ -1,6 +1,7 @@
 //! `tropis.waypoint.v1.RequestPolicy`.
 
 use tropis_model::{
+    bounds,
     policy::{PolicyKey, ServiceAccountMatch, StringMatch},
     request_policy::{
         Attachment, Attribute, Condition, OperationMatch, PathMatch, RequestAction, RequestPolicy, RequestRule, Segment, SourceMatch,
@@ -11,11 +12,6 @@ use tropis_proto::waypoint::{
 };
 
 use super::{Interner, InvalidResource, parts};
-
-/// Rules of one policy, and sources, operations and conditions of one rule.
-const MAX_RULES: usize = 4096;
-/// Segments of a template.
-const MAX_SEGMENTS: usize = 256;
 
 pub(super) fn from_wire(wire: wire::RequestPolicy, strings: &mut Interner) -> Result<RequestPolicy, InvalidResource> {
     let (namespace, name) = (parts::name("policies.namespace", &wire.namespace, strings)?, &wire.name);
@@ -33,7 +29,7 @@ pub(super) fn from_wire(wire: wire::RequestPolicy, strings: &mut Interner) -> Re
                     return Err(InvalidResource::UnknownValue { field: "action", found: wire.action });
                 }
             },
-            rules: parts::list("rules", MAX_RULES, wire.rules, |found| rule(found, strings))?,
+            rules: parts::list("rules", bounds::RULES, wire.rules, |found| rule(found, strings))?,
             dry_run: wire.dry_run,
         })
     };
@@ -52,9 +48,9 @@ fn attachment(wire: Option<WireAttachment>, strings: &mut Interner) -> Result<At
 
 fn rule(wire: wire::RequestRule, strings: &mut Interner) -> Result<RequestRule, InvalidResource> {
     Ok(RequestRule {
-        from: parts::list("from", MAX_RULES, wire.from, |found| source(found, strings))?,
-        to: parts::list("to", MAX_RULES, wire.to, |found| operation(found, strings))?,
-        when: parts::list("when", MAX_RULES, wire.when, |found| condition(found, strings))?,
+        from: parts::list("from", bounds::RULES, wire.from, |found| source(found, strings))?,
+        to: parts::list("to", bounds::RULES, wire.to, |found| operation(found, strings))?,
+        when: parts::list("when", bounds::RULES, wire.when, |found| condition(found, strings))?,
     })
 }
 
@@ -80,13 +76,13 @@ fn accounts(
     wire: Vec<wire::ServiceAccount>,
     strings: &mut Interner,
 ) -> Result<Vec<ServiceAccountMatch>, InvalidResource> {
-    parts::list(field, parts::MAX_VALUES, wire, |found| {
+    parts::list(field, bounds::TOLD_VALUES, wire, |found| {
         Ok(ServiceAccountMatch { namespace: strings.get(&found.namespace), service_account: strings.get(&found.service_account) })
     })
 }
 
 fn operation(wire: wire::Operation, strings: &mut Interner) -> Result<OperationMatch, InvalidResource> {
-    let ports = |field, wire| parts::list(field, parts::MAX_VALUES, wire, |found| parts::port(field, found));
+    let ports = |field, wire| parts::list(field, bounds::TOLD_VALUES, wire, |found| parts::port(field, found));
     Ok(OperationMatch {
         hosts: matches("hosts", wire.hosts, strings)?,
         not_hosts: matches("not_hosts", wire.not_hosts, strings)?,
@@ -94,13 +90,13 @@ fn operation(wire: wire::Operation, strings: &mut Interner) -> Result<OperationM
         not_ports: ports("not_ports", wire.not_ports)?,
         methods: matches("methods", wire.methods, strings)?,
         not_methods: matches("not_methods", wire.not_methods, strings)?,
-        paths: parts::list("paths", parts::MAX_VALUES, wire.paths, |found| path("paths", found, strings))?,
-        not_paths: parts::list("not_paths", parts::MAX_VALUES, wire.not_paths, |found| path("not_paths", found, strings))?,
+        paths: parts::list("paths", bounds::TOLD_VALUES, wire.paths, |found| path("paths", found, strings))?,
+        not_paths: parts::list("not_paths", bounds::TOLD_VALUES, wire.not_paths, |found| path("not_paths", found, strings))?,
     })
 }
 
 fn matches(field: &'static str, wire: Vec<wire::StringMatch>, strings: &mut Interner) -> Result<Vec<StringMatch>, InvalidResource> {
-    parts::list(field, parts::MAX_VALUES, wire, |found| string_match(field, found, strings))
+    parts::list(field, bounds::TOLD_VALUES, wire, |found| string_match(field, found, strings))
 }
 
 fn string_match(field: &'static str, wire: wire::StringMatch, strings: &mut Interner) -> Result<StringMatch, InvalidResource> {
@@ -118,7 +114,7 @@ fn path(field: &'static str, wire: wire::PathMatch, strings: &mut Interner) -> R
         path_match::Kind::Template(template) => {
             let last = template.segments.len().saturating_sub(1);
             let mut place = 0;
-            PathMatch::Template(parts::list(field, MAX_SEGMENTS, template.segments, |found| {
+            PathMatch::Template(parts::list(field, bounds::SEGMENTS, template.segments, |found| {
                 let segment = segment(field, found, strings)?;
                 if segment == Segment::Rest && place != last {
                     return Err(InvalidResource::Unsupported { field, found: "a rest before the end of a template" });

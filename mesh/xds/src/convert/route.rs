@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use tropis_model::route::{
-    AbortStatus, Cors, Destination, DirectResponse, Fault, FaultAbort, FaultDelay, Forward, HeaderChanges, HeaderOperations, HttpRoute,
-    Mirror, Origin, PathRewrite, Redirect, RedirectPort, RequestMatch, Retries, RetryOn, Rewrite, RouteAction, TcpRoute, TlsRoute,
-    UnanchoredPattern, ValueMatch,
+use tropis_model::{
+    bounds,
+    route::{
+        AbortStatus, Cors, Destination, DirectResponse, Fault, FaultAbort, FaultDelay, Forward, HeaderChanges, HeaderOperations, HttpRoute,
+        Mirror, Origin, PathRewrite, Redirect, RedirectPort, RequestMatch, Retries, RetryOn, Rewrite, RouteAction, TcpRoute, TlsRoute,
+        UnanchoredPattern, ValueMatch,
+    },
 };
 use tropis_proto::waypoint::{self as wire, fault, http_route, named_match, path_rewrite, redirect};
 
@@ -15,16 +18,6 @@ mod encode;
 
 pub(super) use encode::{http_to_wire, tcp_to_wire, tls_to_wire};
 
-/// Matches of one route.
-const MAX_MATCHES: usize = 1024;
-/// Shares of one route.
-const MAX_DESTINATIONS: usize = 1024;
-/// Copies of one request.
-const MAX_MIRRORS: usize = 64;
-/// Header operations of one kind.
-const MAX_HEADERS: usize = 256;
-/// Body of a direct response (Istio's own limit).
-const MAX_BODY_BYTES: usize = 1 << 20;
 /// What a redirect answers with.
 const REDIRECT_STATUSES: [u32; 5] = [301, 302, 303, 307, 308];
 
@@ -35,7 +28,7 @@ pub(super) fn http(wire: wire::HttpRoute, strings: &mut Interner) -> Result<Http
         Ok(HttpRoute {
             name: strings.get(&wire.name),
             origin,
-            matches: parts::list("matches", MAX_MATCHES, wire.matches, |found| request_match(found, strings))?,
+            matches: parts::list("matches", bounds::MATCHES, wire.matches, |found| request_match(found, strings))?,
             action: match parts::required("action", wire.action)? {
                 http_route::Action::Forward(found) => RouteAction::Forward(Box::new(forward(found, strings)?)),
                 http_route::Action::Redirect(found) => RouteAction::Redirect(redirect(found, strings)?),
@@ -93,7 +86,7 @@ fn forward(wire: wire::Forward, strings: &mut Interner) -> Result<Forward, Inval
         rewrite: wire.rewrite.map(|found| rewrite(found, strings)).transpose()?,
         timeout: parts::duration("timeout", wire.timeout)?,
         retries: retries(parts::required("retries", wire.retries)?)?,
-        mirrors: parts::list("mirrors", MAX_MIRRORS, wire.mirrors, |found| {
+        mirrors: parts::list("mirrors", bounds::MIRRORS, wire.mirrors, |found| {
             Ok(Mirror {
                 pool: parts::pool_key("mirrors.pool", found.pool, strings)?,
                 share_ppm: parts::share("mirrors.share_ppm", found.share_ppm)?,
@@ -113,7 +106,7 @@ fn destinations(wire: Vec<wire::Destination>, strings: &mut Interner) -> Result<
         Some(0) if wire.len() > 1 => return Err(InvalidResource::Weights("is 0")),
         Some(_) => {}
     }
-    parts::list("destinations", MAX_DESTINATIONS, wire, |found| {
+    parts::list("destinations", bounds::DESTINATIONS, wire, |found| {
         Ok(Destination {
             pool: parts::pool_key("destinations.pool", found.pool, strings)?,
             weight: found.weight,
@@ -144,7 +137,7 @@ fn request_match(wire: wire::RequestMatch, strings: &mut Interner) -> Result<Req
 }
 
 fn named(field: &'static str, wire: Vec<wire::NamedMatch>, strings: &mut Interner) -> Result<Vec<(Arc<str>, ValueMatch)>, InvalidResource> {
-    parts::list(field, MAX_MATCHES, wire, |found| {
+    parts::list(field, bounds::NAMED_MATCHES, wire, |found| {
         let value = match found.value.ok_or(InvalidResource::UnknownMatch(field))? {
             named_match::Value::Present(()) => ValueMatch::Present,
             named_match::Value::Text(text) => ValueMatch::Text(parts::text_match(field, text, strings)?),
@@ -161,12 +154,12 @@ fn header_changes(wire: Option<wire::HeaderChanges>, strings: &mut Interner) -> 
 fn header_operations(wire: Option<wire::HeaderOperations>, strings: &mut Interner) -> Result<HeaderOperations, InvalidResource> {
     let wire = wire.unwrap_or_default();
     let mut headers = |field, found| {
-        parts::list(field, MAX_HEADERS, found, |header: wire::Header| {
+        parts::list(field, bounds::HEADERS, found, |header: wire::Header| {
             Ok((parts::name(field, &header.name, &mut *strings)?, strings.get(&header.value)))
         })
     };
     let (set, add) = (headers("headers.set", wire.set)?, headers("headers.add", wire.add)?);
-    let remove = parts::list("headers.remove", MAX_HEADERS, wire.remove, |name| parts::name("headers.remove", &name, strings))?;
+    let remove = parts::list("headers.remove", bounds::HEADERS, wire.remove, |name| parts::name("headers.remove", &name, strings))?;
     Ok(HeaderOperations { remove, set, add })
 }
 
@@ -211,8 +204,11 @@ fn redirect(wire: wire::Redirect, strings: &mut Interner) -> Result<Redirect, In
 }
 
 fn respond(wire: wire::DirectResponse) -> Result<DirectResponse, InvalidResource> {
-    parts::count("respond.body", wire.body.len(), MAX_BODY_BYTES)?;
-    Ok(DirectResponse { status: parts::number("respond.status", wire.status, 200..=599, "200 to 599")?, body: wire.body.into() })
+    parts::count("respond.body", wire.body.len(), bounds::BODY_BYTES)?;
+    Ok(DirectResponse {
+        status: parts::number("respond.status", wire.status, bounds::ANSWER_STATUSES, "200 to 599")?,
+        body: wire.body.into(),
+    })
 }
 
 fn retries(wire: wire::Retries) -> Result<Retries, InvalidResource> {
@@ -228,8 +224,8 @@ fn retries(wire: wire::Retries) -> Result<Retries, InvalidResource> {
             connect_failure: on.connect_failure,
             retriable_4xx: on.retriable_4xx,
             refused_stream: on.refused_stream,
-            statuses: parts::list("retries.statuses", parts::MAX_VALUES, on.statuses, |found| parts::status("retries.statuses", found))?,
-            grpc_statuses: parts::list("retries.grpc_statuses", parts::MAX_VALUES, on.grpc_statuses, |found| {
+            statuses: parts::list("retries.statuses", bounds::TOLD_VALUES, on.statuses, |found| parts::status("retries.statuses", found))?,
+            grpc_statuses: parts::list("retries.grpc_statuses", bounds::TOLD_VALUES, on.grpc_statuses, |found| {
                 parts::grpc_code("retries.grpc_statuses", found)
             })?,
         },
@@ -250,7 +246,7 @@ fn fault(wire: wire::Fault) -> Result<Fault, InvalidResource> {
         Ok(FaultAbort {
             status: match parts::required("fault.abort.status", found.status)? {
                 fault::abort::Status::Http(status) => {
-                    AbortStatus::Http(parts::number("fault.abort.http", status, 200..=599, "200 to 599")?)
+                    AbortStatus::Http(parts::number("fault.abort.http", status, bounds::ANSWER_STATUSES, "200 to 599")?)
                 }
                 fault::abort::Status::Grpc(code) => AbortStatus::Grpc(parts::grpc_code("fault.abort.grpc", code)?),
             },
@@ -262,7 +258,7 @@ fn fault(wire: wire::Fault) -> Result<Fault, InvalidResource> {
 
 fn cors(wire: wire::Cors, strings: &mut Interner) -> Result<Cors, InvalidResource> {
     Ok(Cors {
-        allow_origins: parts::list("cors.allow_origins", MAX_MATCHES, wire.allow_origins, |found| {
+        allow_origins: parts::list("cors.allow_origins", bounds::MATCHES, wire.allow_origins, |found| {
             parts::text_match("cors.allow_origins", found, strings)
         })?,
         allow_methods: parts::texts("cors.allow_methods", &wire.allow_methods, strings)?,

@@ -381,7 +381,7 @@ fn labels_of_a_workload_are_an_extension_beside_others() {
     assert_eq!(labelled(vec![foreign]), Ok(BTreeMap::new()));
     let otherwise = extension(LABELS_EXTENSION, "type.googleapis.com/moon", labels);
     assert_eq!(labelled(vec![otherwise]), Err("the body is of type \"type.googleapis.com/moon\"".to_owned()));
-    let many = (0..=parts::MAX_LABELS).map(|number| (number.to_string(), String::new())).collect();
+    let many = (0..=tropis_model::bounds::LABELS).map(|number| (number.to_string(), String::new())).collect();
     let many = tropis_proto::waypoint::Labels { labels: many }.encode_to_vec();
     assert_eq!(labelled(vec![extension(LABELS_EXTENSION, LABELS_TYPE, many)]), Err("labels: 257 are more than 256".to_owned()));
 }

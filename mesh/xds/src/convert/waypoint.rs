@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use tropis_model::{
     address::NamespacedHostname,
+    bounds,
     request_policy::RequestPolicy,
     route::{Host, HostPort, PortProtocol},
     waypoint::{AccessLogFormat, Serves, Waypoint},
@@ -12,28 +13,19 @@ use tropis_proto::waypoint::{self as wire, access_log};
 
 use super::{Interner, InvalidResource, parts, pool, request_policy, route};
 
-/// Ports of one host.
-const MAX_PORTS: usize = 4096;
-/// Routes of one kind of one port.
-const MAX_ROUTES: usize = 4096;
-/// Policies of one host.
-const MAX_POLICIES: usize = 4096;
-/// Pools of one host.
-const MAX_POOLS: usize = 4096;
-
 pub(super) fn host(wire: wire::Host, strings: &mut Interner) -> Result<Host, InvalidResource> {
     let name = NamespacedHostname {
         namespace: parts::name("namespace", &wire.namespace, strings)?,
         hostname: parts::name("hostname", &wire.hostname, strings)?,
     };
     let mut ports = BTreeMap::new();
-    for (number, port) in parts::list("ports", MAX_PORTS, wire.ports, |found| host_port(found, strings))? {
+    for (number, port) in parts::list("ports", bounds::PORTS, wire.ports, |found| host_port(found, strings))? {
         if ports.insert(number, port).is_some() {
             return Err(InvalidResource::Duplicate { field: "ports", key: number.to_string() });
         }
     }
     let mut pools = BTreeMap::new();
-    for pool in parts::list("pools", MAX_POOLS, wire.pools, |found| pool::from_wire(found, strings))? {
+    for pool in parts::list("pools", bounds::POOLS, wire.pools, |found| pool::from_wire(found, strings))? {
         let key = pool.key.to_string();
         if pools.insert(pool.key.clone(), Arc::new(pool)).is_some() {
             return Err(InvalidResource::Duplicate { field: "pools", key });
@@ -54,15 +46,15 @@ fn host_port(wire: wire::HostPort, strings: &mut Interner) -> Result<(u16, HostP
             Ok(wire::PortProtocol::Tls) => PortProtocol::Tls,
             Err(_) => return Err(InvalidResource::UnknownValue { field: "ports.protocol", found: wire.protocol }),
         },
-        http: parts::list("ports.http", MAX_ROUTES, wire.http, |found| Ok(Arc::new(route::http(found, strings)?)))?,
-        tls: parts::list("ports.tls", MAX_ROUTES, wire.tls, |found| Ok(Arc::new(route::tls(found, strings)?)))?,
-        tcp: parts::list("ports.tcp", MAX_ROUTES, wire.tcp, |found| Ok(Arc::new(route::tcp(found, strings)?)))?,
+        http: parts::list("ports.http", bounds::ROUTES, wire.http, |found| Ok(Arc::new(route::http(found, strings)?)))?,
+        tls: parts::list("ports.tls", bounds::ROUTES, wire.tls, |found| Ok(Arc::new(route::tls(found, strings)?)))?,
+        tcp: parts::list("ports.tcp", bounds::ROUTES, wire.tcp, |found| Ok(Arc::new(route::tcp(found, strings)?)))?,
     };
     Ok((number, port))
 }
 
 fn policies(wire: Vec<wire::RequestPolicy>, strings: &mut Interner) -> Result<Vec<Arc<RequestPolicy>>, InvalidResource> {
-    parts::list("policies", MAX_POLICIES, wire, |found| Ok(Arc::new(request_policy::from_wire(found, strings)?)))
+    parts::list("policies", bounds::POLICIES, wire, |found| Ok(Arc::new(request_policy::from_wire(found, strings)?)))
 }
 
 pub(super) fn host_to_wire(host: &Host) -> wire::Host {

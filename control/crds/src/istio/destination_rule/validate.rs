@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     decode::About,
-    istio::{check, validate_selector_at},
+    istio::{bounds, check, validate_selector_at},
     names,
 };
 
@@ -25,6 +25,7 @@ pub(crate) fn validate(about: &mut About<'_>, rule: &DestinationRule) {
         about.refuse("spec.host", format!("{:?}", spec.host), "is not a host", "a service's name, a DNS name, or \"*.\" before one");
     }
     check::export_to(about, &spec.export_to);
+    bounds::destination_rule(about, spec);
     validate_selector_at(about, spec.workload_selector.as_ref(), "spec.workloadSelector");
     if let Some(policy) = &spec.traffic_policy {
         validate_policy(about, policy, "spec.trafficPolicy");

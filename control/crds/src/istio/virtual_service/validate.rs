@@ -3,7 +3,11 @@
 mod http;
 
 use super::{Destination, L4Match, RouteDestination, Spec, TcpRoute, TlsRoute, VirtualService};
-use crate::{decode::About, istio::check, names};
+use crate::{
+    decode::About,
+    istio::{bounds, check},
+    names,
+};
 
 /// Hosts of one VirtualService: each is compared with all others.
 const HOSTS_MAX: usize = 1024;
@@ -26,6 +30,7 @@ pub(crate) fn validate(about: &mut About<'_>, service: &VirtualService) {
     if patterns > PATTERNS_MAX {
         about.refuse("spec.http", format!("{patterns} patterns"), "are too many for one object", "at most 256 uses of regex");
     }
+    bounds::virtual_service(about, spec);
     check::gateways(about, &spec.gateways, "spec.gateways");
     check::export_to(about, &spec.export_to);
     for (index, route) in spec.http.iter().enumerate() {

@@ -512,7 +512,7 @@ fn a_route_that_says_nothing_sound_is_refused_with_the_place() {
     );
     refused(
         &|h| act(h, message::http_route::Action::Respond(message::DirectResponse { status: 200, body: vec![0; (1 << 20) + 1] })),
-        "respond.body: 1048577 are more than 1048576",
+        "respond.body: 1048577 are more than 1000000",
     );
 }
 

@@ -1,12 +1,14 @@
 //! What is refused in the way that an endpoint is chosen.
 
 use super::super::{ConsistentHash, LoadBalancer, LocalitySetting, SimpleBalancer};
+use tropis_model::bounds;
+
 use crate::{decode::About, istio::check};
 
-/// Maglev's largest table (Envoy's).
-const TABLE_MAX: i64 = 5_000_011;
-/// The largest ring (Envoy's).
-const RING_MAX: i64 = 8_388_608;
+/// Maglev's largest table.
+const TABLE_MAX: i64 = *bounds::TABLE_ENTRIES.end() as i64;
+/// The largest ring.
+const RING_MAX: i64 = bounds::RING_POINTS as i64;
 
 pub(super) fn validate(about: &mut About<'_>, balancer: &LoadBalancer, path: &str) {
     if balancer.simple.is_some() && balancer.consistent_hash.is_some() {

@@ -1,5 +1,7 @@
 //! What is refused in a route of HTTP requests.
 
+use tropis_model::bounds;
+
 use super::super::{
     CorsPolicy, Fault, Headers, HttpMatch, HttpRoute, Redirect, Retry, Rewrite, Spec, StringMatch, StringMatches, pseudo_header,
 };
@@ -25,8 +27,6 @@ pub(crate) const RETRY_ON: &[&str] = &[
     "resource-exhausted",
     "unavailable",
 ];
-/// The largest body of an answer.
-const BODY_MAX_BYTES: usize = 1_000_000;
 
 pub(super) fn validate(about: &mut About<'_>, spec: &Spec, route: &HttpRoute, path: &str) {
     validate_shape(about, spec, route, path);
@@ -44,11 +44,11 @@ pub(super) fn validate(about: &mut About<'_>, spec: &Spec, route: &HttpRoute, pa
     }
     if let Some(response) = &route.direct_response {
         let path = format!("{path}.directResponse");
-        check::within(about, &format!("{path}.status"), Some(response.status), 200, 599);
+        check::status(about, &format!("{path}.status"), Some(response.status));
         let body = response.body.as_ref();
         if body.is_some_and(|body| body.string.is_some() == body.bytes.is_some()) {
             about.refuse(&format!("{path}.body"), "", "is not one body", "exactly one of string and bytes");
-        } else if body.is_some_and(|body| body.as_bytes().len() > BODY_MAX_BYTES) {
+        } else if body.is_some_and(|body| body.as_bytes().len() > bounds::BODY_BYTES) {
             about.refuse(&format!("{path}.body"), "", "is too large", "at most 1000000 bytes");
         }
     }
@@ -260,7 +260,7 @@ fn validate_fault(about: &mut About<'_>, fault: &Fault, path: &str) {
         } else if abort.http_status.is_some() == abort.grpc_status.is_some() {
             about.refuse(&path, "", "has not one status", "exactly one of httpStatus and grpcStatus");
         }
-        check::within(about, &format!("{path}.httpStatus"), abort.http_status, 200, 600);
+        check::status(about, &format!("{path}.httpStatus"), abort.http_status);
         if let Some(status) = abort.grpc_status.as_deref().filter(|status| super::super::action::grpc_status(status).is_none()) {
             about.refuse(&format!("{path}.grpcStatus"), format!("{status:?}"), "is not a gRPC status", "for example UNAVAILABLE or \"14\"");
         }
