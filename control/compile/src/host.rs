@@ -8,8 +8,9 @@ mod target;
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use tropis_crds::{Finding, Object};
+use tropis_crds::{Finding, Object, codes};
 use tropis_model::{
+    bounds,
     pool::{Pool, PoolKey},
     route::{Destination, Forward, HeaderChanges, Host, HostPort, HttpRoute, Origin, PortProtocol, RouteAction, TcpRoute},
     service::{AppProtocol, Service},
@@ -33,7 +34,8 @@ pub fn compile(index: &Index, waypoint: &Key, object: &Object) -> (Host, Vec<Fin
     let (Some(service), _) = service::compile(settings, object) else { return (host, findings) };
     let used = virtual_service::used(index, waypoint, &object.metadata.namespace, &name.hostname);
     let rendering = virtual_service::Rendering::new(index, &used);
-    for (number, port) in &service.ports {
+    findings.extend(too_many(object, "ports", service.ports.len(), bounds::PORTS, "what comes to the last of them is refused"));
+    for (number, port) in service.ports.iter().take(bounds::PORTS) {
         let protocol = protocol(port.app_protocol);
         let own = HostPort {
             protocol,
@@ -44,7 +46,9 @@ pub fn compile(index: &Index, waypoint: &Key, object: &Object) -> (Host, Vec<Fin
         host.ports.insert(*number, own);
     }
     findings.extend(rendering.into_findings());
-    for key in named(&host) {
+    let named = named(&host);
+    findings.extend(too_many(object, "destinations of its routes", named.len(), bounds::POOLS, "the last of them do not exist: 503"));
+    for key in named.into_iter().take(bounds::POOLS) {
         let (pool, told) = destination_rule::pool(index, &waypoint.0, &key);
         findings.extend(told);
         if let Some(pool) = pool {
@@ -52,8 +56,21 @@ pub fn compile(index: &Index, waypoint: &Key, object: &Object) -> (Host, Vec<Fin
         }
     }
     let namespaces = host.pools.keys().map(|key| key.host.namespace.to_string()).chain([object.metadata.namespace.clone()]);
-    host.policies = request_policy::of_service(index, waypoint, object, &namespaces.collect());
+    let policies = request_policy::of_service(index, waypoint, object, &namespaces.collect());
+    findings.extend(too_many(object, "policies that apply to it", policies.len(), bounds::POLICIES, "whatever comes is denied"));
+    host.policies = request_policy::bounded(policies);
     (host, findings)
+}
+
+/// What there is to tell when the objects about a service make more than a waypoint takes.
+fn too_many(object: &Object, what: &str, found: usize, limit: usize, effect: &str) -> Option<Finding> {
+    (found > limit).then(|| {
+        Finding::error(codes::UNREADABLE_VALUE, object.reference())
+            .found(format!("{found} {what}"))
+            .problem("are too many for one service at a waypoint")
+            .accepted(format!("at most {limit}"))
+            .effect(effect)
+    })
 }
 
 /// The pool of one service port, as a waypoint of namespace `waypoint` reaches it; `None` when it does not exist.
@@ -148,3 +165,6 @@ fn named(host: &Host) -> BTreeSet<PoolKey> {
     }
     keys
 }
+
+#[cfg(test)]
+mod tests;

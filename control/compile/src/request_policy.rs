@@ -19,8 +19,9 @@ use tropis_crds::{
     },
 };
 use tropis_model::{
+    bounds,
     policy::PolicyKey,
-    request_policy::{Attachment, RequestAction, RequestPolicy},
+    request_policy::{Attachment, RequestAction, RequestPolicy, RequestRule},
 };
 
 use crate::{
@@ -92,6 +93,18 @@ fn collected(index: &Index, targets: &[Target<'_>], namespaces: &BTreeSet<String
         {
             policies.push(Arc::new(policy));
         }
+    }
+    policies
+}
+
+/// No more policies than a waypoint takes. In the place of those beyond stands a denial of everything: what they say is not known there.
+pub(crate) fn bounded(mut policies: Vec<Arc<RequestPolicy>>) -> Vec<Arc<RequestPolicy>> {
+    if policies.len() > bounds::POLICIES {
+        let beyond = policies.drain(bounds::POLICIES - 1..).next();
+        policies.extend(beyond.map(|policy| {
+            let (action, rules) = (RequestAction::Deny, vec![RequestRule::default()]);
+            Arc::new(RequestPolicy { attachment: Attachment::Target, action, rules, dry_run: false, ..RequestPolicy::clone(&policy) })
+        }));
     }
     policies
 }

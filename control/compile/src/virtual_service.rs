@@ -16,7 +16,10 @@ use tropis_crds::{
     Finding, Level, Object, codes,
     istio::virtual_service::{self as istio, Destination as IstioDestination},
 };
-use tropis_model::route::{HttpRoute, Origin, TcpRoute, TlsRoute};
+use tropis_model::{
+    bounds,
+    route::{HttpRoute, Origin, TcpRoute, TlsRoute},
+};
 
 use crate::{
     Index,
@@ -25,6 +28,7 @@ use crate::{
 };
 
 pub(crate) use action::default_retries;
+use delegate::Merged;
 pub use findings::findings;
 
 /// The gateway that stands for all traffic inside the mesh.
@@ -86,6 +90,8 @@ pub(crate) struct Rule<'a> {
     pub(crate) object: &'a Arc<Object>,
     /// The rule.
     pub(crate) route: istio::HttpRoute,
+    /// Together with the rule that delegates to it, it has more matches than a waypoint takes.
+    pub(crate) too_many: bool,
 }
 
 /// The HTTP rules of a VirtualService in order, those of its delegates in the places of the rules that delegate.
@@ -95,14 +101,18 @@ pub(crate) fn http_rules<'a>(index: &'a Index, object: &'a Arc<Object>) -> Vec<R
     for (position, route) in service.spec.http.iter().enumerate() {
         let root = in_full(index, object, route);
         let Some(key) = delegate_key(object, route) else {
-            rules.push(Rule { origin: origin(object, "http", position), object, route: root });
+            rules.push(Rule { origin: origin(object, "http", position), object, route: root, too_many: false });
             continue;
         };
         let Some((delegate, more)) = delegate_of(index, object, &key) else { continue };
         for (position, route) in more.http.iter().enumerate() {
-            if let Some(route) = delegate::merge(&root, &in_full(index, delegate, route)) {
-                rules.push(Rule { origin: origin(delegate, "http", position), object: delegate, route });
-            }
+            let route = in_full(index, delegate, route);
+            let (route, too_many) = match delegate::merge(&root, &route) {
+                Merged::Nothing => continue,
+                Merged::Rule(merged) => (*merged, false),
+                Merged::TooMany => (route, true),
+            };
+            rules.push(Rule { origin: origin(delegate, "http", position), object: delegate, route, too_many });
         }
     }
     rules
@@ -139,6 +149,22 @@ fn origin(object: &Object, list: &str, position: usize) -> Origin {
     Origin { kind: "VirtualService".into(), object: format!("{namespace}/{name}").into(), field: format!("spec.{list}[{position}]").into() }
 }
 
+/// Why a rule cannot be obeyed. What would have matched it is refused.
+enum Problem {
+    /// It has a pattern that cannot be read.
+    Pattern(texts::BadPattern),
+    /// It and the rule that delegates to it have too many matches together.
+    Matches,
+    /// There are too many before it.
+    Routes,
+}
+
+impl From<texts::BadPattern> for Problem {
+    fn from(bad: texts::BadPattern) -> Self {
+        Self::Pattern(bad)
+    }
+}
+
 /// Gives the routes of VirtualServices, port by port.
 pub(crate) struct Rendering<'a> {
     index: &'a Index,
@@ -163,7 +189,8 @@ impl<'a> Rendering<'a> {
     pub(crate) fn http(&self, port: u16) -> Vec<Arc<HttpRoute>> {
         let mut routes = Vec::new();
         for rule in self.rules.iter().flatten() {
-            match http::route(self, rule, port) {
+            let found = if routes.len() + 1 == bounds::ROUTES { Err(Problem::Routes) } else { http::route(self, rule, port) };
+            match found {
                 Ok(Some(route)) => {
                     let takes_all = http::takes_all(&route);
                     routes.push(Arc::new(route));
@@ -194,7 +221,8 @@ impl<'a> Rendering<'a> {
     }
 
     fn l4<T>(&self, routes: impl Fn(&'a Arc<Object>) -> Vec<T>) -> Vec<Arc<T>> {
-        self.used.iter().flat_map(|object| routes(object)).map(Arc::new).collect()
+        // The last place is for what goes to the service itself.
+        self.used.iter().flat_map(|object| routes(object)).map(Arc::new).take(bounds::ROUTES - 1).collect()
     }
 
     /// What was found to be wrong on the way.
@@ -207,14 +235,31 @@ impl<'a> Rendering<'a> {
         Target::find(self.index, namespace, &full_host(self.index.settings(), namespace, &destination.host))
     }
 
-    fn tell(&self, rule: &Rule<'_>, problem: &texts::BadPattern) {
-        let field = format!("{}.{}", rule.origin.field, problem.field);
-        let finding = Finding::new(Level::Error, codes::UNREADABLE_VALUE, rule.object.reference())
-            .field(field.clone())
-            .found(format!("{:?}", problem.pattern))
-            .problem(format!("is not a regular expression: {}", problem.reason))
-            .accepted("RE2 syntax")
-            .effect("requests that no rule before it takes are answered with 503");
+    fn tell(&self, rule: &Rule<'_>, problem: &Problem) {
+        let finding = Finding::new(Level::Error, codes::UNREADABLE_VALUE, rule.object.reference());
+        let (field, finding) = match problem {
+            Problem::Pattern(bad) => (
+                format!("{}.{}", rule.origin.field, bad.field),
+                finding
+                    .found(format!("{:?}", bad.pattern))
+                    .problem(format!("is not a regular expression: {}", bad.reason))
+                    .accepted("RE2 syntax"),
+            ),
+            Problem::Matches => (
+                format!("{}.match", rule.origin.field),
+                finding
+                    .found(format!("{} matches", rule.route.matches.len()))
+                    .problem("are too many, each with each of the rule that delegates to it")
+                    .accepted(format!("at most {} matches that both rules make together", bounds::MATCHES)),
+            ),
+            Problem::Routes => (
+                rule.origin.field.to_string(),
+                finding
+                    .problem("is one rule too many for the host, all its VirtualServices together")
+                    .accepted(format!("fewer than {} rules", bounds::ROUTES)),
+            ),
+        };
+        let finding = finding.field(field.clone()).effect("requests that no rule before it takes are answered with 503");
         self.findings.borrow_mut().insert(field, finding);
     }
 }

@@ -6,11 +6,26 @@ use tropis_crds::istio::{
     value::{StringMatch, StringMatches},
     virtual_service::{HttpMatch, HttpRoute},
 };
+use tropis_model::bounds;
 
-/// The two rules in one; `None` when a match of the delegate contradicts every match of the root, which drops the delegate's rule.
-pub(super) fn merge(root: &HttpRoute, delegate: &HttpRoute) -> Option<HttpRoute> {
+/// What two rules make.
+pub(super) enum Merged {
+    /// This one.
+    Rule(Box<HttpRoute>),
+    /// None: a match of the delegate contradicts every match of the root.
+    Nothing,
+    /// One with more matches than a waypoint takes.
+    TooMany,
+}
+
+/// The two rules in one.
+pub(super) fn merge(root: &HttpRoute, delegate: &HttpRoute) -> Merged {
     let mut merged = delegate.clone();
-    merged.matches = matches(&root.matches, &delegate.matches)?;
+    merged.matches = match matches(&root.matches, &delegate.matches) {
+        Some(matches) if matches.len() > bounds::MATCHES => return Merged::TooMany,
+        Some(matches) => matches,
+        None => return Merged::Nothing,
+    };
     merged.name = joined(&root.name, &delegate.name);
     merged.rewrite = merged.rewrite.or_else(|| root.rewrite.clone());
     merged.timeout = merged.timeout.or(root.timeout);
@@ -28,7 +43,7 @@ pub(super) fn merge(root: &HttpRoute, delegate: &HttpRoute) -> Option<HttpRoute>
     if merged.redirect.is_some() || merged.direct_response.is_some() {
         (merged.rewrite, merged.fault) = (None, None);
     }
-    Some(merged)
+    Merged::Rule(Box::new(merged))
 }
 
 fn joined(root: &str, delegate: &str) -> String {
@@ -38,6 +53,7 @@ fn joined(root: &str, delegate: &str) -> String {
     }
 }
 
+/// The matches of both; `None` when there are none, and no more than tell that there are too many.
 fn matches(root: &[HttpMatch], delegate: &[HttpMatch]) -> Option<Vec<HttpMatch>> {
     match (root, delegate) {
         ([], all) | (all, []) => return Some(all.to_vec()),
@@ -49,6 +65,9 @@ fn matches(root: &[HttpMatch], delegate: &[HttpMatch]) -> Option<Vec<HttpMatch>>
         merged.extend(root.iter().filter(|root| !contradict(root, leaf)).map(|root| both(root, leaf)));
         if merged.len() == before {
             return None;
+        }
+        if merged.len() > bounds::MATCHES {
+            break;
         }
     }
     Some(merged)

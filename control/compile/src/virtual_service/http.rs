@@ -6,11 +6,14 @@ use tropis_crds::istio::{
 };
 use tropis_model::route::{DirectResponse, HeaderChanges, HttpRoute, RequestMatch, RouteAction, TextMatch};
 
-use super::{Rendering, Rule, action, counting, counts, texts, texts::BadPattern};
+use super::{Problem, Rendering, Rule, action, counting, counts, texts, texts::BadPattern};
 use crate::host::DEFAULT_ROUTE;
 
 /// The route of a rule for a port; `None` when none of its matches is for that port.
-pub(super) fn route(rendering: &Rendering<'_>, rule: &Rule<'_>, port: u16) -> Result<Option<HttpRoute>, BadPattern> {
+pub(super) fn route(rendering: &Rendering<'_>, rule: &Rule<'_>, port: u16) -> Result<Option<HttpRoute>, Problem> {
+    if rule.too_many {
+        return Err(Problem::Matches);
+    }
     let written = &rule.route;
     let Some(matches) = counting(&written.matches, |entry: &HttpMatch| counts(&entry.gateways, entry.port, port)) else { return Ok(None) };
     let matches = matches.iter().enumerate().map(|(index, entry)| request_match(entry, &format!("match[{index}]")));

@@ -91,7 +91,7 @@ impl Scope {
             key: format!("{}/{}", key.0, key.1).into(),
             service: own,
             serves: super::serves(gateway),
-            policies: request_policy::of_workloads(index, &key, &namespaces),
+            policies: request_policy::bounded(request_policy::of_workloads(index, &key, &namespaces)),
             access_log: index.settings().access_log.clone(),
         }));
         scope.label_keys = scope.named_labels();

@@ -10,7 +10,7 @@ use tropis_crds::{
     },
 };
 
-use super::super::{delegate, delegate_key, delegate_of, in_full};
+use super::super::{Merged, delegate, delegate_key, delegate_of, in_full};
 use crate::{Index, destination_rule::shown};
 
 /// Rules after one that takes everything, rules and matches that repeat earlier ones, and delegates' rules that contradict their root's.
@@ -66,7 +66,8 @@ fn hidden(object: &Object, field: &str, why: &str) -> Finding {
 fn dropped(index: &Index, object: &Arc<Object>, rule: &HttpRoute, field: &str) -> Vec<Finding> {
     let Some((delegate, spec)) = delegate_key(object, rule).and_then(|key| delegate_of(index, object, &key)) else { return Vec::new() };
     let root = in_full(index, object, rule);
-    let contradicting = spec.http.iter().enumerate().filter(|(_, more)| delegate::merge(&root, &in_full(index, delegate, more)).is_none());
+    let contradicts = |more: &HttpRoute| matches!(delegate::merge(&root, &in_full(index, delegate, more)), Merged::Nothing);
+    let contradicting = spec.http.iter().enumerate().filter(|(_, more)| contradicts(more));
     contradicting
         .map(|(place, _)| {
             Finding::warning(codes::UNREACHABLE_RULE, object.reference())
