@@ -16,6 +16,7 @@ mod hostile_http;
 mod http_transparency;
 mod identity;
 mod l7_policy;
+mod page;
 mod large_bodies;
 mod rollout;
 mod runs;

@@ -4,6 +4,7 @@
 //! [`lab::Lab`], which wires everything in start order; [`network`] has the wires, [`cluster`] the objects, [`kubelet`] the pods.
 
 pub mod bench;
+pub mod browser;
 pub mod capture;
 pub mod certificates;
 pub mod cgroup;
@@ -18,6 +19,7 @@ pub mod layout;
 pub mod lock;
 pub mod network;
 pub mod observe;
+pub mod page;
 pub mod port_forward;
 pub mod process;
 pub mod programs;

@@ -5,6 +5,7 @@
 //! claims are in `story`; the lab is the harness of `tests/`.
 
 mod claims;
+mod page;
 mod story;
 mod traffic;
 
@@ -15,7 +16,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::Args;
-use tropis_tests::{Lab, LabOptions, Progress};
+use tropis_tests::{Lab, LabOptions, Progress, page::PageForward, port_forward::PortForward};
 
 use crate::{front, setup};
 use claims::Claims;
@@ -40,6 +41,9 @@ pub(crate) struct Options {
     /// Where productpage is reachable from this host with --keep.
     #[arg(long, default_value_t = 9080, value_name = "PORT")]
     page_port: u16,
+    /// Where the live graph is drawn for a browser on this host, with --keep.
+    #[arg(long, default_value_t = 9081, value_name = "PORT")]
+    graph_port: u16,
     /// The programs were built already, into this folder.
     #[arg(long, hide = true)]
     built: Option<PathBuf>,
@@ -147,10 +151,10 @@ async fn live(options: &Options, folder: &Path) -> anyhow::Result<()> {
         claims.print(begun.elapsed());
     }
     if told.is_ok() && (options.keep || options.manifests.is_some()) {
-        let forwarded = look(&lab, options).await;
+        let kept = look(&lab, options).await;
         eprintln!("\nCtrl-C ends it and takes everything away.");
         stop.await;
-        drop(forwarded);
+        drop(kept);
     }
     let files = if told.is_err() { tropis_tests::down::Files::KeepLogs } else { lab.files_at_the_end() };
     let logs = lab.layout().logs();
@@ -164,28 +168,51 @@ async fn tell(lab: &Lab, options: &Options, claims: &mut Claims) -> anyhow::Resu
     }
     story::tell(lab, claims).await?;
     traffic::tell(lab, claims).await?;
+    page::tell(lab, claims).await?;
     claims.verdict()
 }
 
-/// Says how to look at the mesh, and forwards the page.
-async fn look(lab: &Lab, options: &Options) -> Option<tropis_tests::port_forward::PortForward> {
+/// What lasts for as long as the mesh is kept.
+#[derive(Default)]
+struct Kept {
+    _graph: Option<PageForward>,
+    _productpage: Option<PortForward>,
+    _load: Option<page::Load>,
+}
+
+/// Says how to look at the mesh; forwards the graph and the bookstore's page.
+async fn look(lab: &Lab, options: &Options) -> Kept {
     let layout = lab.layout();
+    let mut kept = Kept::default();
     let row = |name: &str, value: String| eprintln!("  {:<11}{value}", front::bold(name));
     eprintln!("\nThe mesh stays up:");
     row("objects", layout.objects().display().to_string());
     row("sockets", format!("{} (curl --unix-socket …/ztunnel.a.sock http://localhost/config_dump)", layout.sockets().display()));
     row("logs", layout.logs().display().to_string());
-    let productpage = tokio::time::timeout(Duration::from_secs(5), lab.pod("bookstore", "productpage-v1")).await.ok()?.ok()?;
+    let taken = |port: u16, option: &str, error: &dyn std::fmt::Display| {
+        format!("port {port} of this host cannot be used ({error}); choose another with {option}")
+    };
+    match lab.page(options.graph_port).await {
+        Ok(forward) => {
+            row("graph", forward.url());
+            kept._graph = Some(forward);
+        }
+        Err(error) => row("graph", taken(options.graph_port, "--graph-port", &error)),
+    }
+    if options.manifests.is_none() {
+        // Something for the graph to show; it is little.
+        kept._load = page::Load::start(lab, 5).await.ok();
+    }
+    let productpage = tokio::time::timeout(Duration::from_secs(5), lab.pod("bookstore", "productpage-v1")).await;
+    let Ok(Ok(productpage)) = productpage else { return kept };
     match productpage.forward(options.page_port, 9080).await {
         Ok(forward) => {
             row("page", format!("http://{}/productpage", forward.address()));
-            Some(forward)
+            kept._productpage = Some(forward);
         }
-        Err(error) => {
-            row("page", format!("port {} of this host cannot be used ({error}); choose another with --page-port", options.page_port));
-            None
-        }
+        Err(error) => row("page", taken(options.page_port, "--page-port", &error)),
     }
+    kept
 }
 
 /// Ends with the first SIGINT, SIGTERM or SIGHUP.

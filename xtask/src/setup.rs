@@ -11,6 +11,8 @@ use crate::{ebpf, front};
 pub(crate) enum Part {
     /// What building and running need: a C compiler, `nft` and `ip`.
     Run,
+    /// What the test of the page needs: a headless browser.
+    Browser,
     /// What rebuilding the BPF object needs: the standard library's sources and bpf-linker.
     Ebpf,
 }
@@ -19,9 +21,14 @@ pub(crate) enum Part {
 const NEEDED: [(&str, &str, &str); 3] =
     [("cc", "gcc", "link Rust programs"), ("nft", "nftables", "stand in for kube-proxy"), ("ip", "iproute2", "make the test network")];
 
+/// The names of the browser, and the Debian package that has it.
+const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
+const BROWSER_PACKAGE: &str = "chromium";
+
 pub(crate) fn run(part: Part) -> anyhow::Result<()> {
     match part {
         Part::Run => ensure_programs(),
+        Part::Browser => ensure_browser(),
         Part::Ebpf => ebpf::setup(),
     }
 }
@@ -40,13 +47,30 @@ pub(crate) fn ensure_programs() -> anyhow::Result<()> {
     if !can_be_root() {
         bail!("{} missing, and there is no sudo to install it with: run `apt-get install {}` as root", why.join(", "), packages.join(" "));
     }
+    install(&packages, || match missing.iter().find(|(program, ..)| !found(program)) {
+        Some((program, package, _)) => bail!("{program} is still missing although {package} is installed"),
+        None => Ok(()),
+    })
+}
+
+/// Installs a headless browser where there is none and that is possible, else says why not.
+pub(crate) fn ensure_browser() -> anyhow::Result<()> {
+    let there = || BROWSERS.iter().any(|program| found(program));
+    if there() {
+        return Ok(());
+    }
+    if !found("apt-get") || !can_be_root() {
+        bail!("no browser ({}); install your distribution's package for: {BROWSER_PACKAGE}", BROWSERS.join(", "));
+    }
+    install(&[BROWSER_PACKAGE], || if there() { Ok(()) } else { bail!("{BROWSER_PACKAGE} is installed, and there still is no browser") })
+}
+
+/// Installs Debian packages, and sees whether that helped.
+fn install(packages: &[&str], helped: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     front::step(&format!("install {}", packages.join(", ")), || {
         front::run(as_root("apt-get")?.args(["update", "-q"]))?;
-        front::run(as_root("apt-get")?.args(["install", "-y", "-q", "--no-install-recommends"]).args(&packages))?;
-        match missing.iter().find(|(program, ..)| !found(program)) {
-            Some((program, package, _)) => bail!("{program} is still missing although {package} is installed"),
-            None => Ok(()),
-        }
+        front::run(as_root("apt-get")?.args(["install", "-y", "-q", "--no-install-recommends"]).args(packages))?;
+        helped()
     })
 }
 

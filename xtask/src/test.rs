@@ -28,6 +28,10 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     setup::ensure_programs()?;
+    // Everything else can be tested without; where it is required, the test that needs it fails.
+    if let Err(error) = setup::ensure_browser() {
+        eprintln!("▸ the page will not be looked at: {error:#}");
+    }
     if !options.no_check {
         check::run()?;
     }

@@ -17,8 +17,8 @@ use super::claims::Claims;
 
 /// Ten times what one change needs to be in force.
 const IN_FORCE: Duration = Duration::from_secs(10);
-const REVIEWS: &str = "http://reviews:9080/reviews/0";
-const GLASS: &str = "http://glass.fragile/";
+pub(super) const REVIEWS: &str = "http://reviews:9080/reviews/0";
+pub(super) const GLASS: &str = "http://glass.fragile/";
 /// Requests under each split.
 const REQUESTS: u64 = 1000;
 
@@ -152,7 +152,7 @@ async fn circuit_breaking(lab: &Lab, claims: &mut Claims, reader: &PodHandle) ->
 }
 
 /// Tells a replica with what status to answer from now on; from inside, past the mesh.
-async fn behave(pod: &PodHandle, status: Option<u16>) -> anyhow::Result<()> {
+pub(super) async fn behave(pod: &PodHandle, status: Option<u16>) -> anyhow::Result<()> {
     let behaviour = serde_json::to_string(&Behaviour { status, ..Behaviour::default() })?;
     let said = call(pod, "http://127.0.0.1:8080/-/behaviour", &["-X", "PUT", "--text", &behaviour]).await?;
     anyhow::ensure!(said.statuses.contains_key(&200), "{said:?}");
