@@ -1,6 +1,12 @@
 //! What a connection's requests have in common: who calls, what is addressed, and the worker that serves it.
 
-use std::{cell::RefCell, fmt, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+};
 
 use http::HeaderValue;
 use tropis_model::{
@@ -32,6 +38,8 @@ pub struct Entry {
     /// Its identity was proved, and ours to it.
     pub mutual_tls: bool,
     /// The host that was made up for a workload that is addressed itself, with the view's version that it is of.
+    /// Whether what is addressed has another way now, as the view of this version says.
+    pub left: Cell<(u64, bool)>,
     made: RefCell<Option<(u64, Arc<Host>)>>,
 }
 
@@ -46,7 +54,17 @@ impl Entry {
         let caller = Caller { identity, address: Some(source_address.ip()), labels };
         // An address's text is a header's value.
         let source_text = HeaderValue::try_from(source_address.ip().to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-        Self { worker, caller, source, source_address, source_text, addressed, mutual_tls, made: RefCell::default() }
+        Self {
+            worker,
+            caller,
+            source,
+            source_address,
+            source_text,
+            addressed,
+            mutual_tls,
+            left: Cell::new((u64::MAX, false)),
+            made: RefCell::default(),
+        }
     }
 
     /// The routes, policies and pools of what is addressed, as `view` has them: a change holds for open connections too, and what is no

@@ -1,11 +1,13 @@
 //! The HTTP server on a connection: which version is spoken, the limits of what a caller may send, drain, and upgrades.
 //!
 //! hyper reads; what it takes and another reader may take for something else is found in [`framing`], and refused as any request is
-//! ([`Unreadable`]). [`arrival`] removes what was for the connection alone, [`churn`] sees who makes requests only to give them up.
+//! ([`Unreadable`]). [`arrival`] removes what was for the connection alone, [`churn`] sees who makes requests only to give them up,
+//! [`leaving`] what goes another way by now.
 
 mod arrival;
 mod churn;
 mod framing;
+mod leaving;
 
 use std::{
     cell::{Cell, RefCell},
@@ -14,14 +16,15 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, header};
+use http::{HeaderValue, Request, StatusCode, header};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tropis_net::drain::DrainSignal;
+use tokio::sync::Notify;
+use tropis_net::drain::{DrainSignal, Phase};
 
 use self::{
     churn::{Answering, Churn},
@@ -71,7 +74,7 @@ async fn serve_http1(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
     let limits = &entry.worker.shared.config.http;
     let follower = Rc::new(RefCell::new(Follower::new(buffer_bytes(limits))));
     let service = service_fn({
-        let (entry, upgrades, follower) = (entry.clone(), upgrades.clone(), follower.clone());
+        let (entry, upgrades, follower, drain) = (entry.clone(), upgrades.clone(), follower.clone(), drain.clone());
         let number = Cell::new(0);
         move |mut request: Request<Incoming>| {
             number.set(number.get() + 1);
@@ -82,10 +85,12 @@ async fn serve_http1(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
             arrival::http1(request.headers_mut());
             // Boxed: 4 KiB that would be moved from place to place with all that waits for it (a tenth of all work in HTTP/2).
             let serving = Box::pin(request::serve(entry.clone(), Some(upgrades.clone()), request));
+            let (entry, drain) = (entry.clone(), drain.clone());
             async move {
                 let mut response = serving.await?;
-                if unreadable.is_some() {
-                    // Nobody knows where the next request begins.
+                let ends = unreadable.is_some() || drain.phase() > Phase::Running || leaving::has_left(&entry);
+                if ends && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    // Nobody knows where the next request begins, or it goes another way.
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
                 Ok::<_, std::convert::Infallible>(response)
@@ -95,10 +100,12 @@ async fn serve_http1(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
     let followed = Followed::new(stream, follower, limits.header_timeout);
     let mut connection = http1_builder(limits).serve_connection(TokioIo::new(followed), service);
     let (mut to_drain, mut to_cut) = (drain.clone(), drain);
-    let (mut draining, mut cut) = (pin!(to_drain.draining()), pin!(to_cut.cut()));
+    let (mut draining, mut cut) = (pin!(late_in_drain(&mut to_drain, quiet_drain(&entry))), pin!(to_cut.cut()));
     let mut is_draining = false;
     let end = loop {
         tokio::select! {
+            // What has arrived is served before anything is closed.
+            biased;
             end = &mut connection => break end,
             () = &mut draining, if !is_draining => {
                 is_draining = true;
@@ -138,10 +145,26 @@ fn buffer_bytes(limits: &HttpLimits) -> usize {
     limits.header_bytes.max(8 * 1024)
 }
 
+/// How long connections without a request stay in a drain, in which each response asks its caller not to send another: as long as Istio's
+/// proxies stay, `terminationDrainDuration`.
+const QUIET_DRAIN: Duration = Duration::from_secs(5);
+
+/// As long, or half of the time that there is.
+pub fn quiet_drain(entry: &Entry) -> Duration {
+    QUIET_DRAIN.min(entry.worker.shared.config.drain_limit / 2)
+}
+
+/// Waits until a drain has gone on for so long. Until then a connection without requests stays: one may be on its way already, and each
+/// response tells the caller not to send another (`connection: close`).
+pub async fn late_in_drain(drain: &mut DrainSignal, quiet: Duration) {
+    drain.draining().await;
+    tokio::time::sleep(quiet).await;
+}
+
 async fn serve_http2(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
-    let churn = Rc::new(Churn::default());
+    let (churn, left) = (Rc::new(Churn::default()), Rc::new(Notify::new()));
     let service = service_fn({
-        let (entry, churn) = (entry.clone(), churn.clone());
+        let (entry, churn, left) = (entry.clone(), churn.clone(), left.clone());
         move |mut request: Request<Incoming>| {
             let turn = churn.begin();
             let limit = entry.worker.shared.config.http.headers;
@@ -149,6 +172,9 @@ async fn serve_http2(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
                 request.extensions_mut().insert(Unreadable::Headers { limit });
             }
             arrival::http2(request.headers_mut());
+            if leaving::has_left(&entry) {
+                left.notify_one();
+            }
             let serving = Box::pin(request::serve(entry.clone(), None, request));
             async move { serving.await.map(|response| response.map(|body| Answering::new(body, turn))) }
         }
@@ -157,12 +183,17 @@ async fn serve_http2(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
     let mut connection = pin!(http2_builder(limits).serve_connection(TokioIo::new(stream), service));
     let (mut to_drain, mut to_cut) = (drain.clone(), drain);
     let (mut draining, mut cut) = (pin!(to_drain.draining()), pin!(to_cut.cut()));
-    let mut is_draining = false;
+    let (mut is_draining, mut is_leaving) = (false, false);
     let end = loop {
         tokio::select! {
+            biased;
             end = &mut connection => break end,
             () = &mut draining, if !is_draining => {
                 is_draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = left.notified(), if !is_draining && !is_leaving => {
+                is_leaving = true;
                 connection.as_mut().graceful_shutdown();
             }
             () = &mut cut, if is_draining => return,

@@ -293,7 +293,7 @@ impl Body for RequestBody {
             // From the start it is as long as the caller said; what is left of it nobody asks for.
             Reading::Live { source, .. } => {
                 let source = source.borrow();
-                if source.next == 0 { source.length.clone() } else { SizeHint::default() }
+                if source.next == 0 { source.length } else { SizeHint::default() }
             }
         }
     }

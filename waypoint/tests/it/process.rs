@@ -148,3 +148,28 @@ fn a_drain_finishes_what_is_under_way() {
         assert_eq!(drained.await.unwrap(), tropis_net::drain::Drained::Finished);
     });
 }
+
+#[test]
+fn what_comes_on_open_connections_early_in_a_drain_is_answered() {
+    run(async {
+        let world = World::new();
+        world.reviews();
+        let app = world.app(|_| std::future::ready(Response::new(full("served")))).await;
+        world.endpoint("reviews", "v1", &app);
+        let mut idle = world.http1("cart", "10.96.0.1:9080").await;
+        assert_eq!(fetch(&mut idle, get("/before")).await.0, 200);
+        // Their tunnels are open, and they have said nothing yet.
+        let mut silent = Vec::new();
+        for _ in 0..20 {
+            silent.push(world.http1("cart", "10.96.0.1:9080").await);
+        }
+        let shared = world.shared.clone();
+        let drained = tokio::spawn(async move { shared.drain.finish(Duration::from_secs(30)).await });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        for sender in silent.iter_mut().chain([&mut idle]) {
+            let answer = sender.send_request(get("/during")).await.unwrap();
+            assert_eq!((answer.status().as_u16(), answer.headers()["connection"].to_str().unwrap()), (200, "close"));
+        }
+        assert_eq!(drained.await.unwrap(), tropis_net::drain::Drained::Finished);
+    });
+}

@@ -45,7 +45,7 @@ use tropis_model::{
     service::{AppProtocol, Service, ServiceAddress, ServicePort},
     view::Change,
     waypoint::{AccessLogFormat, Serves, Waypoint},
-    workload::{TunnelProtocol, Workload, WorkloadUid},
+    workload::{GatewayAddress, GatewayDestination, TunnelProtocol, Workload, WorkloadUid},
 };
 use tropis_net::{
     dial::{self, DialFrom, DialOptions},
@@ -229,6 +229,7 @@ impl World {
         let length = if address.contains(':') { 128 } else { 32 };
         made.addresses.push(ServiceAddress { network: "".into(), block: format!("{address}/{length}").parse().unwrap() });
         made.ports.insert(PORT, ServicePort { target_port: None, app_protocol: protocol });
+        made.waypoint = Some(GatewayAddress { destination: GatewayDestination::Service(name("waypoint")), hbone_port: HBONE_PORT });
         self.apply([Change::Service(Arc::new(made)), Change::Host(Arc::new(host))]);
     }
 
