@@ -1,7 +1,7 @@
 //! Who is connected, and how far each one is.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -41,6 +41,12 @@ impl ClientState {
     /// Whether everything up to `generation` is in force at this client. What it did not ask for is not its concern.
     pub fn has(&self, generation: u64) -> bool {
         self.subscriptions.values().all(|state| !state.subscribed || (state.acknowledged >= generation && state.rejected.is_empty()))
+    }
+
+    /// Whether it asked for all that its audience is served and has answered everything up to `generation`, be it by refusing it.
+    fn has_answered(&self, generation: u64) -> bool {
+        let answered = |state: &SubscriptionState| state.subscribed && state.acknowledged >= generation;
+        self.audience.types().iter().all(|wanted| self.subscriptions.get(wanted).is_some_and(answered))
     }
 
     /// Whether it asked for all that its audience is served and everything up to `generation` is in force.
@@ -111,6 +117,24 @@ impl Clients {
         let mut clients = register.clients.values().filter(|client| client.audience == *audience).peekable();
         clients.peek()?;
         Some(clients.all(|client| client.has_all(generation)))
+    }
+
+    /// What some client of an audience refused, by type, when every connected one has answered everything up to `generation`. All the rest
+    /// is in force at all of them then. `None`: none is connected, or not all have answered.
+    pub fn answered(&self, audience: &Audience, generation: u64) -> Option<BTreeMap<ResourceType, BTreeSet<String>>> {
+        let register = self.lock();
+        let mut clients = register.clients.values().filter(|client| client.audience == *audience).peekable();
+        clients.peek()?;
+        let mut refused: BTreeMap<ResourceType, BTreeSet<String>> = BTreeMap::new();
+        for client in clients {
+            if !client.has_answered(generation) {
+                return None;
+            }
+            for (r#type, state) in client.subscriptions.iter().filter(|(_, state)| !state.rejected.is_empty()) {
+                refused.entry(*r#type).or_default().extend(state.rejected.keys().cloned());
+            }
+        }
+        Some(refused)
     }
 
     /// Resources of a type that some client refused, by resource name, each with the first such client and its reason.
@@ -222,6 +246,34 @@ mod tests {
         assert_eq!(clients.list().len(), 2);
         drop((other, again));
         assert!(clients.lock().by_name.is_empty() && clients.list().is_empty());
+    }
+
+    #[test]
+    fn who_refuses_something_has_answered_all_the_same() {
+        let clients = Clients::default();
+        let audience = Audience::Waypoint("shop/gw".into());
+        let limits = Limits { total: 3, of_name: 2 };
+        let (one, other) = (clients.register("a", &audience, limits).unwrap(), clients.register("b", &audience, limits).unwrap());
+        let state = |acknowledged, rejected: &[&str]| SubscriptionState {
+            subscribed: true,
+            acknowledged,
+            in_flight: None,
+            rejected: rejected.iter().map(|name| ((*name).to_owned(), "why".to_owned())).collect(),
+        };
+        let all = |registration: &Registration, acknowledged, hosts: &[&str]| {
+            let of = |r#type: &ResourceType| state(acknowledged, if *r#type == ResourceType::Host { hosts } else { &[] });
+            let states: Vec<_> = audience.types().iter().map(|r#type| (*r#type, of(r#type))).collect();
+            registration.update(states.iter().map(|(r#type, state)| (*r#type, state)));
+        };
+        all(&one, 7, &["shop/web"]);
+        assert_eq!(clients.answered(&audience, 7), None, "the other one has asked for nothing yet");
+        all(&other, 6, &[]);
+        assert_eq!(clients.answered(&audience, 7), None);
+        all(&other, 8, &["shop/db"]);
+        let refused = [(ResourceType::Host, ["shop/db".to_owned(), "shop/web".to_owned()].into())].into();
+        assert_eq!(clients.answered(&audience, 7), Some(refused), "what one of them refuses is in force nowhere for sure");
+        assert_eq!(clients.everywhere(&audience, 7), Some(false));
+        assert_eq!(clients.answered(&Audience::NodeProxies, 7), None);
     }
 
     #[test]
