@@ -55,14 +55,17 @@ pub fn compile(settings: &Settings, object: &Object) -> (Option<Policy>, Vec<Fin
         istio::Action::Allow => Action::Allow,
         istio::Action::Deny => Action::Deny,
         istio::Action::Audit | istio::Action::Custom => {
-            let found = if spec.action == istio::Action::Audit { "\"AUDIT\"" } else { "\"CUSTOM\"" };
+            let (found, effect) = match spec.action {
+                istio::Action::Audit => ("\"AUDIT\"", "node proxies do nothing about it; a waypoint logs what it matches"),
+                _ => ("\"CUSTOM\"", "node proxies do nothing about it; a waypoint denies what it matches"),
+            };
             findings.push(
                 Finding::warning(codes::ACTION_UNSUPPORTED, object.reference())
                     .field("spec.action")
                     .found(found)
                     .problem("is not an action of node proxies")
                     .accepted("ALLOW or DENY")
-                    .effect("the policy is not enforced"),
+                    .effect(effect),
             );
             return (None, findings);
         }

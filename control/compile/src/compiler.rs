@@ -7,11 +7,11 @@ use std::{
 
 use tropis_crds::{Finding, Kind, Object, ObjectRef};
 use tropis_model::{
-    identity::Identity,
+    address::NamespacedHostname,
     policy::{Policy, PolicyKey},
     service::Service,
     view::Change,
-    workload::{Workload, WorkloadUid},
+    workload::{GatewayAddress, Workload, WorkloadUid},
 };
 
 use crate::{
@@ -19,14 +19,20 @@ use crate::{
     index::Key,
     namespace, peer_authentication, request_policy, service, virtual_service,
     waypoint::{
-        self, admission,
+        self, Attached,
+        admission::{self, Admitted},
+        binding::Binding,
         needed::{Need, needed},
-        scope::Told,
+        scope::{Served, Told},
     },
     workload,
 };
-use waypoints::Waypoints;
+use waypoints::{Waypoints, Wish};
 
+pub use waypoints::Left;
+
+pub(crate) mod destinations;
+mod places;
 mod waypoints;
 
 /// An index with what its objects mean, kept up to date at the cost of what changes.
@@ -44,6 +50,10 @@ pub struct Compiler {
     /// What looks at many objects, made anew when one of them may be different.
     wide_findings: BTreeMap<ObjectRef, Vec<Finding>>,
     waypoints: Waypoints,
+    /// What there is to say about the waypoint of each Service that has one or wants one.
+    bindings: BTreeMap<Key, Binding>,
+    /// Nothing was published yet.
+    opening: bool,
     needs: BTreeMap<String, Need>,
     /// What waypoints are still to be told.
     told: Vec<Told>,
@@ -66,6 +76,8 @@ impl Compiler {
             findings: BTreeMap::new(),
             wide_findings: BTreeMap::new(),
             waypoints: Waypoints::default(),
+            bindings: BTreeMap::new(),
+            opening: true,
             needs: BTreeMap::new(),
             told: Vec::new(),
             readmitted: BTreeSet::new(),
@@ -92,7 +104,12 @@ impl Compiler {
     /// Compiles what was affected since the last call. The changes come in an order in which a view that takes them one by one never
     /// allows more than it should: policies before the workloads that name them, and what goes away last.
     pub fn changes(&mut self) -> Vec<Change> {
-        let affected = std::mem::take(&mut self.affected);
+        let mut affected = std::mem::take(&mut self.affected);
+        for gateway in &affected.gateways {
+            let (services, pods) = self.waypoints.concerned(gateway);
+            affected.services.extend(services);
+            affected.pods.extend(pods);
+        }
         let mut changes = Changes::default();
         self.waypoints.touch(&affected);
         if affected.static_strict {
@@ -106,13 +123,7 @@ impl Compiler {
             self.compile_service(key, &mut changes);
         }
         for key in affected.pods {
-            // A label that only waypoints are told may have changed.
-            self.waypoints.workloads.insert(workload::pod_uid(self.index.settings(), &key));
-            let object = self.index.pod(&key);
-            let attached = object.and_then(|object| waypoint::of_pod(&self.index, object));
-            let now = object.and_then(|object| workload::from_pod(&self.index, object));
-            self.waypoints.pod(&key, attached.map(|attached| attached.gateway));
-            slot(&mut self.pods, key, now, |old, new| changes.workload(old, new));
+            self.compile_pod(key, &mut changes);
         }
         for key in affected.slices {
             self.compile_slice(key, &mut changes);
@@ -151,16 +162,80 @@ impl Compiler {
         let workloads = self.pods.values().chain(self.slices.values().flat_map(BTreeMap::values));
         let (told, gone) = self.waypoints.differences(&self.index, &self.services, workloads);
         for gateway in gone {
-            self.enforced(&gateway, HashMap::new());
+            self.enforced(&gateway, &BTreeSet::new());
         }
         self.told.extend(told);
+        let moved = self.waypoints.take_moved();
+        self.readmitted.extend(moved.iter().filter_map(object_key));
+    }
+
+    /// What was compiled so far is published. Until then nothing is known of who has what, and what is ready is taken for what was in use.
+    pub fn opened(&mut self) {
+        self.opening = false;
     }
 
     /// A waypoint has in force what [`Self::waypoints`] gave for it so far: the policies in it may let it in. Nothing may have been
     /// compiled since that it was not given.
     pub fn acknowledged(&mut self, gateway: &Key) {
-        let policies = self.waypoints.policies(gateway);
-        self.enforced(gateway, policies);
+        self.acknowledged_without(gateway, &BTreeSet::new());
+    }
+
+    /// As [`Self::acknowledged`], but for hosts that the waypoint refused. Of each it has in force what it had, or nothing: what a refused
+    /// host keeps back is let in no more where that host leads, and nothing else is affected.
+    pub fn acknowledged_without(&mut self, gateway: &Key, refused: &BTreeSet<NamespacedHostname>) {
+        let settings = self.index.settings();
+        self.waypoints.know(gateway, |(namespace, name)| refused.contains(&service::hostname(settings, namespace, name)));
+        self.enforced(gateway, refused);
+    }
+
+    /// What a waypoint knows and does not carry all of: to be given to [`Self::carry`] when node proxies have in force what followed from
+    /// [`Self::acknowledged`].
+    pub fn acquainted(&self, gateway: &Key) -> Option<Arc<Served>> {
+        self.waypoints.acquainted(gateway)
+    }
+
+    /// Traffic may go through a waypoint; takes effect with [`Self::changes`].
+    pub fn carry(&mut self, gateway: &Key, served: Arc<Served>) {
+        let fresh = self.waypoints.carry(gateway, served);
+        self.affected.services.extend(fresh.services);
+        self.affected.pods.extend(fresh.pods);
+    }
+
+    /// Traffic goes through a waypoint whether it acknowledges or not: what is not known there is refused there.
+    pub fn carry_all(&mut self, gateway: &Key) {
+        if let Some(served) = self.served(gateway) {
+            self.carry(gateway, served);
+        }
+    }
+
+    /// All that a waypoint is told of, whether it knows it or not.
+    pub(crate) fn served(&self, gateway: &Key) -> Option<Arc<Served>> {
+        self.waypoints.served(gateway)
+    }
+
+    /// The waypoints that are ready, and not known to carry what goes through none meanwhile.
+    pub fn held(&self) -> BTreeSet<Key> {
+        self.waypoints.held()
+    }
+
+    /// What left a waypoint that still knows it.
+    pub fn left(&self) -> impl Iterator<Item = Left> {
+        self.waypoints.left()
+    }
+
+    /// Nothing is under way any more through a waypoint that was left; takes effect with [`Self::changes`].
+    pub fn release(&mut self, left: &Left) {
+        self.waypoints.release(left);
+    }
+
+    /// Whether something goes through a waypoint until another one, that it wants, is ready for it.
+    pub fn is_kept(&self, gateway: &Key) -> bool {
+        self.waypoints.is_kept(gateway)
+    }
+
+    /// What there is to say about the waypoint of each Service that has one or wants one.
+    pub fn bindings(&self) -> impl Iterator<Item = (ObjectRef, &Binding)> {
+        self.bindings.iter().map(|(key, binding)| (ObjectRef::new(Kind::Service, key.0.clone(), key.1.clone()), binding))
     }
 
     /// The namespaces that need a waypoint of their own, as of the last [`Self::changes`].
@@ -168,14 +243,8 @@ impl Compiler {
         &self.needs
     }
 
-    /// The Gateways of waypoints that have an address: they are in use.
-    pub fn ready_waypoints(&self) -> Vec<Key> {
-        let ready = self.index.waypoints().filter(|object| waypoint::address(self.index.settings(), object).is_some());
-        ready.map(|object| crate::index::key_of(object)).collect()
-    }
-
-    fn enforced(&mut self, gateway: &Key, policies: waypoints::Enforced) {
-        let keys = self.waypoints.enforce(gateway, policies);
+    fn enforced(&mut self, gateway: &Key, refused: &BTreeSet<NamespacedHostname>) {
+        let keys = self.waypoints.enforce(gateway, |part| part.as_ref().is_some_and(|host| refused.contains(host)));
         self.readmitted.extend(keys.iter().filter_map(object_key));
     }
 
@@ -199,7 +268,7 @@ impl Compiler {
         let rules = index.destination_rules().map(|object| (object.reference(), destination_rule::findings(index, object)));
         let policies = index.authorizations().map(|object| (object.reference(), policy_findings(index, object)));
         let services = index.services().map(|object| (object.reference(), service::findings(index, object)));
-        let all = routes.chain(rules).chain(policies).chain(services);
+        let all = routes.chain(rules).chain(policies).chain(services).chain(waypoint::pods_findings(index));
         self.wide_findings = all.filter(|(_, findings)| !findings.is_empty()).collect();
     }
 
@@ -243,14 +312,18 @@ impl Compiler {
         slot(&mut self.authorizations, key, now, |old, new| changes.policy_slot(old, new));
     }
 
-    /// The waypoints that a policy lets in.
-    fn admitted(&mut self, key: &Key, object: &Object) -> BTreeSet<Identity> {
+    /// The waypoints that a policy lets in, and where.
+    fn admitted(&mut self, key: &Key, object: &Object) -> Admitted {
         let settings = self.index.settings();
-        let Some(present) = request_policy::compile(settings, object).0 else { return BTreeSet::new() };
+        let Some(present) = request_policy::compile(settings, object).0 else { return Admitted::new() };
         let is_new = !self.authorizations.contains_key(key);
-        let in_use = |gateway: &Key| self.index.gateway(gateway).is_some_and(|object| waypoint::address(settings, object).is_some());
+        // The identity of one that is deployed by hand may be anybody's of its namespace.
+        let deployed = |object: &Arc<Object>| waypoint::address(settings, object).is_some() && !waypoint::is_deployed_by_hand(object);
+        let in_use = |gateway: &Key| self.index.gateway(gateway).is_some_and(deployed);
         let admitted = self.waypoints.admitted(&present, is_new, in_use);
-        admitted.iter().map(|gateway| waypoint::identity(settings, gateway)).collect()
+        let place = (key.0 != settings.root_namespace).then_some(key.0.as_str());
+        let at = |gateway: &Key| (waypoint::identity(settings, gateway), self.waypoints.destinations(gateway, place, &present));
+        admitted.iter().map(at).collect()
     }
 
     fn compile_peer(&mut self, key: Key, changes: &mut Changes) {
@@ -262,11 +335,59 @@ impl Compiler {
     }
 
     fn compile_service(&mut self, key: Key, changes: &mut Changes) {
-        let compiled = self.index.service(&key).map(|object| attached_service(&self.index, object));
-        let (now, gateway, findings) = compiled.unwrap_or_default();
-        self.waypoints.service(&key, gateway);
+        let Some(object) = self.index.service(&key).cloned() else {
+            self.waypoints.remove_service(&key);
+            self.bindings.remove(&key);
+            self.tell(ObjectRef::new(Kind::Service, key.0.clone(), key.1.clone()), Vec::new());
+            slot(&mut self.services, key, None, |old, new| changes.service(old, new));
+            return;
+        };
+        let (mut now, wanted, findings) = attached_service(&self.index, &object);
+        let found = if self.opening { Binding::found(&object) } else { None };
+        let at_once = self.at_once(wanted.as_ref(), found.as_ref(), Some(&object), self.services.contains_key(&key));
+        let present = self.waypoints.service(&self.index, &key, &Wish { wanted: wanted.as_ref(), found, at_once });
+        match Binding::of(&self.index, &object, wanted.as_ref(), present.as_ref()) {
+            Some(binding) => self.bindings.insert(key.clone(), binding),
+            None => self.bindings.remove(&key),
+        };
+        if let Some(now) = &mut now {
+            now.waypoint = self.address(present.as_ref());
+        }
         self.tell(ObjectRef::new(Kind::Service, key.0.clone(), key.1.clone()), findings);
         slot(&mut self.services, key, now, |old, new| changes.service(old, new));
+    }
+
+    fn compile_pod(&mut self, key: Key, changes: &mut Changes) {
+        // A label that only waypoints are told may have changed.
+        self.waypoints.workloads.insert(workload::pod_uid(self.index.settings(), &key));
+        let Some(object) = self.index.pod(&key).cloned() else {
+            self.waypoints.remove_pod(&key);
+            slot(&mut self.pods, key, None, |old, new| changes.workload(old, new));
+            return;
+        };
+        let wanted = waypoint::of_pod(&self.index, &object);
+        let at_once = self.at_once(wanted.as_ref(), None, None, self.pods.contains_key(&key));
+        let present = self.waypoints.pod(&self.index, &key, &Wish { wanted: wanted.as_ref(), found: None, at_once });
+        let mut now = workload::from_pod(&self.index, &object);
+        if let Some(now) = &mut now {
+            now.waypoint = self.address(present.as_ref());
+        }
+        slot(&mut self.pods, key, now, |old, new| changes.workload(old, new));
+    }
+
+    /// Whether something goes to its waypoint without waiting for its acknowledgement: before anything was published what is ready is
+    /// taken for what was in use; and what is new, and named by a policy that only the waypoint can check, is better refused there than
+    /// let by.
+    fn at_once(&self, wanted: Option<&Attached>, found: Option<&Key>, service: Option<&Object>, is_known: bool) -> bool {
+        let Some(wanted) = wanted else { return false };
+        if self.opening {
+            return found.is_none_or(|found| *found == wanted.gateway);
+        }
+        !is_known && request_policy::is_targeted(&self.index, &wanted.gateway, service)
+    }
+
+    fn address(&self, waypoint: Option<&Key>) -> Option<GatewayAddress> {
+        waypoint::address(self.index.settings(), self.index.gateway(waypoint?)?)
     }
 
     fn compile_slice(&mut self, key: Key, changes: &mut Changes) {
@@ -336,6 +457,7 @@ pub fn compile(index: &Index) -> Compiled {
     for object in everything.gateways.iter().filter_map(|key| index.gateway(key)) {
         findings.entry(object.reference()).or_default().extend(waypoint::findings(object));
     }
+    findings.extend(waypoint::pods_findings(index));
     compiled.policies.extend(index.has_peers().then(|| peer_authentication::static_strict(settings)));
     let pods = everything.pods.iter().filter_map(|key| index.pod(key));
     compiled.workloads.extend(pods.filter_map(|object| workload::from_pod(index, object)));
@@ -348,14 +470,14 @@ pub fn compile(index: &Index) -> Compiled {
     compiled
 }
 
-/// A service with its waypoint.
-fn attached_service(index: &Index, object: &Object) -> (Option<Service>, Option<Key>, Vec<Finding>) {
+/// A service with the waypoint that it should go through.
+fn attached_service(index: &Index, object: &Object) -> (Option<Service>, Option<Attached>, Vec<Finding>) {
     let (service, mut findings) = service::compile(index.settings(), object);
     let Some(mut service) = service else { return (None, None, findings) };
     let (attached, told) = waypoint::of_service(index, object);
     findings.extend(told);
     service.waypoint = attached.as_ref().and_then(|attached| attached.address.clone());
-    (Some(service), attached.map(|attached| attached.gateway), findings)
+    (Some(service), attached, findings)
 }
 
 fn namespace_findings(index: &Index, object: &Object) -> Vec<Finding> {
@@ -370,6 +492,10 @@ fn policy_findings(index: &Index, object: &Object) -> Vec<Finding> {
     let mut findings = request_policy::findings(index, object, gateway);
     findings.extend(authorization::selection_findings(index, object));
     findings.extend(waypoint::policy_findings(index, object));
+    // What node proxies cannot read of it is told once, in their words.
+    let told = authorization::compile(index.settings(), object).1;
+    let known = |finding: &Finding| told.iter().any(|own| own.code == finding.code && own.field == finding.field);
+    findings.extend(request_policy::compile(index.settings(), object).1.into_iter().filter(|finding| !known(finding)));
     findings
 }
 
@@ -465,3 +591,6 @@ fn slot<T>(map: &mut HashMap<Key, Arc<T>>, key: Key, new: Option<T>, decide: imp
         None => map.remove(&key),
     };
 }
+
+#[cfg(test)]
+mod tests;

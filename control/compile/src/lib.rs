@@ -27,7 +27,7 @@ use tropis_model::{policy::Policy, service::Service, waypoint::AccessLogFormat, 
 
 use waypoint::needed::AutomaticWaypoints;
 
-pub use compiler::{Compiler, compile};
+pub use compiler::{Compiler, Left, compile};
 pub use index::{Affected, Index};
 
 /// What compiling depends on besides the objects.

@@ -48,6 +48,17 @@ pub fn of_workloads(index: &Index, waypoint: &Key, namespaces: &BTreeSet<String>
     collected(index, &[Target::Gateway(&waypoint.0, &waypoint.1), Target::Class], namespaces)
 }
 
+/// Whether a policy says about traffic to `service` (or to a workload) through a waypoint what nobody but the waypoint can check.
+pub(crate) fn is_targeted(index: &Index, waypoint: &Key, service: Option<&Object>) -> bool {
+    let own = service.map(|service| Target::Service(&service.metadata.namespace, &service.metadata.name));
+    let targets = own.into_iter().chain([Target::Gateway(&waypoint.0, &waypoint.1), Target::Class]);
+    let named = |target: Target<'_>| {
+        let mut all = index.authorizations_in(target.namespace(index.settings()));
+        all.any(|object| object.authorization_policy().is_some_and(|policy| references(&policy.spec).any(|own| target.is(own))))
+    };
+    targets.into_iter().any(named)
+}
+
 /// Something that a policy may be attached to.
 #[derive(Debug, Clone, Copy)]
 enum Target<'a> {
@@ -135,7 +146,7 @@ pub fn compile(settings: &Settings, object: &Object) -> (Option<RequestPolicy>, 
         Action::Audit => RequestAction::Audit,
     };
     let (rules, mut findings) = rules::read(settings, object, action, spec.rules.as_deref().unwrap_or_default());
-    if spec.action == Action::Custom && attachment == Attachment::Target {
+    if spec.action == Action::Custom {
         findings.push(findings::no_authorizer(object, spec));
     }
     let key = PolicyKey(policy_key(namespace, &object.metadata.name));

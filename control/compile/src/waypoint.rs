@@ -4,10 +4,11 @@
 //! then through the namespace's automatic waypoint; traffic to a pod by the pod's label, then by its account, then by the namespace's
 //! label (design.md §4, ambient-protocols.md 11.2). A label whose waypoint cannot be used attaches to nothing: it never falls back to a
 //! wider one. A waypoint cannot be used before its Gateway has an address in its status. [`scope`] says what a waypoint is told,
-//! [`admission`] how the policies of its destinations let it in, [`needed`] when a namespace gets one of its own accord, [`refused`]
+//! [`admission`] how the policies of its destinations let it in, [`binding`] what a Service's status says, [`needed`] when a namespace gets one of its own accord, [`refused`]
 //! what became of an object that a waypoint refuses.
 
 pub mod admission;
+pub mod binding;
 pub mod needed;
 pub mod refused;
 pub mod scope;
@@ -16,7 +17,7 @@ pub(crate) mod unserved;
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use tropis_crds::{
-    Finding, Object, codes,
+    Finding, Object, ObjectRef, codes,
     gateway_api::{CLASS_WAYPOINT, PROTOCOL_HBONE, gateway::AddressType},
 };
 use tropis_model::{
@@ -38,11 +39,13 @@ pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 pub const MANAGED: &str = "gateway.istio.io/managed";
 /// Label or annotation of a Gateway: the account whose traffic it carries.
 pub const FOR_ACCOUNT: &str = "istio.io/for-service-account";
-/// Label of a Gateway that the control plane made by itself: `true`, or [`LEAVING`]. On a namespace, whether one may be made for it.
+/// Label of a Gateway that the control plane made by itself: `true`, [`LEAVING`] or [`STOPPING`]. On a namespace, whether one may be made for it.
 pub const AUTOMATIC: &str = "tropis.io/automatic-waypoint";
 /// Value of [`AUTOMATIC`] of a waypoint that nothing needs any more: nothing new goes through it, and it still knows what it carries, for
 /// connections that are under way.
 pub const LEAVING: &str = "leaving";
+/// Value of [`AUTOMATIC`] of one whose pods finish what is open.
+pub const STOPPING: &str = "stopping";
 /// Label of a Gateway: the traffic that it takes.
 const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
 /// Label of a pod, a Service or a namespace: the name of its waypoint, or `none`.
@@ -178,7 +181,7 @@ fn usable(index: &Index, key: &Key, namespace: &str, traffic: Traffic) -> Result
     if !takes {
         return Err(Obstacle::OtherTraffic);
     }
-    let address = address(index.settings(), object).filter(|_| object.label(AUTOMATIC) != Some(LEAVING));
+    let address = address(index.settings(), object).filter(|_| !is_leaving(object));
     Ok(Attached { gateway: key.clone(), address })
 }
 
@@ -188,6 +191,35 @@ fn obstacle(found: &Result<Attached, Obstacle>) -> Option<Obstacle> {
         Ok(attached) => attached.address.is_none().then_some(Obstacle::NotReady),
         Err(obstacle) => Some(*obstacle),
     }
+}
+
+/// Whether traffic goes through a waypoint: it has an address, and is not leaving.
+pub(crate) fn is_in_use(index: &Index, key: &Key) -> bool {
+    let gateway = index.gateway(key).filter(|gateway| is_waypoint(gateway) && !is_leaving(gateway));
+    gateway.is_some_and(|gateway| address(index.settings(), gateway).is_some())
+}
+
+/// Whether a waypoint that the control plane made by itself is on its way out.
+fn is_leaving(object: &Object) -> bool {
+    matches!(object.label(AUTOMATIC), Some(LEAVING | STOPPING))
+}
+
+/// Why nothing goes through the waypoint that is named for a service, as Istio's condition has it: the waypoint, the reason and a word on it.
+pub fn refusal(index: &Index, object: &Object) -> Option<(Key, &'static str, &'static str)> {
+    let namespace = object.metadata.namespace.as_str();
+    let wished = match wish(object) {
+        Wish::Nothing => index.namespace(namespace).map_or(Wish::Nothing, |namespace| wish(namespace)),
+        wish => wish,
+    };
+    let Wish::Named(key) = wished else { return None };
+    let (reason, word) = match obstacle(&usable(index, &key, namespace, Traffic::Services))? {
+        Obstacle::Missing => ("WaypointIsNotReady", "it does not exist"),
+        Obstacle::NotReady => ("WaypointIsNotReady", "it has no address yet"),
+        Obstacle::OtherClass => ("AttachmentDenied", "it is not a waypoint"),
+        Obstacle::NotAllowed => ("AttachmentDenied", "it does not let this namespace in"),
+        Obstacle::OtherTraffic => ("UnsupportedTrafficType", "it does not take traffic to Services"),
+    };
+    Some((key, reason, word))
 }
 
 /// The waypoint of traffic addressed to a service, and what there is to tell about it.
@@ -266,6 +298,31 @@ pub fn namespace_findings(index: &Index, object: &Object) -> Vec<Finding> {
     }
 }
 
+/// What there is to tell about waypoints that labels of pods name: about one pod of each controller.
+pub(crate) fn pods_findings(index: &Index) -> Vec<(ObjectRef, Vec<Finding>)> {
+    let mut told = BTreeSet::new();
+    let mut all = Vec::new();
+    for object in index.pods() {
+        let Wish::Named(key) = wish(object) else { continue };
+        if object.label(GATEWAY_NAME).is_some() || object.label(MANAGED).is_some() || has_ended(object) {
+            continue;
+        }
+        let Some(obstacle) = obstacle(&usable(index, &key, &object.metadata.namespace, Traffic::Workloads)) else { continue };
+        let owner = object.metadata.owner_references.iter().find(|owner| owner.controller == Some(true));
+        let group = owner.map_or(&object.metadata.name, |owner| &owner.name);
+        if told.insert((object.metadata.namespace.as_str(), owner.is_some(), group.as_str(), key.clone())) {
+            all.push((object.reference(), vec![unusable(object, &key, obstacle)]));
+        }
+    }
+    all
+}
+
+/// Whether nothing of a pod runs any more.
+pub(crate) fn has_ended(pod: &Object) -> bool {
+    let phase = pod.pod().and_then(|pod| pod.status.as_ref()?.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
 /// What there is to tell about a waypoint itself.
 pub fn findings(object: &Object) -> Vec<Finding> {
     let Some(gateway) = object.gateway().filter(|_| is_waypoint(object)) else { return Vec::new() };
@@ -301,18 +358,21 @@ pub(crate) fn policy_findings(index: &Index, object: &Object) -> Vec<Finding> {
     let Some(policy) = object.authorization_policy() else { return Vec::new() };
     let spec = &policy.spec;
     let targets = spec.target_ref.iter().chain(&spec.target_refs).enumerate().filter(|(_, target)| target.kind == "Service");
-    let without = targets.filter(|(_, target)| {
-        let service = index.service(&(object.metadata.namespace.clone(), target.name.clone()));
-        service.is_some_and(|service| of_service(index, service).0.is_none())
-    });
-    let told = without.map(|(place, target)| {
+    let told = targets.filter_map(|(place, target)| {
+        let service = index.service(&(object.metadata.namespace.clone(), target.name.clone()))?;
         let field = if spec.target_ref.is_some() { "spec.targetRef".to_owned() } else { format!("spec.targetRefs[{place}]") };
-        Finding::warning(codes::NEEDS_WAYPOINT, object.reference())
-            .field(field)
-            .found(format!("Service {}/{}", object.metadata.namespace, target.name))
-            .problem("goes through no waypoint")
-            .accepted("a Service with a waypoint (label istio.io/use-waypoint), or spec.selector for a policy that node proxies enforce")
-            .effect("the policy is not enforced for it")
+        let finding = match of_service(index, service).0 {
+            Some(attached) if attached.address.is_some() => return None,
+            Some(attached) => Finding::info(codes::NEEDS_WAYPOINT, object.reference())
+                .problem(format!("has a waypoint that is not in use: {}/{}", attached.gateway.0, attached.gateway.1))
+                .accepted("a waypoint that runs")
+                .effect("the policy is not enforced for it until then, unless the waypoint before goes on"),
+            None => Finding::warning(codes::NEEDS_WAYPOINT, object.reference())
+                .problem("goes through no waypoint")
+                .accepted("a Service with a waypoint (label istio.io/use-waypoint), or spec.selector for a policy that node proxies enforce")
+                .effect("the policy is not enforced for it"),
+        };
+        Some(finding.field(field).found(format!("Service {}/{}", object.metadata.namespace, target.name)))
     });
     told.collect()
 }
@@ -330,7 +390,7 @@ fn unusable(object: &Object, key: &Key, obstacle: Obstacle) -> Finding {
             .accepted("a waypoint whose listener has allowedRoutes.namespaces.from: All, or a Selector that selects the namespace"),
         Obstacle::OtherTraffic => Finding::error(codes::WAYPOINT_NOT_USABLE, object.reference())
             .problem("does not take this traffic, by its label istio.io/waypoint-for")
-            .accepted("a waypoint for service or all"),
+            .accepted(if object.pod().is_some() { "a waypoint for workload or all" } else { "a waypoint for service or all" }),
         Obstacle::NotReady => Finding::info(codes::WAYPOINT_NOT_USABLE, object.reference())
             .problem("is not ready yet: its status has no address")
             .accepted("a waypoint that runs"),

@@ -98,7 +98,7 @@ fn first_label<'a>(object: &'a Object, keys: &[&str]) -> Option<&'a str> {
     keys.iter().find_map(|key| object.label(key)).filter(|value| !value.is_empty())
 }
 
-fn is_ready(pod: &Pod) -> bool {
+pub(crate) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }

@@ -67,7 +67,7 @@ codes! {
     NEEDS_WAYPOINT = "TRP0007" "NeedsWaypoint" Warning
         "Only a waypoint obeys this: a part of a policy that looks at HTTP, or routes and traffic policies of a Service that goes through none.";
     ACTION_UNSUPPORTED = "TRP0008" "ActionUnsupported" Warning
-        "The policy's action has no meaning at L4; the policy is not enforced.";
+        "The policy's action has no meaning at L4, where nothing is done about it.";
     SIDECAR_LABEL_ENROLS = "TRP0009" "SidecarLabelEnrols" Info
         "A label of the sidecar model enrols into the ambient mesh.";
     FIELD_CONFLICT = "TRP0010" "FieldConflict" Warning

@@ -26,7 +26,6 @@ use tropis_telemetry::{
 use tropis_xds::server::{Clients, Resources};
 
 use crate::{
-    automatic::Automatic,
     ca::{
         authority::{Authority, write_file},
         server_certificate::ServerCertificate,
@@ -126,7 +125,6 @@ impl App {
             automatic_waypoints: config.automatic_waypoints,
             ..Settings::default()
         };
-        let automatic = Automatic::new(config.automatic_waypoint_drain);
         let told = Told {
             scope: self.scope.clone(),
             resources: self.resources.clone(),
@@ -136,7 +134,7 @@ impl App {
             ready: self.readiness.task("objects"),
             metrics: self.metrics.clone(),
         };
-        self.tasks.spawn(Watch::new(settings, automatic, told).run(source.watch(), inventory_asks, self.stop.clone()));
+        self.tasks.spawn(Watch::new(settings, config.automatic_waypoint_drain, told).run(source.watch(), inventory_asks, self.stop.clone()));
         Ok(())
     }
 

@@ -1,8 +1,8 @@
 //! Waypoints that nobody asked for by name (design.md §4): a Gateway of ours for each namespace that needs one, and its way out.
 //!
-//! A Gateway whose need ended is marked as leaving: nothing new goes through it. It goes away when the node proxies have acknowledged
-//! that, and what was under way has had time to end. The mark stands on the object, so that a control plane that starts anew goes on
-//! where the one before it stopped.
+//! A Gateway whose need ended is marked as leaving: nothing new goes through it. When the node proxies have acknowledged that and what was
+//! under way has had time to end, it is marked as stopping: its Deployment is taken away, and when its pods have ended, so is all the
+//! rest. The mark stands on the object, so that a control plane that starts anew goes on where the one before it stopped.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,10 +17,12 @@ use tropis_compile::{
 };
 use tropis_crds::{Finding, Kind, ObjectRef, codes, gateway_api::CLASS_WAYPOINT};
 
+use crate::{exits::Exits, scope::Key};
+
 /// The name of every such Gateway, and so of its account, its Deployment and its Service.
 pub(crate) const NAME: &str = "automatic-waypoint";
-/// How long node proxies are waited for at most: one that does not answer would keep a waypoint for ever.
-const LONGEST_ACKNOWLEDGEMENT: Duration = Duration::from_secs(60);
+/// How long the pods of one that goes are waited for at most: twice what they have to end.
+const LONGEST_STOP: Duration = Duration::from_secs(60);
 
 /// What becomes of a namespace's automatic waypoint. One that is not named should not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,78 +31,75 @@ pub(crate) enum Stand {
     InUse,
     /// It is not needed, and may still carry something.
     Leaving,
-}
-
-/// How far a waypoint is on its way out.
-#[derive(Debug, Clone, Copy)]
-enum Exit {
-    /// Detached in this generation of the configuration; node proxies are waited for until then.
-    Detached { generation: u64, at_most: Instant },
-    /// Detached everywhere; it goes then.
-    Draining { until: Instant },
+    /// Nothing goes through it: its pods finish what is open, and are still let in for it.
+    Stopping,
 }
 
 /// Decides over automatic waypoints.
 #[derive(Debug)]
 pub(crate) struct Automatic {
-    drain: Duration,
-    exits: BTreeMap<String, Exit>,
+    exits: Exits<String>,
+    /// When those that stop are waited for no more.
+    stops: BTreeMap<String, Instant>,
 }
 
 impl Automatic {
     /// A waypoint that is detached everywhere keeps running for `drain`.
     pub(crate) fn new(drain: Duration) -> Self {
-        Self { drain, exits: BTreeMap::new() }
+        Self { exits: Exits::new(drain), stops: BTreeMap::new() }
     }
 
-    /// What should stand in each namespace. `generation` is the present one, that `index` is published in; `acknowledged` says whether
-    /// the node proxies have one.
+    /// What should stand in each namespace. `kept` says whether something goes through a waypoint until another one is ready for it;
+    /// `published` is the generation that `index` is published in, and whether the node proxies have one.
     pub(crate) fn decide(
         &mut self,
         index: &Index,
         needs: &BTreeMap<String, Need>,
-        generation: u64,
-        acknowledged: impl Fn(u64) -> bool,
+        kept: impl Fn(&Key) -> bool,
+        (generation, acknowledged): (u64, &dyn Fn(u64) -> bool),
         now: Instant,
     ) -> BTreeMap<String, Stand> {
         let mut stands: BTreeMap<String, Stand> = needs.keys().map(|namespace| (namespace.clone(), Stand::InUse)).collect();
-        let mut leaving = BTreeSet::new();
+        let (mut leaving, mut stopping) = (BTreeSet::new(), BTreeSet::new());
         for gateway in index.automatic_waypoints().filter(|gateway| gateway.metadata.name == NAME) {
-            let namespace = &gateway.metadata.namespace;
-            if stands.contains_key(namespace) {
-                continue;
-            }
-            // It is marked first: only from then on is it detached.
-            let marked = gateway.label(waypoint::AUTOMATIC) == Some(waypoint::LEAVING);
-            if !marked || !self.has_left(namespace, generation, &acknowledged, now) {
-                stands.insert(namespace.clone(), Stand::Leaving);
-            }
-            if marked {
-                leaving.insert(namespace.clone());
+            let namespace = gateway.metadata.namespace.clone();
+            let key = (namespace.clone(), NAME.to_owned());
+            let mark = gateway.label(waypoint::AUTOMATIC);
+            let stand = match mark {
+                // What is needed again meanwhile is made anew once this is gone.
+                _ if mark == Some(waypoint::STOPPING) || self.stops.contains_key(&namespace) => {
+                    let until = *self.stops.entry(namespace.clone()).or_insert(now + LONGEST_STOP);
+                    stopping.insert(namespace.clone());
+                    (index.has_pods(&key) && now < until).then_some(Stand::Stopping)
+                }
+                _ if stands.contains_key(&namespace) || kept(&key) => Some(Stand::InUse),
+                // It is marked first: only from then on is it detached.
+                Some(waypoint::LEAVING) => {
+                    leaving.insert(namespace.clone());
+                    if self.exits.is_out(&namespace, generation, acknowledged, now) {
+                        stopping.insert(namespace.clone());
+                        self.stops.insert(namespace.clone(), now + LONGEST_STOP);
+                        Some(Stand::Stopping)
+                    } else {
+                        Some(Stand::Leaving)
+                    }
+                }
+                _ => Some(Stand::Leaving),
+            };
+            match stand {
+                Some(stand) => _ = stands.insert(namespace, stand),
+                None => _ = stands.remove(&namespace),
             }
         }
-        self.exits.retain(|namespace, _| leaving.contains(namespace));
+        self.exits.retain(|namespace| leaving.contains(namespace));
+        self.stops.retain(|namespace, _| stopping.contains(namespace));
         stands
-    }
-
-    fn has_left(&mut self, namespace: &str, generation: u64, acknowledged: impl Fn(u64) -> bool, now: Instant) -> bool {
-        let detached = Exit::Detached { generation, at_most: now + LONGEST_ACKNOWLEDGEMENT };
-        let exit = self.exits.entry(namespace.to_owned()).or_insert(detached);
-        if let Exit::Detached { generation, at_most } = *exit
-            && (acknowledged(generation) || now >= at_most)
-        {
-            *exit = Exit::Draining { until: now + self.drain };
-        }
-        matches!(*exit, Exit::Draining { until } if now >= until)
     }
 
     /// When to decide again, if nothing happens before.
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
-        let times = self.exits.values().map(|exit| match exit {
-            Exit::Detached { at_most, .. } => *at_most,
-            Exit::Draining { until } => *until,
-        });
-        times.filter(|time| *time > now).min()
+        let stops = self.stops.values().copied().filter(|until| *until > now);
+        stops.chain(self.exits.due(now)).min()
     }
 }
 
@@ -109,6 +108,7 @@ pub(crate) fn gateway(namespace: &str, stand: Stand) -> (ObjectRef, Value) {
     let mark = match stand {
         Stand::InUse => "true",
         Stand::Leaving => waypoint::LEAVING,
+        Stand::Stopping => waypoint::STOPPING,
     };
     let fields = json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
@@ -173,10 +173,21 @@ mod tests {
         decided.get("shop").copied()
     }
 
+    /// What is decided about namespace `shop` in `generation`, if the node proxies have what `acknowledged` says.
+    fn decide(
+        automatic: &mut Automatic,
+        index: &Index,
+        needs: &BTreeMap<String, Need>,
+        (generation, acknowledged): (u64, &dyn Fn(u64) -> bool),
+        now: Instant,
+    ) -> Option<Stand> {
+        stand(&automatic.decide(index, needs, |_| false, (generation, acknowledged), now))
+    }
+
     #[test]
     fn it_stands_while_it_is_needed_and_is_marked_before_it_goes() {
         let (mut automatic, now) = (Automatic::new(DRAIN), Instant::now());
-        let mut decide = |index: &Index, needs: &_| stand(&automatic.decide(index, needs, 7, |_| true, now));
+        let mut decide = |index: &Index, needs: &_| decide(&mut automatic, index, needs, (7, &|_| true), now);
         assert_eq!(decide(&index(None), &BTreeMap::new()), None);
         assert_eq!(decide(&index(None), &needs("x")), Some(Stand::InUse));
         assert_eq!(decide(&index(Some(Stand::InUse)), &needs("x")), Some(Stand::InUse));
@@ -185,28 +196,57 @@ mod tests {
     }
 
     #[test]
-    fn it_goes_when_node_proxies_have_acknowledged_and_it_had_time_to_drain() {
+    fn it_stays_while_something_goes_through_it_until_another_waypoint_is_ready() {
+        let mut automatic = Automatic::new(DRAIN);
+        let mut decided = |kept: bool| {
+            stand(&automatic.decide(&index(Some(Stand::InUse)), &BTreeMap::new(), |_| kept, (7, &|_| true), Instant::now()))
+        };
+        assert_eq!([true, false].map(&mut decided), [Some(Stand::InUse), Some(Stand::Leaving)]);
+    }
+
+    #[test]
+    fn its_pods_go_when_node_proxies_have_acknowledged_and_it_had_time_to_drain() {
         let (mut automatic, start) = (Automatic::new(DRAIN), Instant::now());
         let index = index(Some(Stand::Leaving));
         let mut decide = |at: u64, generation, acknowledged: bool| {
             let now = start + Duration::from_secs(at);
-            let decided = automatic.decide(&index, &BTreeMap::new(), generation, |of| acknowledged && of == 7, now);
-            (stand(&decided), automatic.due(now).map(|due| (due - start).as_secs()))
+            let decided = decide(&mut automatic, &index, &BTreeMap::new(), (generation, &|of| acknowledged && of == 7), now);
+            (decided, automatic.due(now).map(|due| (due - start).as_secs()))
         };
         assert_eq!(decide(0, 7, false), (Some(Stand::Leaving), Some(60)));
         assert_eq!(decide(5, 8, false), (Some(Stand::Leaving), Some(60)), "the generation that detached it counts, not a later one");
         assert_eq!(decide(10, 9, true), (Some(Stand::Leaving), Some(40)));
         assert_eq!(decide(39, 9, false), (Some(Stand::Leaving), Some(40)));
-        assert_eq!(decide(40, 9, false), (None, None));
-        assert_eq!(decide(41, 9, false), (None, None), "and not again, while its object is still seen");
+        assert_eq!(decide(40, 9, false), (Some(Stand::Stopping), Some(100)));
+        assert_eq!(decide(41, 9, false), (None, Some(100)), "it has no pods, though its mark is not seen yet");
     }
 
     #[test]
     fn a_node_proxy_that_never_answers_does_not_keep_it() {
         let (mut automatic, start) = (Automatic::new(DRAIN), Instant::now());
         let index = index(Some(Stand::Leaving));
-        let mut decide = |at: u64| stand(&automatic.decide(&index, &BTreeMap::new(), 7, |_| false, start + Duration::from_secs(at)));
-        assert_eq!([0, 59, 60, 89, 90].map(&mut decide).map(|stand| stand.is_some()), [true, true, true, true, false]);
+        let mut decide =
+            |at: u64| decide(&mut automatic, &index, &BTreeMap::new(), (7, &|_| false), start + Duration::from_secs(at)) == Some(Stand::Leaving);
+        assert_eq!([0, 59, 60, 89, 90].map(&mut decide), [true, true, true, true, false]);
+    }
+
+    #[test]
+    fn it_is_gone_when_its_pods_are_and_is_not_needed_before() {
+        let (mut automatic, start) = (Automatic::new(DRAIN), Instant::now());
+        let mut index = index(Some(Stand::Stopping));
+        let mut at = |index: &Index, needs: &_, seconds| {
+            decide(&mut automatic, index, needs, (7, &|_| true), start + Duration::from_secs(seconds))
+        };
+        assert_eq!(at(&index, &BTreeMap::new(), 0), None);
+        let pod = serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "p", "namespace": "shop", "labels": {waypoint::GATEWAY_NAME: NAME, waypoint::MANAGED: "istio.io-mesh-controller"}},
+            "spec": {"containers": []},
+        });
+        index.apply(&Arc::new(decode(pod).unwrap().0));
+        assert_eq!(at(&index, &BTreeMap::new(), 1), Some(Stand::Stopping));
+        assert_eq!(at(&index, &needs("x"), 30), Some(Stand::Stopping), "one that stops takes nothing new");
+        assert_eq!(at(&index, &needs("x"), 60), None, "a pod that never ends does not keep it");
     }
 
     #[test]
@@ -215,7 +255,6 @@ mod tests {
         let (_, mut fields) = gateway("shop", Stand::Leaving);
         fields["metadata"]["name"] = "theirs".into();
         index.apply(&Arc::new(decode(fields).unwrap().0));
-        let decided = Automatic::new(DRAIN).decide(&index, &BTreeMap::new(), 1, |_| true, Instant::now());
-        assert!(decided.is_empty());
+        assert_eq!(decide(&mut Automatic::new(DRAIN), &index, &BTreeMap::new(), (1, &|_| true), Instant::now()), None);
     }
 }

@@ -12,7 +12,7 @@ use tropis_compile::{
     Index,
     waypoint::{self, needed::Need},
 };
-use tropis_crds::{Finding, Kind, Level, Object, ObjectRef, codes};
+use tropis_crds::{Finding, Kind, Level, Object, ObjectRef, codes, gateway_api::gateway::Gateway};
 
 use crate::automatic::{self, Stand};
 
@@ -39,6 +39,10 @@ pub(crate) struct Made {
 pub(crate) struct Existing {
     /// Objects of the kinds above that somebody else made.
     foreign: BTreeSet<ObjectRef>,
+    /// Accounts that were made for a waypoint.
+    accounts: BTreeSet<ObjectRef>,
+    /// Pods that run as an account of the name of a Gateway whose waypoint is not there yet, by that account.
+    strangers: BTreeMap<(String, String), ObjectRef>,
 }
 
 impl Existing {
@@ -47,16 +51,44 @@ impl Existing {
         if !MADE.contains(&reference.kind) {
             return;
         }
-        match object {
-            Some(object) if !is_ours(object) => self.foreign.insert(reference.clone()),
+        let ours = object.map(is_ours);
+        match ours {
+            Some(false) => self.foreign.insert(reference.clone()),
             _ => self.foreign.remove(reference),
         };
+        match ours {
+            Some(true) if reference.kind == Kind::ServiceAccount => self.accounts.insert(reference.clone()),
+            _ => self.accounts.remove(reference),
+        };
+    }
+
+    /// Looks for pods that run as the account that a waypoint would get: it is theirs. Once a waypoint has its account, whoever runs as it
+    /// gets no certificate. `of` gives a pod of an account that is not of its waypoint.
+    pub(crate) fn look(&mut self, gateways: impl Iterator<Item = (String, String)>, of: impl Fn(&(String, String)) -> Option<String>) {
+        let made = |key: &(String, String)| self.accounts.contains(&ObjectRef::new(Kind::ServiceAccount, key.0.clone(), key.1.clone()));
+        let found = gateways.filter(|key| !made(key)).filter_map(|key| {
+            let pod = ObjectRef::new(Kind::Pod, key.0.clone(), of(&key)?);
+            Some((key, pod))
+        });
+        self.strangers = found.collect();
+    }
+
+    /// Whether a pod is in the way of a waypoint.
+    pub(crate) fn has_strangers(&self) -> bool {
+        !self.strangers.is_empty()
+    }
+
+    /// What has the name of a Gateway, or runs as the account of that name, and was not made for it.
+    fn in_the_way(&self, gateway: &ObjectRef) -> impl Iterator<Item = &ObjectRef> {
+        let stranger = self.strangers.get(&(gateway.namespace.clone(), gateway.name.clone()));
+        self.foreign.iter().filter(|foreign| same_name(foreign, gateway)).chain(stranger)
     }
 }
 
 /// Whether an object was made by a control plane for a waypoint, or is a waypoint that it made by itself.
 pub(crate) fn is_ours(object: &Object) -> bool {
-    MADE.contains(&object.kind) && object.label(waypoint::MANAGED) == Some(MANAGED_BY) || is_automatic(object)
+    let owned = || object.metadata.owner_references.iter().any(|owner| owner.kind == "Gateway" && owner.name == object.metadata.name);
+    MADE.contains(&object.kind) && object.label(waypoint::MANAGED) == Some(MANAGED_BY) && owned() || is_automatic(object)
 }
 
 fn is_automatic(object: &Object) -> bool {
@@ -100,24 +132,32 @@ pub(crate) fn desired(
             continue;
         }
         let by_hand = waypoint::is_deployed_by_hand(object);
-        let taken: Vec<&ObjectRef> = existing.foreign.iter().filter(|foreign| !by_hand && same_name(foreign, &reference)).collect();
-        told.extend(taken.iter().map(|taken| name_taken(&reference, taken)));
-        if !by_hand && taken.is_empty() {
-            for (kind, fields) in
-                [(Kind::ServiceAccount, service_account(object)), (Kind::Service, service(object)), (Kind::Deployment, deployment(object))]
-            {
+        let stops = is_automatic(object) && automatic.stands.get(&reference.namespace) == Some(&Stand::Stopping);
+        let obstacles: Vec<Finding> = match object.gateway() {
+            Some(gateway) if by_hand => vec![deployed_by_hand(&reference, gateway)],
+            _ if !is_service_name(&reference.name) => vec![no_name(&reference)],
+            _ => existing.in_the_way(&reference).map(|taken| name_taken(&reference, taken)).collect(),
+        };
+        let asked = object.gateway().filter(|_| !by_hand).and_then(|gateway| address_asked(&reference, gateway));
+        if obstacles.is_empty() {
+            let mut all = vec![(Kind::ServiceAccount, service_account(object)), (Kind::Service, service(object))];
+            all.extend((!stops).then(|| (Kind::Deployment, deployment(object))));
+            for (kind, fields) in all {
                 made.insert(ObjectRef::new(kind, reference.namespace.clone(), reference.name.clone()), Made { fields, owned: true });
             }
         }
-        let wrong = findings.iter().find(|finding| finding.object == reference && finding.level == Level::Error);
+        let own = || findings.iter().filter(|finding| finding.object == reference);
+        let in_use =
+            || waypoint::address(index.settings(), object).is_some() || live(&(reference.namespace.clone(), reference.name.clone()));
         let state = State {
-            wrong: wrong.map(ToString::to_string),
-            taken: taken.first().map(ToString::to_string),
-            programmed: by_hand
-                || waypoint::address(index.settings(), object).is_some()
-                || live(&(reference.namespace.clone(), reference.name.clone())),
+            wrong: own().find(|finding| finding.level == Level::Error),
+            warnings: own().filter(|finding| finding.level == Level::Warning).chain(&asked).collect(),
+            obstacle: obstacles.first(),
+            programmed: !stops && obstacles.is_empty() && in_use(),
         };
         let status = status(index, object, &state);
+        told.extend(obstacles);
+        told.extend(asked);
         match made.get_mut(&reference) {
             Some(own) => own.fields["status"] = status,
             None => _ = made.insert(reference, Made { fields: json!({ "status": status }), owned: false }),
@@ -129,7 +169,7 @@ pub(crate) fn desired(
 /// What has the name of an automatic waypoint and is not ours.
 fn in_the_way(index: &Index, existing: &Existing, gateway: &ObjectRef) -> Option<ObjectRef> {
     let known = index.gateway(&(gateway.namespace.clone(), gateway.name.clone())).filter(|object| !is_automatic(object));
-    known.map(|object| object.reference()).or_else(|| existing.foreign.iter().find(|foreign| same_name(foreign, gateway)).cloned())
+    known.map(|object| object.reference()).or_else(|| existing.in_the_way(gateway).next().cloned())
 }
 
 fn same_name(object: &ObjectRef, gateway: &ObjectRef) -> bool {
@@ -137,22 +177,69 @@ fn same_name(object: &ObjectRef, gateway: &ObjectRef) -> bool {
 }
 
 fn name_taken(gateway: &ObjectRef, taken: &ObjectRef) -> Finding {
+    let finding = Finding::error(codes::NAME_TAKEN, gateway.clone()).field("metadata.name").found(taken.to_string());
+    let finding = match taken.kind {
+        Kind::Pod => finding
+            .problem("runs as the account of this name, which the waypoint would take over")
+            .accepted("a Gateway that is not called as an account that pods run as"),
+        _ => finding
+            .problem("exists and was not made for this Gateway")
+            .accepted("a name that no ServiceAccount, Service or Deployment of the namespace has"),
+    };
+    finding.effect("no waypoint is deployed, and nothing goes through it")
+}
+
+fn no_name(gateway: &ObjectRef) -> Finding {
     Finding::error(codes::NAME_TAKEN, gateway.clone())
         .field("metadata.name")
-        .found(taken.to_string())
-        .problem("exists and was not made for this Gateway")
-        .accepted("a name that no ServiceAccount, Service or Deployment of the namespace has, or spec.addresses with a Hostname")
+        .found(format!("{:?}", gateway.name))
+        .problem("cannot be the name of a Service, which a waypoint has")
+        .accepted("at most 63 of a-z, 0-9 and -, beginning with a letter and not ending with -")
         .effect("no waypoint is deployed, and nothing goes through it")
 }
 
-struct State {
-    wrong: Option<String>,
-    taken: Option<String>,
+/// Somebody else's proxies would need configuration and certificates of ours, which only pods that we made get.
+fn deployed_by_hand(gateway: &ObjectRef, fields: &Gateway) -> Finding {
+    Finding::error(codes::FIELD_NOT_HONOURED, gateway.clone())
+        .field("spec.addresses")
+        .found(asked(fields))
+        .problem("asks for a waypoint that somebody else deploys, and those are not served")
+        .accepted("no addresses: the waypoint is deployed for the Gateway")
+        .effect("nothing is deployed for it, and nothing goes through it")
+}
+
+fn address_asked(gateway: &ObjectRef, fields: &Gateway) -> Option<Finding> {
+    fields.spec.addresses.iter().any(|address| !address.value.is_empty()).then(|| {
+        Finding::warning(codes::FIELD_NOT_HONOURED, gateway.clone())
+            .field("spec.addresses")
+            .found(asked(fields))
+            .problem("asks for an address, which a waypoint cannot choose")
+            .accepted("no addresses")
+            .effect("the waypoint has the address that its Service is given")
+    })
+}
+
+fn asked(gateway: &Gateway) -> String {
+    let values: Vec<&str> = gateway.spec.addresses.iter().map(|address| address.value.as_str()).collect();
+    values.join(", ")
+}
+
+/// Whether a Service may have this name (RFC 1035 §2.3.1).
+fn is_service_name(name: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    name.len() <= 63 && name.starts_with(|first: char| first.is_ascii_lowercase()) && !name.ends_with('-') && name.bytes().all(good)
+}
+
+struct State<'a> {
+    wrong: Option<&'a Finding>,
+    warnings: Vec<&'a Finding>,
+    /// Why nothing is deployed for it.
+    obstacle: Option<&'a Finding>,
     programmed: bool,
 }
 
 /// The status of a waypoint's Gateway. Times of transition are added when it is written.
-fn status(index: &Index, object: &Object, state: &State) -> Value {
+fn status(index: &Index, object: &Object, state: &State<'_>) -> Value {
     let generation = object.metadata.generation;
     let condition = |kind: &str, holds: bool, reason: &str, message: &str| {
         let mut condition = json!({
@@ -163,16 +250,23 @@ fn status(index: &Index, object: &Object, state: &State) -> Value {
         }
         condition
     };
-    let accepted = match &state.wrong {
-        Some(wrong) => condition("Accepted", false, "ListenersNotValid", wrong),
-        None => condition("Accepted", true, "Accepted", "it is a waypoint of this mesh"),
+    let accepted = match state.wrong {
+        Some(wrong) => condition("Accepted", false, reason(wrong), &wrong.to_string()),
+        None => {
+            let all = state.warnings.iter().map(ToString::to_string);
+            let message: Vec<String> = std::iter::once("it is a waypoint of this mesh".to_owned()).chain(all).collect();
+            condition("Accepted", true, "Accepted", &message.join("; "))
+        }
     };
-    let programmed = match &state.taken {
-        Some(taken) => condition("Programmed", false, "Invalid", &format!("{taken} was not made for it")),
-        None if state.programmed => condition("Programmed", true, "Programmed", "a pod has its configuration in force"),
+    let programmed = match state.obstacle {
+        Some(obstacle) if obstacle.code == codes::FIELD_NOT_HONOURED => {
+            condition("Programmed", false, "AddressNotUsable", &obstacle.to_string())
+        }
+        Some(obstacle) => condition("Programmed", false, "Invalid", &obstacle.to_string()),
+        None if state.programmed => condition("Programmed", true, "Programmed", "its pods have its configuration; without one it refuses"),
         None => condition("Programmed", false, "Pending", "no pod of it has acknowledged its configuration yet"),
     };
-    let holds = state.programmed && state.taken.is_none();
+    let holds = state.programmed;
     let gateway = object.gateway();
     let names = gateway.into_iter().flat_map(|gateway| &gateway.spec.listeners).map(|listener| listener.name.as_str());
     let listener = |name: &str| {
@@ -186,15 +280,18 @@ fn status(index: &Index, object: &Object, state: &State) -> Value {
             ],
         })
     };
-    let by_hand = gateway.into_iter().flat_map(|gateway| &gateway.spec.addresses).map(|address| address.value.clone());
     let own = waypoint::own_service(index.settings(), &(object.metadata.namespace.clone(), object.metadata.name.clone()));
-    let mut addresses: Vec<String> = by_hand.filter(|value| !value.is_empty()).collect();
-    if addresses.is_empty() {
-        addresses.push(own.hostname.to_string());
-    }
-    let addresses: Vec<Value> =
-        addresses.into_iter().filter(|_| holds).map(|value| json!({ "type": "Hostname", "value": value })).collect();
+    let addresses: Vec<Value> = holds.then(|| json!({ "type": "Hostname", "value": &*own.hostname })).into_iter().collect();
     json!({ "addresses": addresses, "conditions": [accepted, programmed], "listeners": names.map(listener).collect::<Vec<_>>() })
+}
+
+/// The reason, in the Gateway API's words where it has one.
+fn reason(wrong: &Finding) -> &'static str {
+    match wrong.field.as_deref() {
+        _ if wrong.code == codes::REFUSED_BY_PROXY => "RefusedByProxy",
+        Some(field) if field.starts_with("spec.listeners") => "ListenersNotValid",
+        _ => "Invalid",
+    }
 }
 
 /// Labels and annotations of everything that is made for a Gateway.

@@ -10,6 +10,7 @@ use tropis_telemetry::{chain, logs};
 use crate::config::{Arguments, Config};
 
 mod app;
+mod attach;
 mod automatic;
 mod ca;
 mod caller;
@@ -18,6 +19,7 @@ mod config;
 mod connections;
 mod debug;
 mod deploy;
+mod exits;
 mod graph;
 mod handshakes;
 mod metrics;

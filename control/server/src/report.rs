@@ -16,6 +16,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+use tropis_compile::waypoint::binding::Binding;
 use tropis_crds::{Finding, Kind, Level, Object, ObjectRef, codes};
 use tropis_source::{Report, Source};
 use tropis_telemetry::chain;
@@ -31,6 +32,9 @@ const ZTUNNEL_ACCEPTED: &str = "ZtunnelAccepted";
 /// The condition of every other kind.
 const ACCEPTED: &str = "Accepted";
 
+/// The condition of a Service that has a waypoint or wants one.
+const WAYPOINT_BOUND: &str = tropis_compile::waypoint::binding::WAYPOINT_BOUND;
+
 /// What a condition says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Condition {
@@ -39,6 +43,19 @@ pub(crate) struct Condition {
     reason: String,
     message: String,
     generation: Option<i64>,
+}
+
+impl Condition {
+    /// What a Service's status says about its waypoint.
+    pub(crate) fn of(binding: &Binding) -> Self {
+        Self {
+            kind: WAYPOINT_BOUND.to_owned(),
+            accepted: binding.holds,
+            reason: binding.reason.to_owned(),
+            message: binding.message.clone(),
+            generation: None,
+        }
+    }
 }
 
 /// What should stand in the statuses, and what stood there when the objects were read first.
@@ -52,14 +69,18 @@ pub(crate) struct Reports {
     pub(crate) found_made: BTreeSet<ObjectRef>,
 }
 
-/// The kinds whose `status.conditions` are the mesh's to write. The status of a Pod or a Service is Kubernetes', and a route has a status
-/// for each gateway that it names.
+/// The kinds whose findings stand in `status.conditions`. The status of a Pod or a Service is Kubernetes', and a route has a status for each
+/// gateway that it names.
 fn has_status(kind: Kind) -> bool {
     kind.group().ends_with(".istio.io") || matches!(kind, Kind::Gateway | Kind::GatewayClass)
 }
 
 fn condition_type(kind: Kind) -> &'static str {
-    if kind == Kind::AuthorizationPolicy { ZTUNNEL_ACCEPTED } else { ACCEPTED }
+    match kind {
+        Kind::AuthorizationPolicy => ZTUNNEL_ACCEPTED,
+        Kind::Service => WAYPOINT_BOUND,
+        _ => ACCEPTED,
+    }
 }
 
 /// Policies that a proxy refused, each with that proxy and its reason.
@@ -121,7 +142,7 @@ fn reason(finding: &Finding) -> &'static str {
 
 /// The condition of ours that an object carries already.
 pub(crate) fn found(object: &Object) -> Option<Condition> {
-    if !has_status(object.kind) {
+    if !has_status(object.kind) && object.kind != Kind::Service {
         return None;
     }
     let kind = condition_type(object.kind);
@@ -210,6 +231,8 @@ impl Reporter {
                 }
             }
         }
+        // A waypoint's Gateway has its status with all else that is made: to withdraw it here would take away its address, or the Gateway.
+        self.written.retain(|object, _| !reports.made.contains_key(object));
         let gone: BTreeSet<ObjectRef> = self.written.keys().filter(|object| !reports.desired.contains_key(object)).cloned().collect();
         for object in gone {
             match self.source.withdraw(WRITER, &object).await {

@@ -189,7 +189,19 @@ impl Scope {
         }
     }
 
-    /// All that exists has been applied once.
+    /// A pod that runs as an account and is not of the waypoint of that name.
+    pub(crate) fn stranger(&self, account: &Key) -> Option<String> {
+        let facts = self.facts();
+        facts.of_account.get(account)?;
+        let here = facts.pods.range((account.0.clone(), String::new())..).take_while(|(key, _)| key.0 == account.0);
+        let own = |pod: &PodFacts| {
+            pod.labels.get(GATEWAY_LABEL) == Some(&account.1) && pod.labels.get(MANAGED).is_some_and(|by| by == MANAGED_BY)
+        };
+        let mut strangers = here.filter(|(_, pod)| !pod.ended && pod.service_account == account.1 && !own(pod));
+        strangers.next().map(|(key, _)| key.1.clone())
+    }
+
+    /// All that exists has been applied once, and which waypoints there are is decided.
     pub(crate) fn synced(&self) {
         self.facts.write().unwrap_or_else(PoisonError::into_inner).synced = true;
     }
@@ -216,6 +228,9 @@ impl Scope {
             }
             Caller::Token(token) => {
                 let facts = self.facts();
+                if !facts.synced {
+                    return Err(Refused::NotSynced);
+                }
                 let Some(gateway) = facts.waypoint_of(token, facts.attest(token)?) else {
                     return refused(format!("{}/{}", token.namespace, token.service_account));
                 };
@@ -233,10 +248,14 @@ impl Scope {
     /// The identity that the caller may have a certificate of: its own, or the one that it asks for.
     pub(crate) fn identity(&self, caller: &Caller, requested: Option<&str>) -> Result<Identity, Refused> {
         let facts = self.facts();
+        if !facts.synced {
+            // Whose an account is, a waypoint's or its pods', is not known before.
+            return Err(Refused::NotSynced);
+        }
         let (own, name) = match caller {
             // A certificate that was stolen must not renew itself for ever: its account's last pod takes it along.
             Caller::Certificate(identity) if !facts.runs(identity) => {
-                return Err(if facts.synced { Refused::Ended { identity: identity.clone() } } else { Refused::NotSynced });
+                return Err(Refused::Ended { identity: identity.clone() });
             }
             Caller::Certificate(identity) => (identity.clone(), identity.to_string()),
             Caller::Token(token) => {
@@ -529,8 +548,25 @@ mod tests {
     }
 
     #[test]
+    fn pods_of_an_account_that_are_not_its_waypoints_are_strangers_to_it() {
+        let scope = scope();
+        let mine = labels(&[(GATEWAY_LABEL, "gw"), (MANAGED, MANAGED_BY)]);
+        scope.apply([Fact::Pod(key("shop", "gw-1"), PodFacts { labels: mine, ..pod("a", "gw") })]);
+        assert_eq!(scope.stranger(&key("shop", "gw")), None);
+        scope.apply([Fact::Pod(key("shop", "gw-2"), PodFacts { ended: true, ..pod("a", "gw") })]);
+        assert_eq!(scope.stranger(&key("shop", "gw")), None, "it has ended");
+        scope.apply([Fact::Pod(key("shop", "gw-3"), pod("a", "gw"))]);
+        assert_eq!(scope.stranger(&key("shop", "gw")).as_deref(), Some("gw-3"));
+        assert_eq!(scope.stranger(&key("plain", "gw")), None);
+    }
+
+    #[test]
     fn before_everything_is_read_it_says_so() {
         let scope = Scope::new("cluster.local".into(), ("istio-system", "ztunnel"), true);
+        let cart = pod("a", "cart");
+        scope.apply([Fact::Pod(key("shop", "cart"), cart.clone())]);
+        let known = Caller::Token(token("shop", "cart", &cart));
+        assert_eq!(scope.identity(&known, None), Err(Refused::NotSynced), "the account may be a waypoint's");
         assert_eq!(scope.configuration(&ztunnel("a")), Err(Refused::NotSynced));
         assert_eq!(scope.identity(&ztunnel("a"), None), Err(Refused::NotSynced));
         let holder = Caller::Certificate(Identity::new("cluster.local", "shop", "cart"));

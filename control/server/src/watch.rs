@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use tropis_compile::{
     Compiler, Settings,
-    waypoint::{self, needed::Need, refused},
+    waypoint::{binding::Binding, needed::Need, refused},
 };
 use tropis_crds::{Finding, Kind, Level, Object, ObjectRef, OwnerReference};
 use tropis_source::{SourceEvent, Watch as Events};
@@ -28,12 +28,13 @@ use tropis_xds::{
 };
 
 use crate::{
-    automatic::{Automatic, Stand},
+    attach::{Attach, audience},
+    automatic::{self, Automatic, Stand},
     deploy::{self, Existing},
     graph::{inventory::Inventory, look::InventoryAsk},
     metrics::Metrics,
     report::{self, Condition, Refused, Reports},
-    scope::{Fact, Key, PodFacts, Scope},
+    scope::{Fact, GATEWAY_LABEL, Key, PodFacts, Scope},
 };
 
 /// How long the source must be quiet before its changes are compiled.
@@ -103,6 +104,7 @@ pub(crate) struct Watch {
     compiler: Compiler,
     told: Told,
     automatic: Automatic,
+    attach: Attach,
     /// What the last decision was.
     stands: BTreeMap<String, Stand>,
     /// What it was made of.
@@ -118,6 +120,8 @@ pub(crate) struct Watch {
     refused: Refused,
     /// What there is to tell about objects of which a waypoint refused what they became.
     refusals: Vec<Finding>,
+    /// What there is to tell about the waypoints of Services.
+    bindings: Vec<Binding>,
     /// Something besides the findings of compiling changed what is to be told.
     untold: bool,
     /// `metadata.generation` of every object; its size is the number of objects.
@@ -127,12 +131,10 @@ pub(crate) struct Watch {
     /// Objects for waypoints that an earlier process left.
     found_made: BTreeSet<ObjectRef>,
     existing: Existing,
+    /// Waypoints that the control plane deploys.
+    deployed: BTreeSet<Key>,
     /// When waypoints are let in no more by policies that they have not acknowledged.
     grace_ends: Option<Instant>,
-    /// The generation in which each waypoint's table was changed last.
-    waypoints: BTreeMap<Key, u64>,
-    /// Waypoints of which a pod has had its configuration in force.
-    live: BTreeSet<Key>,
 }
 
 /// When the pending events are due.
@@ -155,12 +157,13 @@ impl Pending {
 }
 
 impl Watch {
-    /// Compiles for `settings`; `automatic` decides over waypoints that nobody made.
-    pub(crate) fn new(settings: Settings, automatic: Automatic, told: Told) -> Self {
+    /// Compiles for `settings`. What is open through a waypoint that nothing goes through any more has `drain` to end.
+    pub(crate) fn new(settings: Settings, drain: Duration, told: Told) -> Self {
         Self {
             compiler: Compiler::new(settings),
             told,
-            automatic,
+            automatic: Automatic::new(drain),
+            attach: Attach::new(drain),
             stands: BTreeMap::new(),
             needs: BTreeMap::new(),
             synced: false,
@@ -170,14 +173,14 @@ impl Watch {
             policies: BTreeSet::new(),
             refused: Refused::new(),
             refusals: Vec::new(),
+            bindings: Vec::new(),
             untold: true,
             generations: HashMap::new(),
             found: BTreeMap::new(),
             found_made: BTreeSet::new(),
             existing: Existing::default(),
+            deployed: BTreeSet::new(),
             grace_ends: None,
-            waypoints: BTreeMap::new(),
-            live: BTreeSet::new(),
         }
     }
 
@@ -186,7 +189,8 @@ impl Watch {
         let mut pending: Option<Pending> = None;
         let mut acknowledgements = self.told.clients.watch();
         loop {
-            let later = self.automatic.due(Instant::now()).into_iter().chain(self.grace_ends).min();
+            let now = Instant::now();
+            let later = self.automatic.due(now).into_iter().chain(self.attach.due(now)).chain(self.grace_ends).min();
             let due = pending.map(Pending::due).or(later);
             let due = async {
                 match due {
@@ -234,6 +238,8 @@ impl Watch {
                 }
                 self.existing.note(&reference, Some(&object));
                 self.untold |= matches!(object.kind, Kind::Gateway | Kind::Deployment | Kind::ServiceAccount);
+                let is_waypoints = || object.label(GATEWAY_LABEL).is_some();
+                self.untold |= object.kind == Kind::Pod && (self.existing.has_strangers() || is_waypoints());
                 self.told.scope.apply(fact(&object));
                 if object.kind == Kind::AuthorizationPolicy {
                     self.policies.insert(reference.clone());
@@ -245,6 +251,7 @@ impl Watch {
             SourceEvent::Deleted(reference) => {
                 self.existing.note(&reference, None);
                 self.untold |= matches!(reference.kind, Kind::Gateway | Kind::Deployment | Kind::ServiceAccount);
+                self.untold |= reference.kind == Kind::Pod && self.existing.has_strangers();
                 self.told.scope.apply(gone(&reference));
                 self.untold |= self.policies.remove(&reference);
                 self.generations.remove(&reference);
@@ -260,7 +267,6 @@ impl Watch {
             }
             SourceEvent::Synced => {
                 self.synced = true;
-                self.told.scope.synced();
             }
         }
     }
@@ -270,20 +276,12 @@ impl Watch {
             return;
         }
         let started = Instant::now();
-        self.acknowledge();
+        self.untold |= self.attach.acknowledge(&mut self.compiler, &self.told.clients, started);
         if self.grace_ends.take_if(|end| *end <= started).is_some() {
             self.compiler.end_grace();
         }
-        let mut changes = self.compiler.changes();
+        let changes = self.compiler.changes();
         let told = self.compiler.waypoints();
-        if self.told.resources.snapshot().is_none() {
-            // What was in use before this process began is in use still: what it enforces is taken for what it was told.
-            for gateway in self.compiler.ready_waypoints() {
-                self.compiler.acknowledged(&gateway);
-            }
-        }
-        // A waypoint that is gone is let in no more, and one that was there before is.
-        changes.extend(self.compiler.changes());
         let grace = self.grace_ends.unwrap_or(started + GRACE);
         self.grace_ends = self.compiler.has_grace().then_some(grace);
         let mut step = self.told.resources.step();
@@ -295,15 +293,11 @@ impl Watch {
             }
         }
         let published = step.publish();
+        self.compiler.opened();
         for told in told {
-            match told.changes {
-                Some(_) => _ = self.waypoints.insert(told.gateway, published.generation),
-                None => {
-                    self.waypoints.remove(&told.gateway);
-                    self.live.remove(&told.gateway);
-                }
-            }
+            self.attach.published(told.gateway, told.changes.map(|_| published.generation));
         }
+        self.attach.follow(&mut self.compiler, &self.told.clients, published.generation, started);
         let seconds = started.elapsed().as_secs_f64();
         self.told.metrics.objects(self.generations.len());
         if published.generation != self.generation {
@@ -311,9 +305,11 @@ impl Watch {
             self.told.metrics.published(published.generation, published.changed, seconds);
             info!(generation = published.generation, changed = published.changed, seconds, "configuration published");
         }
-        self.told.ready.ready();
         self.decide();
         self.tell();
+        // Which accounts are waypoints' is decided now, and before nobody gets a certificate.
+        self.told.scope.synced();
+        self.told.ready.ready();
     }
 
     /// Decides over the waypoints that nobody made.
@@ -321,7 +317,8 @@ impl Watch {
         let clients = &self.told.clients;
         let acknowledged = |generation| clients.everywhere(&Audience::NodeProxies, generation) == Some(true);
         let (index, needs) = (self.compiler.index(), self.compiler.needs());
-        let stands = self.automatic.decide(index, needs, self.generation, acknowledged, Instant::now());
+        let kept = |gateway: &Key| self.compiler.is_kept(gateway);
+        let stands = self.automatic.decide(index, needs, kept, (self.generation, &acknowledged), Instant::now());
         self.untold |= stands != self.stands;
         self.stands = stands;
         if self.needs != *needs {
@@ -330,33 +327,32 @@ impl Watch {
         }
     }
 
-    /// Sees which waypoints have in force what they were told last.
-    fn acknowledge(&mut self) {
-        for (gateway, generation) in &self.waypoints {
-            if self.told.clients.everywhere(&audience(gateway), *generation) == Some(true) {
-                self.compiler.acknowledged(gateway);
-                self.untold |= self.live.insert(gateway.clone());
-            }
-        }
-    }
-
     /// Tells the findings that stand, if they are not the ones that stood before.
     fn tell(&mut self) {
         let compiled: Vec<Finding> = self.compiler.findings().cloned().collect();
         let (refused, refusals) = (self.refused(), self.refusals());
+        let bindings: Vec<Binding> = self.compiler.bindings().map(|(_, binding)| binding.clone()).collect();
+        self.untold |= bindings != self.bindings;
         if compiled == self.compiled_findings && refused == self.refused && refusals == self.refusals && !self.untold {
             return;
         }
         self.compiled_findings = compiled;
         self.refusals = refusals;
         self.refused = refused;
+        self.bindings = bindings;
         self.untold = false;
         let mut all: Vec<Finding> = self.file_findings.values().flatten().cloned().collect();
         all.extend(self.compiled_findings.iter().chain(&self.refusals).cloned());
+        let gateways = self.compiler.index().waypoints().map(|object| key(&object.reference()));
+        let to_be_made = self.stands.keys().map(|namespace| (namespace.clone(), automatic::NAME.to_owned()));
+        self.existing.look(gateways.chain(to_be_made), |account| self.told.scope.stranger(account));
         let automatic = deploy::Automatic { stands: &self.stands, needs: &self.needs };
-        let (made, told) = deploy::desired(self.compiler.index(), &self.existing, &automatic, &all, |gateway| self.live.contains(gateway));
+        let is_live = |gateway: &Key| self.attach.is_live(gateway) && self.compiler.index().has_ready_pod(gateway);
+        let (made, told) = deploy::desired(self.compiler.index(), &self.existing, &automatic, &all, is_live);
         all.extend(told);
+        self.deploy(made.keys().filter(|object| object.kind == Kind::ServiceAccount).map(key).collect());
         let mut desired = report::conditions(&all, &self.policies, &self.refused, |object| self.generations.get(object).copied().flatten());
+        desired.extend(self.compiler.bindings().map(|(service, binding)| (service, Condition::of(binding))));
         // A waypoint's Gateway has a status of its own.
         desired.retain(|object, _| !made.contains_key(object));
         self.told.metrics.findings(all.len());
@@ -369,6 +365,13 @@ impl Watch {
             }
             different
         });
+    }
+
+    /// Accounts of these names are waypoints' now, and no others: one that somebody else made stays whose it is.
+    fn deploy(&mut self, waypoints: BTreeSet<Key>) {
+        let fresh = waypoints.difference(&self.deployed).cloned().map(Fact::Waypoint);
+        self.told.scope.apply(fresh.chain(self.deployed.difference(&waypoints).cloned().map(Fact::WaypointGone)));
+        self.deployed = waypoints;
     }
 
     /// The policies, as objects, that some proxy refused.
@@ -393,17 +396,8 @@ impl Watch {
     }
 }
 
-fn audience(gateway: &Key) -> Audience {
-    Audience::Waypoint(format!("{}/{}", gateway.0, gateway.1).into())
-}
-
 /// What an object says about who may have which identity.
 fn fact(object: &Object) -> Option<Fact> {
-    if object.kind == Kind::Gateway {
-        let key = key(&object.reference());
-        let deployed = waypoint::is_waypoint(object) && !waypoint::is_deployed_by_hand(object);
-        return Some(if deployed { Fact::Waypoint(key) } else { Fact::WaypointGone(key) });
-    }
     if object.namespace().is_some() {
         return Some(Fact::Namespace(object.metadata.name.clone(), object.metadata.labels.clone()));
     }
@@ -431,7 +425,6 @@ fn replica_set(object: &Object) -> String {
 fn gone(object: &ObjectRef) -> Option<Fact> {
     match object.kind {
         Kind::Pod => Some(Fact::PodGone(key(object))),
-        Kind::Gateway => Some(Fact::WaypointGone(key(object))),
         Kind::Namespace => Some(Fact::NamespaceGone(object.name.clone())),
         _ => None,
     }

@@ -1,7 +1,8 @@
-//! What the compiler remembers of waypoints: who goes through which, what each was told, and what each enforces.
+//! What the compiler remembers of waypoints: what goes through which, what each was told, what each carries, and what each enforces.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -13,14 +14,51 @@ use tropis_model::{
     workload::{Workload, WorkloadUid},
 };
 
+use super::{
+    destinations::{Destinations, Part},
+    places::{Places, Question},
+};
 use crate::{
     Affected, Index,
     index::{Key, key_of},
-    waypoint::scope::{Parts, Scope, Told},
+    waypoint::{
+        self, Attached,
+        scope::{Parts, Scope, Served, Told},
+    },
 };
 
 /// Policies that a waypoint enforces, by key.
 pub(super) type Enforced = HashMap<PolicyKey, Arc<RequestPolicy>>;
+
+/// Something that left a waypoint for another one, or for none.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Left {
+    pub(super) waypoint: Key,
+    pub(super) of: Of,
+}
+
+/// What left it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Of {
+    Service(Key),
+    Pod(Key),
+}
+
+/// What is wished for a Service or a pod.
+pub(super) struct Wish<'a> {
+    pub(super) wanted: Option<&'a Attached>,
+    /// Where it went in the time of an earlier process.
+    pub(super) found: Option<Key>,
+    /// It need not wait for acknowledgements.
+    pub(super) at_once: bool,
+}
+
+impl Wish<'_> {
+    fn question(&self, carried: impl Fn(&Key) -> bool) -> Question<'_> {
+        let carried = self.wanted.is_some_and(|wanted| carried(&wanted.gateway));
+        Question { wanted: self.wanted, found: self.found.clone(), at_once: carried || self.at_once }
+    }
+}
 
 /// A version of a policy that waypoints in use were told and have not acknowledged.
 #[derive(Debug)]
@@ -35,10 +73,19 @@ struct Grace {
 /// What is remembered.
 #[derive(Debug, Default)]
 pub(super) struct Waypoints {
-    services_through: HashMap<Key, Key>,
-    pods_through: HashMap<Key, Key>,
+    services: Places,
+    pods: Places,
+    /// What each was told when it acknowledged last.
+    known: BTreeMap<Key, Arc<Served>>,
+    /// What may go through each.
+    carried: BTreeMap<Key, Arc<Served>>,
     scopes: BTreeMap<Key, Scope>,
-    enforced: BTreeMap<Key, Enforced>,
+    /// Where policies may let each in.
+    destinations: Destinations,
+    /// Policies whose waypoints have other destinations now.
+    moved: BTreeSet<PolicyKey>,
+    /// What each has in force, part by part.
+    enforced: BTreeMap<Key, BTreeMap<Part, Enforced>>,
     grace: BTreeMap<PolicyKey, Grace>,
     /// Something besides workloads changed: scopes are made anew.
     anew: bool,
@@ -69,15 +116,106 @@ impl Waypoints {
         std::mem::take(&mut self.wide)
     }
 
-    /// Traffic to a service goes through this now.
-    pub(super) fn service(&mut self, key: &Key, gateway: Option<Key>) {
-        self.anew |= set(&mut self.services_through, key, gateway);
+    /// The waypoint that traffic to a service goes through now.
+    pub(super) fn service(&mut self, index: &Index, key: &Key, wish: &Wish<'_>) -> Option<Key> {
+        let carried = |waypoint: &Key| self.carried.get(waypoint).is_some_and(|carried| carried.services.contains(key));
+        let (present, told) = self.services.decide(key, &wish.question(carried), |waypoint| waypoint::is_in_use(index, waypoint));
+        self.anew |= told;
+        self.needs |= self.anew;
+        present
+    }
+
+    /// A service is gone.
+    pub(super) fn remove_service(&mut self, key: &Key) {
+        self.anew |= self.services.remove(key);
         self.needs |= self.anew;
     }
 
-    /// Traffic to a pod goes through this now.
-    pub(super) fn pod(&mut self, key: &Key, gateway: Option<Key>) {
-        self.anew |= set(&mut self.pods_through, key, gateway);
+    /// The waypoint that traffic to a pod goes through now.
+    pub(super) fn pod(&mut self, index: &Index, key: &Key, wish: &Wish<'_>) -> Option<Key> {
+        let carried = |waypoint: &Key| self.carried.get(waypoint).is_some_and(|carried| carried.pods.contains(key));
+        let (present, told) = self.pods.decide(key, &wish.question(carried), |waypoint| waypoint::is_in_use(index, waypoint));
+        self.anew |= told;
+        present
+    }
+
+    /// A pod is gone.
+    pub(super) fn remove_pod(&mut self, key: &Key) {
+        self.anew |= self.pods.remove(key);
+    }
+
+    /// The services and pods that go, went or want to go through a waypoint.
+    pub(super) fn concerned(&self, gateway: &Key) -> (Vec<Key>, Vec<Key>) {
+        let all = |places: &Places| places.concerned(gateway).cloned().collect();
+        (all(&self.services), all(&self.pods))
+    }
+
+    /// A waypoint has acknowledged what it was told, but for what it refused: of a refused Service it knows what it knew.
+    pub(super) fn know(&mut self, gateway: &Key, refused: impl Fn(&Key) -> bool) {
+        let Some(scope) = self.scopes.get(gateway) else { return };
+        let before = self.known.get(gateway);
+        let knows = |service: &Key| !refused(service) || before.is_some_and(|known| known.services.contains(service));
+        let mut served = scope.served().clone();
+        if !served.services.iter().all(knows) {
+            let services = served.services.iter().filter(|service| knows(service)).cloned().collect();
+            served = Arc::new(Served { services, pods: served.pods.clone() });
+        }
+        self.known.insert(gateway.clone(), served);
+    }
+
+    /// What a waypoint knows, if that is not what goes through it.
+    pub(super) fn acquainted(&self, gateway: &Key) -> Option<Arc<Served>> {
+        let known = self.known.get(gateway)?;
+        self.carried.get(gateway).is_none_or(|carried| !Arc::ptr_eq(carried, known) && carried != known).then(|| known.clone())
+    }
+
+    /// All that a waypoint is told of, whether it knows it or not.
+    pub(super) fn served(&self, gateway: &Key) -> Option<Arc<Served>> {
+        self.scopes.get(gateway).map(|scope| scope.served().clone())
+    }
+
+    /// Traffic may go through a waypoint. Gives what that is new for.
+    pub(super) fn carry(&mut self, gateway: &Key, served: Arc<Served>) -> Served {
+        let before = self.carried.insert(gateway.clone(), served.clone()).unwrap_or_default();
+        let fresh = |now: &BTreeSet<Key>, before: &BTreeSet<Key>| now.difference(before).cloned().collect();
+        Served { services: fresh(&served.services, &before.services), pods: fresh(&served.pods, &before.pods) }
+    }
+
+    /// What left a waypoint that still knows it.
+    pub(super) fn left(&self) -> impl Iterator<Item = Left> {
+        let services = self.services.left().iter().map(|(waypoint, key)| (waypoint, Of::Service(key.clone())));
+        let pods = self.pods.left().iter().map(|(waypoint, key)| (waypoint, Of::Pod(key.clone())));
+        services.chain(pods).map(|(waypoint, of)| Left { waypoint: waypoint.clone(), of })
+    }
+
+    /// Nothing of it is under way through the waypoint that it left.
+    pub(super) fn release(&mut self, left: &Left) {
+        let (places, key) = match &left.of {
+            Of::Service(key) => (&mut self.services, key),
+            Of::Pod(key) => (&mut self.pods, key),
+        };
+        self.anew |= places.release(key, &left.waypoint);
+        if places.told().get(key).is_some_and(|told| told.contains(&left.waypoint)) {
+            return;
+        }
+        // It is told to forget it: should it come back, its acknowledgement counts anew.
+        for served in [&mut self.known, &mut self.carried].into_iter().filter_map(|all| all.get_mut(&left.waypoint)) {
+            let served = Arc::make_mut(served);
+            _ = match &left.of {
+                Of::Service(key) => served.services.remove(key),
+                Of::Pod(key) => served.pods.remove(key),
+            };
+        }
+    }
+
+    /// Waypoints that are waited for by what goes through none meanwhile.
+    pub(super) fn held(&self) -> BTreeSet<Key> {
+        self.services.held().chain(self.pods.held()).cloned().collect()
+    }
+
+    /// Whether something goes through a waypoint until another one is ready for it.
+    pub(super) fn is_kept(&self, gateway: &Key) -> bool {
+        self.services.is_kept(gateway) || self.pods.is_kept(gateway)
     }
 
     /// What is different for each waypoint since the last call, and the waypoints that are gone.
@@ -94,31 +232,79 @@ impl Waypoints {
         }
         let workloads: Vec<Arc<Workload>> = workloads.filter(|workload| anew || changed.contains(&workload.uid)).cloned().collect();
         let parts =
-            Parts { index, services_through: &self.services_through, pods_through: &self.pods_through, services, workloads: &workloads };
-        if anew { remade(&mut self.scopes, &parts) } else { (updated(&mut self.scopes, &parts, &changed), Vec::new()) }
-    }
-
-    /// The policies in what a waypoint was told.
-    pub(super) fn policies(&self, gateway: &Key) -> Enforced {
-        let policies = self.scopes.get(gateway).into_iter().flat_map(Scope::policies);
-        policies.map(|policy| (policy.key.clone(), policy.clone())).collect()
-    }
-
-    /// Remembers what a waypoint enforces, and gives the policies about which that is new.
-    pub(super) fn enforce(&mut self, gateway: &Key, policies: Enforced) -> BTreeSet<PolicyKey> {
-        let before = self.enforced.remove(gateway).unwrap_or_default();
-        let differs = |key: &&PolicyKey| before.get(*key) != policies.get(*key);
-        let keys = before.keys().chain(policies.keys()).filter(differs).cloned().collect();
-        if !policies.is_empty() {
-            self.enforced.insert(gateway.clone(), policies);
+            Parts { index, services_through: self.services.told(), pods_through: self.pods.told(), services, workloads: &workloads };
+        let (told, gone) = if anew { remade(&mut self.scopes, &parts) } else { (updated(&mut self.scopes, &parts, &changed), Vec::new()) };
+        for gateway in &gone {
+            self.known.remove(gateway);
+            self.carried.remove(gateway);
         }
-        keys
+        let touched: Vec<Key> =
+            if anew { self.scopes.keys().cloned().collect() } else { told.iter().map(|told| told.gateway.clone()).collect() };
+        for gateway in touched.iter().chain(&gone) {
+            self.measure(gateway, &index.settings().root_namespace);
+        }
+        (told, gone)
     }
 
-    /// The waypoints that enforce this version of a policy.
+    /// Looks what a waypoint's destinations are now, and notes the policies that are about those which were not.
+    fn measure(&mut self, gateway: &Key, root: &str) {
+        let scope = self.scopes.get(gateway);
+        let different = self.destinations.replace(gateway, scope.map(Scope::destinations).unwrap_or_default());
+        if different.is_empty() {
+            return;
+        }
+        let told = scope.into_iter().flat_map(Scope::policies).map(|policy| &policy.key);
+        let enforced = self.enforced.get(gateway).into_iter().flat_map(BTreeMap::values).flat_map(HashMap::keys);
+        let about = |policy: &&PolicyKey| policy.0.split_once('/').is_some_and(|(own, _)| own == root || different.contains(own));
+        self.moved.extend(told.chain(enforced).filter(about).cloned());
+    }
+
+    /// The policies whose waypoints have other destinations than when this was asked last.
+    pub(super) fn take_moved(&mut self) -> BTreeSet<PolicyKey> {
+        std::mem::take(&mut self.moved)
+    }
+
+    /// The addresses of a namespace, or of all, at which this version of a policy may let a waypoint in that it lets in. Of a waypoint
+    /// that enforces it these are those to which no part leads that has another version in force; a part that the waypoint never
+    /// accepted leads nowhere.
+    pub(super) fn destinations(&self, gateway: &Key, namespace: Option<&str>, present: &RequestPolicy) -> BTreeSet<IpAddr> {
+        let in_force = self.enforced.get(gateway);
+        let enforces = |part: &Part| Some(is_in(in_force?.get(part)?, present));
+        let has_grace = !in_force.is_some_and(|parts| parts.values().any(|policies| is_in(policies, present)));
+        self.destinations.of(gateway, namespace, |parts| {
+            let mut known = parts.iter().filter_map(enforces).peekable();
+            has_grace || (known.peek().is_some() && known.all(|enforces| enforces))
+        })
+    }
+
+    /// Remembers what a waypoint enforces, which is what it was told, and of what it refused what it enforced before. Gives the policies
+    /// about which that is new.
+    pub(super) fn enforce(&mut self, gateway: &Key, refused: impl Fn(&Part) -> bool) -> BTreeSet<PolicyKey> {
+        let before = self.enforced.remove(gateway).unwrap_or_default();
+        let mut now = BTreeMap::new();
+        for (part, policies) in self.scopes.get(gateway).into_iter().flat_map(Scope::parts) {
+            let present = || policies.iter().map(|policy| (policy.key.clone(), policy.clone())).collect();
+            let in_force = if refused(&part) { before.get(&part).cloned() } else { Some(present()) };
+            now.extend(in_force.map(|policies: Enforced| (part, policies)));
+        }
+        let parts: BTreeSet<&Part> = before.keys().chain(now.keys()).collect();
+        let nothing = Enforced::new();
+        let mut different = BTreeSet::new();
+        for part in parts {
+            let (before, now) = (before.get(part).unwrap_or(&nothing), now.get(part).unwrap_or(&nothing));
+            let differs = |key: &&PolicyKey| before.get(*key) != now.get(*key);
+            different.extend(before.keys().chain(now.keys()).filter(differs).cloned());
+        }
+        if !now.is_empty() {
+            self.enforced.insert(gateway.clone(), now);
+        }
+        different
+    }
+
+    /// The waypoints some part of which enforces this version of a policy.
     pub(super) fn enforcing<'a>(&'a self, present: &'a RequestPolicy) -> impl Iterator<Item = &'a Key> {
-        let enforce = |policies: &Enforced| policies.get(&present.key).is_some_and(|own| **own == *present);
-        self.enforced.iter().filter(move |(_, policies)| enforce(policies)).map(|(gateway, _)| gateway)
+        let enforcing = self.enforced.iter().filter(|(_, parts)| parts.values().any(|policies| is_in(policies, present)));
+        enforcing.map(|(gateway, _)| gateway)
     }
 
     /// The waypoints that a policy lets in: those that enforce this version of it, and for a while those that are about to, if they
@@ -132,7 +318,10 @@ impl Waypoints {
             .filter(|(gateway, scope)| !admitted.contains(*gateway) && in_use(gateway) && told(scope))
             .map(|(gateway, _)| gateway.clone())
             .collect();
-        let knows = |gateway: &Key| self.enforced.get(gateway).is_some_and(|policies| policies.contains_key(&present.key));
+        let knows = |gateway: &Key| {
+            let mut parts = self.enforced.get(gateway).into_iter().flat_map(BTreeMap::values);
+            parts.any(|policies| policies.contains_key(&present.key))
+        };
         let was_let_in = |gateway: &Key| before.as_ref().is_some_and(|grace| grace.waypoints.contains(gateway));
         waypoints.retain(|gateway| is_new || knows(gateway) || was_let_in(gateway));
         if !waypoints.is_empty() {
@@ -167,6 +356,11 @@ impl Waypoints {
     }
 }
 
+/// Whether this version of a policy is among them.
+fn is_in(policies: &Enforced, present: &RequestPolicy) -> bool {
+    policies.get(&present.key).is_some_and(|own| **own == *present)
+}
+
 fn remade(scopes: &mut BTreeMap<Key, Scope>, parts: &Parts<'_>) -> (Vec<Told>, Vec<Key>) {
     let mut before = std::mem::take(scopes);
     let mut told = Vec::new();
@@ -199,12 +393,4 @@ fn updated(scopes: &mut BTreeMap<Key, Scope>, parts: &Parts<'_>, changed: &HashS
         }
     }
     all
-}
-
-/// Whether it is different now.
-fn set(map: &mut HashMap<Key, Key>, key: &Key, value: Option<Key>) -> bool {
-    match value {
-        Some(value) => map.insert(key.clone(), value.clone()) != Some(value),
-        None => map.remove(key).is_some(),
-    }
 }

@@ -8,7 +8,7 @@ use std::{
 use tropis_crds::Object;
 
 use super::{Affected, Index, Key, in_namespace, key_of, service_selector};
-use crate::waypoint;
+use crate::{waypoint, workload};
 
 impl Index {
     /// A Gateway changes seldom, so who names it is found by looking at every label.
@@ -43,7 +43,11 @@ impl Index {
         let gateways: BTreeSet<Key> =
             pod.label(waypoint::GATEWAY_NAME).map(|name| (namespace.clone(), name.to_owned())).into_iter().collect();
         let by_account = self.gateways_in(namespace).any(|gateway| waypoint::account(gateway).is_some());
-        let services = if by_account { self.service_selectors.selecting(namespace, labels) } else { BTreeSet::new() };
+        let mut services = BTreeSet::new();
+        if by_account {
+            services.extend(self.service_selectors.selecting(namespace, labels));
+            services.extend(self.slices_to(&key_of(pod)).map(|(_, service)| key_of(service)));
+        }
         Affected { gateways, services, ..Affected::default() }
     }
 
@@ -67,6 +71,21 @@ impl Index {
         self.waypoints().filter(|gateway| gateway.label(waypoint::AUTOMATIC).is_some())
     }
 
+    /// Whether there is a pod that was made for a waypoint.
+    pub fn has_pods(&self, gateway: &Key) -> bool {
+        self.pods_made_for(gateway).next().is_some()
+    }
+
+    /// Whether one of a waypoint's pods is ready: node proxies go to no other.
+    pub fn has_ready_pod(&self, gateway: &Key) -> bool {
+        self.pods_made_for(gateway).any(|pod| pod.pod().is_some_and(workload::is_ready))
+    }
+
+    fn pods_made_for<'a>(&'a self, gateway: &'a Key) -> impl Iterator<Item = &'a Arc<Object>> {
+        let pods = in_namespace(&self.pods, &gateway.0).map(|(_, pod)| pod);
+        pods.filter(|pod| pod.label(waypoint::GATEWAY_NAME) == Some(&gateway.1) && pod.label(waypoint::MANAGED).is_some())
+    }
+
     /// Every AuthorizationPolicy.
     pub(crate) fn authorizations(&self) -> impl Iterator<Item = &Arc<Object>> {
         self.authorizations.values()
@@ -87,12 +106,17 @@ impl Index {
         in_namespace(&self.services, namespace).map(|(_, service)| service)
     }
 
-    /// The pods that a service serves.
+    /// Every pod.
+    pub(crate) fn pods(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.pods.values()
+    }
+
+    /// The pods that a service serves and that have not ended.
     pub(crate) fn pods_of(&self, service: &Object) -> Vec<&Arc<Object>> {
         let keys: BTreeSet<Key> = match service_selector(service) {
             Some(selector) => self.pod_labels.selected(&service.metadata.namespace, selector).collect(),
             None => self.slices_of(&key_of(service)).flat_map(|slice| super::slice_pods(slice)).collect(),
         };
-        keys.iter().filter_map(|key| self.pods.get(key)).collect()
+        keys.iter().filter_map(|key| self.pods.get(key)).filter(|pod| !waypoint::has_ended(pod)).collect()
     }
 }

@@ -17,12 +17,14 @@ use tropis_model::{
     service::Service,
     view::Change,
     waypoint::Waypoint,
-    workload::{Workload, WorkloadUid},
+    workload::{GatewayAddress, GatewayDestination, NetworkMode, Workload, WorkloadUid},
 };
 
-use super::own_service;
+use super::{HBONE_PORT, own_service};
 use crate::{
-    Index, host,
+    Index,
+    compiler::destinations::{ByNamespace, Part},
+    host,
     index::{Key, key_of},
     request_policy,
 };
@@ -49,15 +51,39 @@ pub struct Scope {
     /// Routes ask for labels of callers, who may be anybody.
     anybody: bool,
     findings: Vec<Finding>,
+    served: Arc<Served>,
+}
+
+/// What is addressed through a waypoint.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Served {
+    /// Services.
+    pub(crate) services: BTreeSet<Key>,
+    /// Pods.
+    pub(crate) pods: BTreeSet<Key>,
+}
+
+/// A service as a waypoint is told it that serves it: while it goes through another one it has none here, or this one would go through
+/// that one, too.
+fn as_served(service: &Arc<Service>, own: Option<&GatewayAddress>) -> Arc<Service> {
+    if service.waypoint.is_none() || service.waypoint.as_ref() == own {
+        return service.clone();
+    }
+    Arc::new(Service { waypoint: None, ..Service::clone(service) })
+}
+
+/// What is told to a waypoint of a kind.
+fn told_of(through: &HashMap<Key, BTreeSet<Key>>, gateway: &Key) -> BTreeSet<Key> {
+    through.iter().filter(|(_, told)| told.contains(gateway)).map(|(own, _)| own.clone()).collect()
 }
 
 /// What a scope is made of.
 pub(crate) struct Parts<'a> {
     pub(crate) index: &'a Index,
-    /// Which waypoint each Service goes through.
-    pub(crate) services_through: &'a HashMap<Key, Key>,
-    /// Which waypoint each pod goes through.
-    pub(crate) pods_through: &'a HashMap<Key, Key>,
+    /// Which waypoints are told of each Service.
+    pub(crate) services_through: &'a HashMap<Key, BTreeSet<Key>>,
+    /// Which waypoints are told of each pod.
+    pub(crate) pods_through: &'a HashMap<Key, BTreeSet<Key>>,
     /// Every service that was compiled.
     pub(crate) services: &'a HashMap<Key, Arc<Service>>,
     /// Every workload that was compiled.
@@ -69,13 +95,14 @@ impl Scope {
     pub(crate) fn compile(parts: &Parts<'_>, gateway: &Object) -> Self {
         let (index, key) = (parts.index, key_of(gateway));
         let mut scope = Self::default();
-        let served: BTreeSet<&Key> = parts.services_through.iter().filter(|(_, through)| **through == key).map(|(own, _)| own).collect();
-        for object in served.into_iter().filter_map(|own| index.service(own)) {
+        let served = told_of(parts.services_through, &key);
+        for object in served.iter().filter_map(|own| index.service(own)) {
             let (host, findings) = host::compile(index, &key, object);
             scope.findings.extend(findings);
             scope.hosts.insert(host.name.clone(), Arc::new(host));
         }
         let own = own_service(index.settings(), &key);
+        let own_address = super::address(index.settings(), gateway);
         scope.reached = [own.clone()].into();
         for host in scope.hosts.values() {
             scope.reached.insert(host.name.clone());
@@ -83,9 +110,12 @@ impl Scope {
         }
         for name in &scope.reached {
             let service = index.service_named(&name.hostname).and_then(|object| parts.services.get(&key_of(object)));
-            scope.services.extend(service.map(|service| (name.clone(), service.clone())));
+            let served = scope.hosts.contains_key(name);
+            scope.services.extend(
+                service.map(|service| (name.clone(), if served { as_served(service, own_address.as_ref()) } else { service.clone() })),
+            );
         }
-        let pods: BTreeSet<&Key> = parts.pods_through.iter().filter(|(_, through)| **through == key).map(|(own, _)| own).collect();
+        let pods = told_of(parts.pods_through, &key);
         let namespaces = pods.iter().map(|pod| pod.0.clone()).collect();
         scope.waypoint = Some(Arc::new(Waypoint {
             key: format!("{}/{}", key.0, key.1).into(),
@@ -94,6 +124,7 @@ impl Scope {
             policies: request_policy::bounded(request_policy::of_workloads(index, &key, &namespaces)),
             access_log: index.settings().access_log.clone(),
         }));
+        scope.served = Arc::new(Served { services: served, pods });
         scope.label_keys = scope.named_labels();
         scope.anybody = scope.hosts.values().any(|host| asks_for_callers(host));
         for workload in parts.workloads {
@@ -105,17 +136,43 @@ impl Scope {
     /// A workload as this waypoint is told it; `None` if it is not.
     pub(crate) fn told(&self, parts: &Parts<'_>, gateway: &Key, workload: &Arc<Workload>) -> Option<Arc<Workload>> {
         let pod = (workload.namespace.to_string(), workload.name.to_string());
-        let through = parts.pods_through.get(&pod) == Some(gateway);
+        let through = parts.pods_through.get(&pod).is_some_and(|told| told.contains(gateway));
         if !(self.anybody || through || workload.services.keys().any(|service| self.reached.contains(service))) {
             return None;
         }
         let labels = parts.index.pod(&pod).map(|object| &object.metadata.labels);
         let named = |key: &Arc<str>| Some((key.clone(), Arc::from(labels?.get(&**key)?.as_str())));
         let labels: BTreeMap<Arc<str>, Arc<str>> = self.label_keys.iter().filter_map(named).collect();
-        if labels == workload.labels {
+        // What comes or goes is addressed through it before node proxies know, and after.
+        let own = || GatewayAddress {
+            destination: GatewayDestination::Service(own_service(parts.index.settings(), gateway)),
+            hbone_port: HBONE_PORT,
+        };
+        let waypoint = if through { Some(own()) } else { workload.waypoint.clone() };
+        if labels == workload.labels && waypoint == workload.waypoint {
             return Some(workload.clone());
         }
-        Some(Arc::new(Workload { labels, ..Workload::clone(workload) }))
+        Some(Arc::new(Workload { labels, waypoint, ..Workload::clone(workload) }))
+    }
+
+    /// The addresses of the workloads whose waypoint this is, by namespace: pods that go through it, and pods behind a Service of their
+    /// namespace that does. Not what a route leads to, which its namespace did not agree to; and no address that an EndpointSlice alone
+    /// tells (a workload with the node's network, as here), which may be anybody's.
+    pub(crate) fn destinations(&self) -> ByNamespace {
+        let mut destinations = ByNamespace::new();
+        for workload in self.workloads.values().filter(|workload| workload.network_mode != NetworkMode::HostNetwork) {
+            let pod = (workload.namespace.to_string(), workload.name.to_string());
+            let own = |service: &&NamespacedHostname| service.namespace == workload.namespace && self.hosts.contains_key(*service);
+            let mut parts: BTreeSet<Part> = workload.services.keys().filter(own).cloned().map(Some).collect();
+            if self.served.pods.contains(&pod) {
+                parts.insert(None);
+            }
+            if !parts.is_empty() {
+                let addresses = workload.addresses.iter().map(|address| (*address, parts.clone()));
+                destinations.entry(workload.namespace.clone()).or_default().extend(addresses);
+            }
+        }
+        destinations
     }
 
     /// Takes a workload in, or out if it is gone or concerns this waypoint no more, and says what changed.
@@ -150,9 +207,20 @@ impl Scope {
         own.chain(self.hosts.values().flat_map(|host| &host.policies))
     }
 
+    /// The same, by the part that they stand in.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (Part, &[Arc<RequestPolicy>])> {
+        let own = self.waypoint.iter().map(|own| (None, own.policies.as_slice()));
+        own.chain(self.hosts.iter().map(|(name, host)| (Some(name.clone()), host.policies.as_slice())))
+    }
+
     /// What there is to tell about its hosts.
     pub(crate) fn findings(&self) -> &[Finding] {
         &self.findings
+    }
+
+    /// What is addressed through it, once it has all of this.
+    pub(crate) fn served(&self) -> &Arc<Served> {
+        &self.served
     }
 
     /// The hosts that it serves.

@@ -422,3 +422,153 @@ fn the_mesh_decides_about_automatic_waypoints_unless_the_namespace_does() {
     assert!(needs(json!({"istio-injection": "enabled", AUTOMATIC: "true"})));
     assert!(!needs(json!({"istio-injection": "enabled", AUTOMATIC: "false"})));
 }
+
+/// The waypoint that a Service goes through now, after compiling.
+fn present(mesh: &mut Mesh, name: &str) -> Option<String> {
+    mesh.compiler.changes();
+    mesh.compiler.waypoints();
+    let compiled = mesh.compiler.compiled();
+    let service = compiled.services.iter().find(|service| &*service.name == name)?;
+    service.waypoint.as_ref().map(|address| address.destination.to_string())
+}
+
+/// A waypoint acknowledges what it was told, and the node proxies what follows.
+fn settle(mesh: &mut Mesh, gateway: &str) {
+    mesh.compiler.acknowledged(&key("shop", gateway));
+    mesh.compiler.changes();
+    if let Some(served) = mesh.compiler.acquainted(&key("shop", gateway)) {
+        mesh.compiler.carry(&key("shop", gateway), served);
+    }
+}
+
+/// The hosts that a waypoint is told of.
+fn hosts(mesh: &Mesh, gateway: &str) -> Vec<String> {
+    let hosts = mesh.compiler.served(&key("shop", gateway));
+    hosts.into_iter().flat_map(|served| served.services.iter().map(|own| own.1.clone()).collect::<Vec<_>>()).collect()
+}
+
+/// One whose Service `web` goes through `gw`, and was published.
+fn published() -> Mesh {
+    let mut mesh = Mesh::new(json!({}));
+    mesh.service("web", json!({"istio.io/use-waypoint": "gw"}));
+    mesh.gateway("shop", "gw", json!({}), "Same", true);
+    assert_eq!(present(&mut mesh, "web"), at("shop", "gw"), "what is ready at the start was in use");
+    mesh.compiler.opened();
+    settle(&mut mesh, "gw");
+    mesh
+}
+
+#[test]
+fn a_new_service_goes_through_a_waypoint_in_use_once_that_one_knows_it_and_is_let_in() {
+    let mut mesh = published();
+    mesh.service("young", json!({"istio.io/use-waypoint": "gw"}));
+    assert_eq!((present(&mut mesh, "young"), present(&mut mesh, "web")), (None, at("shop", "gw")));
+    assert_eq!((hosts(&mesh, "gw"), mesh.compiler.held().len()), (vec!["web".to_owned(), "young".to_owned()], 1));
+    mesh.compiler.acknowledged(&key("shop", "gw"));
+    assert_eq!(present(&mut mesh, "young"), None, "node proxies do not let it in yet");
+    settle(&mut mesh, "gw");
+    assert_eq!((present(&mut mesh, "young"), mesh.compiler.held().len()), (at("shop", "gw"), 0));
+    assert_eq!(mesh.compiler.acquainted(&key("shop", "gw")), None);
+
+    // One that does not acknowledge in time is not gone around for ever.
+    mesh.service("other", json!({"istio.io/use-waypoint": "gw"}));
+    assert_eq!(present(&mut mesh, "other"), None);
+    mesh.compiler.carry_all(&key("shop", "gw"));
+    assert_eq!(present(&mut mesh, "other"), at("shop", "gw"));
+}
+
+#[test]
+fn a_new_service_that_only_its_waypoint_can_guard_is_refused_there_until_it_is_known() {
+    let mut mesh = published();
+    mesh.apply(json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "p", "namespace": "shop"},
+        "spec": {"targetRefs": [{"kind": "Service", "group": "", "name": "young"}], "action": "ALLOW", "rules": []},
+    }));
+    mesh.service("young", json!({"istio.io/use-waypoint": "gw"}));
+    assert_eq!(present(&mut mesh, "young"), at("shop", "gw"));
+}
+
+#[test]
+fn a_waypoint_is_left_for_another_when_that_one_is_ready_and_knows_until_it_is_released() {
+    let mut mesh = published();
+    let bound = |mesh: &Mesh| mesh.compiler.bindings().map(|(_, binding)| binding.message.clone()).collect::<Vec<_>>().join(" ");
+    mesh.gateway("shop", "two", json!({}), "Same", false);
+    mesh.service("web", json!({"istio.io/use-waypoint": "two"}));
+    assert_eq!(present(&mut mesh, "web"), at("shop", "gw"), "two has no address");
+    assert!(mesh.compiler.is_kept(&key("shop", "gw")));
+    mesh.gateway("shop", "two", json!({}), "Same", true);
+    assert_eq!(present(&mut mesh, "web"), at("shop", "gw"), "two has not acknowledged");
+    assert!(bound(&mesh).contains("waypoint shop/gw, until the one that it wants is ready: shop/two"), "{}", bound(&mesh));
+    settle(&mut mesh, "two");
+    let (view, _) = told(&mut mesh, "gw", &View::default());
+    let left: Vec<_> = view.services().filter(|service| &*service.name == "web").map(|service| service.waypoint.clone()).collect();
+    assert_eq!(left, [None], "gw goes on to its endpoints, not through two");
+    assert_eq!(present(&mut mesh, "web"), at("shop", "two"));
+    assert_eq!(bound(&mesh), "Successfully attached to waypoint shop/two");
+    assert_eq!((hosts(&mesh, "gw"), hosts(&mesh, "two")), (vec!["web".to_owned()], vec!["web".to_owned()]), "for what is under way");
+    // It comes back before it was released, and leaves again.
+    mesh.service("web", json!({"istio.io/use-waypoint": "gw"}));
+    assert_eq!(present(&mut mesh, "web"), at("shop", "gw"), "it still knows it");
+    mesh.service("web", json!({"istio.io/use-waypoint": "two"}));
+    assert_eq!(present(&mut mesh, "web"), at("shop", "two"));
+    let left: Vec<_> = mesh.compiler.left().collect();
+    assert_eq!(left.len(), 1);
+    mesh.compiler.release(&left[0]);
+    assert_eq!((present(&mut mesh, "web"), hosts(&mesh, "gw")), (at("shop", "two"), Vec::<String>::new()));
+    // Now that it has forgotten, its acknowledgement counts anew.
+    mesh.service("web", json!({"istio.io/use-waypoint": "gw"}));
+    assert_eq!(present(&mut mesh, "web"), at("shop", "two"));
+    settle(&mut mesh, "gw");
+    assert_eq!(present(&mut mesh, "web"), at("shop", "gw"));
+    mesh.compiler.remove(&ObjectRef::new(Kind::Gateway, "shop", "gw"));
+    assert_eq!(present(&mut mesh, "web"), None);
+    assert!(bound(&mesh).contains("shop/gw: it does not exist"), "{}", bound(&mesh));
+}
+
+#[test]
+fn a_change_of_waypoints_that_was_under_way_goes_on_after_a_restart() {
+    let mut mesh = Mesh::new(json!({}));
+    for name in ["gw", "two"] {
+        mesh.gateway("shop", name, json!({}), "Same", true);
+    }
+    let message = "Successfully attached to waypoint shop/gw, until the one that it wants is ready: shop/two";
+    mesh.apply(json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "web", "namespace": "shop", "labels": {"istio.io/use-waypoint": "two"}},
+        "spec": {"selector": {"app": "web"}, "clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80}]},
+        "status": {"conditions": [{
+            "type": "istio.io/WaypointBound", "status": "True", "reason": "WaypointAccepted", "message": message,
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }]},
+    }));
+    assert_eq!(present(&mut mesh, "web"), at("shop", "gw"));
+    mesh.compiler.opened();
+    assert_eq!(present(&mut mesh, "web"), at("shop", "gw"));
+    settle(&mut mesh, "two");
+    assert_eq!(present(&mut mesh, "web"), at("shop", "two"));
+}
+
+#[test]
+fn a_namespaces_policy_lets_in_only_waypoints_that_carry_something_of_the_namespace() {
+    let mut mesh = Mesh::new(json!({}));
+    mesh.namespace("elsewhere", json!({}));
+    mesh.gateway("elsewhere", "theirs", json!({}), "Same", true);
+    mesh.apply(json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "own", "namespace": "elsewhere", "labels": {"istio.io/use-waypoint": "theirs"}},
+        "spec": {"selector": {"app": "own"}, "clusterIP": "10.96.0.9", "ports": [{"name": "http", "port": 80}]},
+    }));
+    mesh.apply(json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": "r", "namespace": "elsewhere"},
+        "spec": {"hosts": ["own"], "http": [{"route": [{"destination": {"host": "web.shop.svc.cluster.local"}}]}]},
+    }));
+    mesh.policy("ALLOW", json!([{"from": [{"source": {"principals": ["cluster.local/ns/shop/sa/a"]}}]}]));
+    mesh.compiler.changes();
+    mesh.compiler.acknowledged(&key("elsewhere", "theirs"));
+    assert!(!format!("{:?}", mesh.l4()).contains("theirs"), "nobody of shop agreed to that waypoint");
+    mesh.gateway("elsewhere", "theirs", json!({}), "All", true);
+    mesh.service("web", json!({"istio.io/use-waypoint": "theirs", "istio.io/use-waypoint-namespace": "elsewhere"}));
+    mesh.compiler.changes();
+    mesh.compiler.acknowledged(&key("elsewhere", "theirs"));
+    assert!(format!("{:?}", mesh.l4()).contains("theirs"));
+}

@@ -85,11 +85,81 @@ fn what_somebody_else_made_is_never_adopted() {
 }
 
 #[test]
-fn a_deployment_made_by_hand_is_left_alone() {
+fn a_waypoint_that_somebody_else_deploys_is_not_said_to_work() {
     let spec = json!({"addresses": [{"type": "Hostname", "value": "own.shop.svc.cluster.local"}]});
-    let (made, _) = all(&index(&spec), &Existing::default(), false);
+    let (made, told) = all(&index(&spec), &Existing::default(), true);
     assert_eq!(made.keys().collect::<Vec<_>>(), [&of(Kind::Gateway)]);
-    assert_eq!(made[&of(Kind::Gateway)].fields["status"]["addresses"][0]["value"], "own.shop.svc.cluster.local");
+    let status = &made[&of(Kind::Gateway)].fields["status"];
+    assert_eq!((&status["addresses"], &status["conditions"][1]["reason"]), (&json!([]), &json!("AddressNotUsable")));
+    assert_eq!(told.iter().map(|finding| finding.code).collect::<Vec<_>>(), [codes::FIELD_NOT_HONOURED]);
+}
+
+#[test]
+fn an_address_that_is_asked_for_is_not_taken_for_a_name() {
+    let spec = json!({"addresses": [{"type": "IPAddress", "value": "10.0.0.9"}]});
+    let (made, told) = all(&index(&spec), &Existing::default(), true);
+    let status = &made[&of(Kind::Gateway)].fields["status"];
+    assert_eq!(status["addresses"], json!([{"type": "Hostname", "value": "gw.shop.svc.cluster.local"}]));
+    assert_eq!((told.len(), told[0].level, told[0].code), (1, Level::Warning, codes::FIELD_NOT_HONOURED));
+}
+
+#[test]
+fn a_gateway_called_as_an_account_that_pods_run_as_takes_nothing_from_them() {
+    let key = ("shop".to_owned(), "gw".to_owned());
+    let mut existing = Existing::default();
+    existing.look([key.clone()].into_iter(), |_| Some("app-1".to_owned()));
+    let (made, told) = all(&index(&json!({})), &existing, true);
+    assert_eq!(made.keys().collect::<Vec<_>>(), [&of(Kind::Gateway)]);
+    assert!(told[0].code == codes::NAME_TAKEN && told[0].to_string().contains("Pod shop/app-1"), "{}", told[0]);
+    // The waypoint's own account is not taken from it by who runs as it later.
+    let (account, _) = decode(all(&index(&json!({})), &Existing::default(), true).0[&of(Kind::ServiceAccount)].fields.clone()).unwrap();
+    existing.note(&account.reference(), Some(&account));
+    existing.look([key].into_iter(), |_| Some("thief".to_owned()));
+    assert!(!existing.has_strangers());
+    assert_eq!(all(&index(&json!({})), &existing, true).0.len(), 4);
+}
+
+#[test]
+fn a_label_alone_makes_nothing_ours() {
+    let theirs = json!({
+        "apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": "gw", "namespace": "shop", "labels": {waypoint::MANAGED: MANAGED_BY}},
+    });
+    assert!(!is_ours(&decode(theirs).unwrap().0));
+}
+
+#[test]
+fn a_gateway_whose_name_no_service_can_have_says_so() {
+    for (name, good) in [("gw", true), ("a-1", true), ("my.waypoint", false), ("1w", false), ("w-", false), (&*"w".repeat(64), false)] {
+        assert_eq!(is_service_name(name), good, "{name}");
+    }
+    let mut fields = json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": "my.waypoint", "namespace": "shop"},
+        "spec": {"gatewayClassName": "istio-waypoint", "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]},
+    });
+    let mut index = Index::new(Settings::default());
+    index.apply(&Arc::new(decode(fields.take()).unwrap().0));
+    let (made, told) = all(&index, &Existing::default(), true);
+    assert_eq!(made.len(), 1);
+    assert!(told[0].to_string().contains("cannot be the name of a Service"), "{}", told[0]);
+}
+
+#[test]
+fn the_status_tells_warnings_and_why_something_is_not_accepted() {
+    let told = |finding: Finding| {
+        let (stands, needs) = Default::default();
+        let automatic = Automatic { stands: &stands, needs: &needs };
+        let (made, _) = desired(&index(&json!({})), &Existing::default(), &automatic, &[finding], |_| true);
+        let accepted = made[&of(Kind::Gateway)].fields["status"]["conditions"][0].clone();
+        (accepted["status"].clone(), accepted["reason"].clone(), accepted["message"].as_str().unwrap().contains("a problem"))
+    };
+    let error = |code| Finding::error(code, of(Kind::Gateway)).problem("a problem");
+    assert_eq!(
+        told(Finding::warning(codes::UNREADABLE_VALUE, of(Kind::Gateway)).problem("a problem")),
+        (json!("True"), json!("Accepted"), true)
+    );
+    assert_eq!(told(error(codes::REFUSED_BY_PROXY)), (json!("False"), json!("RefusedByProxy"), true));
+    assert_eq!(told(error(codes::UNREADABLE_VALUE).field("spec.listeners[0]")), (json!("False"), json!("ListenersNotValid"), true));
 }
 
 fn need() -> BTreeMap<String, Need> {
@@ -117,6 +187,9 @@ fn an_automatic_waypoint_is_a_gateway_of_ours_with_everything_that_a_users_gets(
     assert!(made[&own].owned, "its status stands with it");
     let (made, _) = of(&index, &stands(Stand::Leaving));
     assert_eq!((made.len(), &made[&own].fields["metadata"]["labels"][waypoint::AUTOMATIC]), (4, &json!("leaving")));
+    let (made, _) = of(&index, &stands(Stand::Stopping));
+    assert!(made.len() == 3 && !made.contains_key(&ObjectRef::new(Kind::Deployment, "shop", automatic::NAME)), "its pods end: {made:?}");
+    assert_eq!(made[&own].fields["status"]["addresses"], json!([]));
     let (made, _) = of(&index, &BTreeMap::new());
     assert!(made.is_empty(), "with it goes what was made for it: {made:?}");
 }

@@ -17,7 +17,7 @@ fn watch() -> Watch {
         ready: Readiness::default().task("objects"),
         metrics: Registry::default().register(Metrics::new),
     };
-    Watch::new(Settings::default(), Automatic::new(Duration::ZERO), told)
+    Watch::new(Settings::default(), Duration::ZERO, told)
 }
 
 fn applied(value: Value) -> SourceEvent {
@@ -119,4 +119,26 @@ fn findings_stand_once_each() {
     assert_eq!(findings.list().len(), 2);
     findings.replace(vec![finding("a")]);
     assert_eq!(*findings.list(), [finding("a")]);
+}
+
+#[test]
+fn an_account_that_somebody_else_made_is_no_waypoints_even_if_a_gateway_has_its_name() {
+    let gateway = || {
+        applied(json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+            "metadata": {"name": "reviews", "namespace": "shop", "annotations": {"istio.io/for-service-account": "reviews"}},
+            "spec": {"gatewayClassName": "istio-waypoint", "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]},
+        }))
+    };
+    let account = || applied(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "reviews", "namespace": "shop"}}));
+    for (theirs, is_waypoints) in [(true, false), (false, true)] {
+        let mut watch = watch();
+        watch.take(gateway());
+        if theirs {
+            watch.take(account());
+        }
+        watch.take(SourceEvent::Synced);
+        watch.publish();
+        assert_eq!(watch.deployed.contains(&("shop".to_owned(), "reviews".to_owned())), is_waypoints);
+    }
 }

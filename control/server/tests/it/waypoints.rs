@@ -192,7 +192,44 @@ async fn a_namespace_that_needs_a_waypoint_gets_one_and_loses_it_when_it_needs_i
     tropisd.until("traffic past it", async || (!attached(&nodes)).then_some(())).await;
     assert!(reported(&tropisd).contains("leaving") && reported(&tropisd).contains("Deployment"));
     assert_eq!(hosts(), 1, "for connections that are under way");
+    // Its pods end first, and the rest stands until they have.
+    let stops = async || (reported(&tropisd).contains("stopping") && !reported(&tropisd).contains("Deployment")).then_some(());
+    tropisd.until("its Deployment to be taken away", stops).await;
+    assert!(reported(&tropisd).contains("ServiceAccount"));
+    tropisd.delete("cluster/shop-auto-1.yaml");
     tropisd.until("its end", async || (!reported(&tropisd).contains(AUTOMATIC)).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_tropisd_that_starts_anew_leaves_a_waypoint_in_use_alone() {
+    let tropisd = Tropisd::start(&[]);
+    tropisd.ready().await;
+    let (nodes, _nodes_status, _nodes_stop) = follow_node(&tropisd);
+    tropisd.apply("objects/paid.yaml", ROUTED);
+    tropisd.apply("objects/route.yaml", ROUTE);
+    tropisd.until("a Deployment", async || reported(&tropisd).contains("Deployment").then_some(())).await;
+    tropisd.apply("cluster/shop-auto-1.yaml", &waypoint_pod(AUTOMATIC, "auto-1", "automatic-waypoint-1").to_string());
+    let (_view, _status, _stop) = follow(&tropisd, AUTOMATIC, "auto-1");
+    tropisd.until("traffic through it", async || attached(&nodes).then_some(())).await;
+    tropisd.until("its binding", async || reported(&tropisd).contains("Successfully attached").then_some(())).await;
+
+    let tropisd = tropisd.kill().start();
+    let connected = async || {
+        for part in ["Deployment", "automatic-waypoint.shop.svc.cluster.local", "Successfully attached to waypoint shop/automatic-waypoint"] {
+            assert!(reported(&tropisd).contains(part), "{part} was taken away");
+        }
+        assert!(attached(&nodes));
+        let clients = tropisd.debug("/debug/clients").await;
+        let has = |audience: &str| {
+            clients.as_array().unwrap().iter().any(|client| {
+                let acknowledged = |state: &Value| state["acknowledged"].as_u64() > Some(0);
+                client["audience"] == audience && client["subscriptions"].as_object().unwrap().values().all(acknowledged)
+            })
+        };
+        (has("node proxies") && has("waypoint shop/automatic-waypoint")).then_some(())
+    };
+    tropisd.ready().await;
+    tropisd.until("everybody to be back", connected).await;
 }
 
 #[tokio::test]

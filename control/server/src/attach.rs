@@ -1,0 +1,158 @@
+//! When traffic may go through a waypoint, and when a waypoint that was left may forget what it carried.
+//!
+//! A Service or a pod goes through a waypoint once every pod of that one has acknowledged what it needs for it, and every node proxy the
+//! policies that then let it in; the same for each Service that is new at a waypoint in use. One that cannot acknowledge in time gets the
+//! traffic all the same and refuses what it does not know: a waypoint that is asked for is not gone around. What leaves a waypoint stays
+//! known there until node proxies have acknowledged that and what was open has had time to end. Who goes where, the compiler remembers;
+//! here is what it cannot know: acknowledgements and time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tropis_compile::{Compiler, Left, waypoint::scope::Served};
+use tropis_model::address::NamespacedHostname;
+use tropis_xds::{
+    ResourceType,
+    server::{Audience, Clients},
+};
+
+use crate::{exits::Exits, scope::Key};
+
+/// How long acknowledgements are waited for before traffic goes to a waypoint that is ready.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// What is waited for until a waypoint may carry what it knows.
+#[derive(Debug)]
+struct Admission {
+    /// Node proxies are to have this generation.
+    generation: u64,
+    /// They are waited for until then.
+    until: Instant,
+    /// What it may carry then.
+    served: Arc<Served>,
+}
+
+/// What is known of each waypoint.
+#[derive(Debug)]
+pub(crate) struct Attach {
+    /// The generation in which its table was changed last.
+    told: BTreeMap<Key, u64>,
+    /// The one of them that all of its pods acknowledged last.
+    acknowledged: BTreeMap<Key, u64>,
+    admissions: BTreeMap<Key, Admission>,
+    /// Waypoints that are ready and waited for, with the end of the wait.
+    held: BTreeMap<Key, Instant>,
+    exits: Exits<Left>,
+}
+
+impl Attach {
+    /// What is open through a waypoint that was left has `drain` to end.
+    pub(crate) fn new(drain: Duration) -> Self {
+        Self {
+            told: BTreeMap::new(),
+            acknowledged: BTreeMap::new(),
+            admissions: BTreeMap::new(),
+            held: BTreeMap::new(),
+            exits: Exits::new(drain),
+        }
+    }
+
+    /// Whether every pod of a waypoint has acknowledged something.
+    pub(crate) fn is_live(&self, waypoint: &Key) -> bool {
+        self.acknowledged.contains_key(waypoint)
+    }
+
+    /// Tells the compiler who acknowledged what, before it compiles. Says whether a waypoint has become live.
+    pub(crate) fn acknowledge(&mut self, compiler: &mut Compiler, clients: &Clients, now: Instant) -> bool {
+        let mut newly_live = false;
+        for (waypoint, generation) in &self.told {
+            if self.acknowledged.get(waypoint) == Some(generation) {
+                continue;
+            }
+            let Some(refused) = clients.answered(&audience(waypoint), *generation) else { continue };
+            // A host that is refused is its own affair, not that of the others.
+            if let Some(hosts) = refused_hosts(&refused) {
+                compiler.acknowledged_without(waypoint, &hosts);
+                newly_live |= self.acknowledged.insert(waypoint.clone(), *generation).is_none();
+            }
+        }
+        let ready: Vec<Key> = (self.admissions.iter())
+            .filter(|(_, admission)| now >= admission.until || has(clients, admission.generation))
+            .map(|(waypoint, _)| waypoint.clone())
+            .collect();
+        for waypoint in ready {
+            if let Some(admission) = self.admissions.remove(&waypoint) {
+                compiler.carry(&waypoint, admission.served);
+            }
+        }
+        for waypoint in self.held.extract_if(.., |_, until| now >= *until).map(|(waypoint, _)| waypoint).collect::<Vec<_>>() {
+            compiler.carry_all(&waypoint);
+        }
+        newly_live
+    }
+
+    /// Notes which waypoints were told something in a generation, and which are gone.
+    pub(crate) fn published(&mut self, waypoint: Key, generation: Option<u64>) {
+        match generation {
+            Some(generation) => _ = self.told.insert(waypoint, generation),
+            None => {
+                self.told.remove(&waypoint);
+                self.acknowledged.remove(&waypoint);
+                self.admissions.remove(&waypoint);
+            }
+        }
+    }
+
+    /// Sees what is to be waited for now that `generation` is published, and lets waypoints forget what is out.
+    pub(crate) fn follow(&mut self, compiler: &mut Compiler, clients: &Clients, generation: u64, now: Instant) {
+        for waypoint in self.acknowledged.keys().filter(|waypoint| !self.admissions.contains_key(*waypoint)).cloned().collect::<Vec<_>>() {
+            if let Some(served) = compiler.acquainted(&waypoint) {
+                self.admissions.insert(waypoint, Admission { generation, until: now + LONGEST_WAIT, served });
+            }
+        }
+        let held = compiler.held();
+        self.held.retain(|waypoint, _| held.contains(waypoint));
+        for waypoint in held {
+            self.held.entry(waypoint).or_insert(now + LONGEST_WAIT);
+        }
+        let left: BTreeSet<Left> = compiler.left().collect();
+        self.exits.retain(|known| left.contains(known));
+        // Much leaves at once, in one generation.
+        let mut known: BTreeMap<u64, bool> = BTreeMap::new();
+        for left in &left {
+            let acknowledged = |generation| *known.entry(generation).or_insert_with(|| has(clients, generation));
+            if self.exits.is_out(left, generation, acknowledged, now) {
+                compiler.release(left);
+            }
+        }
+    }
+
+    /// When to look again, if nothing happens before.
+    pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
+        let waits = self.admissions.values().map(|admission| admission.until).chain(self.held.values().copied());
+        waits.chain(self.exits.due(now)).min()
+    }
+}
+
+/// The hosts that are refused; `None` when something else is, or something without a name.
+fn refused_hosts(refused: &BTreeMap<ResourceType, BTreeSet<String>>) -> Option<BTreeSet<NamespacedHostname>> {
+    let host = |(r#type, name): (&ResourceType, &String)| {
+        let (namespace, hostname) = name.split_once('/').filter(|_| *r#type == ResourceType::Host)?;
+        Some(NamespacedHostname { namespace: namespace.into(), hostname: hostname.into() })
+    };
+    refused.iter().flat_map(|(r#type, names)| names.iter().map(move |name| (r#type, name))).map(host).collect()
+}
+
+/// Whether the node proxies have a generation, or there are none.
+fn has(clients: &Clients, generation: u64) -> bool {
+    clients.everywhere(&Audience::NodeProxies, generation) != Some(false)
+}
+
+/// Whose table a waypoint is told.
+pub(crate) fn audience(waypoint: &Key) -> Audience {
+    Audience::Waypoint(format!("{}/{}", waypoint.0, waypoint.1).into())
+}
