@@ -13,12 +13,16 @@ use crate::{
     state::State,
 };
 
-/// Examples:
-///   tropis explain sleep.shop reviews.shop:9080
-///   tropis explain sleep.shop reviews.shop:9080/admin --method POST --header "end-user: jason"
-///   tropis explain deployment/sleep.shop 10.96.0.17:80
+const EXAMPLES: &str = "\
+Examples:
+  tropis explain sleep.shop reviews.shop:9080
+  tropis explain sleep.shop reviews.shop:9080/admin --method POST --header \"end-user: jason\"
+  tropis explain deployment/sleep.shop 10.96.0.17:80
+  tropis explain sleep.shop vault.shop:443 --server-name vault.example.com";
+
+/// What may be typed.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// The pod that calls: NAME[.NAMESPACE], or deployment/NAME for one of its pods.
     source: String,
@@ -34,6 +38,9 @@ pub(crate) struct Arguments {
     /// The request's host, if it is not what is called.
     #[arg(long)]
     authority: Option<String>,
+    /// TLS is spoken that the mesh does not end, for this server name.
+    #[arg(long, value_name = "NAME")]
+    server_name: Option<String>,
     /// Call by IPv6, where there is a choice.
     #[arg(short = '6', long)]
     ipv6: bool,

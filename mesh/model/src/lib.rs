@@ -6,6 +6,7 @@
 //! which [`rewrite`], [`retry`], [`outlier`] and [`limits`] stand.
 
 pub mod address;
+pub mod attached;
 pub mod authorize;
 pub mod bounds;
 pub mod enrolment;
@@ -17,6 +18,7 @@ pub mod outlier;
 pub mod pick;
 pub mod policy;
 pub mod pool;
+pub mod reach;
 pub mod request;
 pub mod request_policy;
 pub mod resolve;

@@ -13,18 +13,21 @@ use tropis_model::{
     identity::Identity,
     policy::{Action, Policy},
     resolve::{self, Authority, Draw, Plan, Target},
-    workload::{TunnelProtocol, Workload},
+    service::HealthPolicy,
+    workload::{Health, TunnelProtocol, Workload},
 };
 
 use super::{
     question::Question,
     request,
-    story::{Story, Verdict},
+    story::{Ending, Story, Verdict, Way},
 };
 use crate::{mesh::Mesh, render};
 
 /// More ways than this are not told: each is one endpoint or instance.
 const PLANS_MAX: usize = 64;
+/// A way that is as likely as its neighbours is drawn in so many draws for each.
+pub(super) const DRAWS_EACH: usize = 32;
 
 /// Tells what becomes of a connection, or of a request on it.
 pub(super) fn tell(mesh: &Mesh, question: &Question) -> Story {
@@ -33,6 +36,7 @@ pub(super) fn tell(mesh: &Mesh, question: &Question) -> Story {
     if caller.tunnel_protocol == TunnelProtocol::None {
         let says = format!("{} is not in the mesh: it calls in plain TCP, and proves nobody", shown(caller));
         story.step("identify", says, vec![enrol_hint(caller)]);
+        story.decided.ways.insert(Way::Uncaptured);
         return plain(mesh, question, story);
     }
     story.step(
@@ -48,6 +52,7 @@ pub(super) fn tell(mesh: &Mesh, question: &Question) -> Story {
             return story.ends(Verdict::Refused(reason));
         }
     };
+    note(&plans, &mut story);
     match plans.first() {
         Some(Plan::Tunnel { via, target, waypoint: true }) => {
             let says = format!("{} goes through waypoint {}", addressed(target), gateway(mesh, &via.workload).1);
@@ -57,58 +62,79 @@ pub(super) fn tell(mesh: &Mesh, question: &Question) -> Story {
         Some(Plan::Direct { to }) if to.workload.is_none() => {
             let says = format!("{} is not of the mesh: it is passed on as it is, in plain TCP", to.authority);
             story.step("resolve", says, Vec::new());
-            story.ends(Verdict::Allowed)
+            let verdict = story.end(None, &to.authority, Ending::allowed());
+            story.ends(verdict)
         }
         Some(first) => {
             let says = format!("{}, of {} one is drawn", addressed(first.target()), render::counted(plans.len(), "way", "ways"));
             story.step("resolve", says, plans.iter().map(way).collect());
-            let verdicts: Vec<Verdict> = plans.iter().map(|plan| arrive(mesh, caller, plan, &mut story)).collect();
+            let arrive = |plan: &Plan, story: &mut Story| {
+                let ending = arrive(mesh, caller, plan, story);
+                story.end(None, &plan.target().authority, ending)
+            };
+            let verdicts: Vec<Verdict> = plans.iter().map(|plan| arrive(plan, &mut story)).collect();
             story.ends(Verdict::of_any(&verdicts, "no endpoint"))
         }
         None => story.ends(Verdict::Refused("no way was found".to_owned())),
     }
 }
 
-/// Every plan that the node proxy may make: it is asked again and again, with what it chose before taken for tried.
+/// Every plan that the node proxy may make while nothing has failed: it is asked until it says nothing new for long.
 fn plans(mesh: &Mesh, question: &Question) -> Result<Vec<Plan>, resolve::ResolveError> {
-    let (mut plans, mut tried, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
+    let (mut plans, mut seen) = (Vec::new(), BTreeSet::new());
     let mut draw = Draw::new(1);
-    while plans.len() < PLANS_MAX {
-        let asked = resolve::Question {
-            caller: &question.caller,
-            destination: OriginalDestination(question.destination),
-            network: &question.caller.network,
-            tried: &tried,
-        };
+    let asked = resolve::Question {
+        caller: &question.caller,
+        destination: OriginalDestination(question.destination),
+        network: &question.caller.network,
+        tried: &[],
+    };
+    let mut repeated = 0;
+    while plans.len() < PLANS_MAX && repeated < DRAWS_EACH * (plans.len() + 1) {
         let plan = resolve::outbound(&mesh.view, &asked, &mut draw)?;
-        let next = plan.next().map(|workload| workload.uid.clone());
-        if !seen.insert(next.clone()) {
-            break;
+        if seen.insert(plan.next().map(|workload| workload.uid.clone())) {
+            plans.push(plan);
+            repeated = 0;
         }
-        plans.push(plan);
-        tried.extend(next);
+        repeated += 1;
     }
+    plans.sort_by_cached_key(|plan| plan.next().map(|workload| workload.uid.clone()));
     Ok(plans)
 }
 
+/// Notes the next hops of all plans.
+fn note(plans: &[Plan], story: &mut Story) {
+    for plan in plans {
+        let (way, hop) = match plan {
+            Plan::Direct { to: Target { authority: Authority::Address(address), .. } } => (Way::Direct, Some(*address)),
+            Plan::Direct { .. } => (Way::Direct, None),
+            Plan::Tunnel { via, waypoint, .. } => (if *waypoint { Way::Waypoint } else { Way::Tunnel }, Some(via.address)),
+            Plan::Nested { gateway, .. } => (Way::Gateway, Some(gateway.address)),
+        };
+        story.decided.ways.insert(way);
+        story.decided.next_hops.extend(hop);
+    }
+}
+
 /// What the destination says to one plan.
-fn arrive(mesh: &Mesh, caller: &Workload, plan: &Plan, story: &mut Story) -> Verdict {
+fn arrive(mesh: &Mesh, caller: &Workload, plan: &Plan, story: &mut Story) -> Ending {
     match plan {
         Plan::Direct { to } => {
             let name = to.workload.as_deref().map_or_else(|| to.authority.to_string(), shown);
             story.step("authorize", format!("{name} is not in the mesh: no policy protects it"), Vec::new());
-            Verdict::Allowed
+            Ending::allowed()
         }
         Plan::Tunnel { via, target, .. } => {
             let Authority::Address(destination) = target.authority else {
-                return Verdict::Refused(format!("{} cannot be checked from here", target.authority));
+                return Ending::refused(format!("{} cannot be checked from here", target.authority), []);
             };
-            admitted(mesh, &via.workload, Some(caller.identity.clone()), address_like(caller, destination.ip()), destination, story)
+            let source = address_like(caller, via.address.ip());
+            admitted(mesh, &via.workload, Peer { identity: Some(caller.identity.clone()), source }, destination, story)
         }
         Plan::Nested { gateway, target, .. } => {
             let says = format!("{} is on another network, behind {}; its own proxies decide", target.authority, gateway.address);
             story.step("authorize", says, Vec::new());
-            Verdict::Allowed
+            Ending::allowed()
         }
     }
 }
@@ -121,7 +147,9 @@ fn plain(mesh: &Mesh, question: &Question, mut story: Story) -> Story {
         (Some(workload), _) => vec![(workload.clone(), destination)],
         (None, Some(service)) => {
             let port = service.ports.get(&destination.port()).copied();
-            let endpoints = mesh.view.endpoints(&service.hostname).filter_map(|endpoint| {
+            let all = service.load_balancing.health_policy == HealthPolicy::AllowAll;
+            let ready = mesh.view.endpoints(&service.hostname).filter(|endpoint| all || endpoint.workload.health == Health::Healthy);
+            let endpoints = ready.filter_map(|endpoint| {
                 let own = endpoint.ports.get(&destination.port()).copied().or(port?.target_port)?;
                 let address = endpoint.workload.addresses.iter().find(|address| address.is_ipv4() == destination.is_ipv4())?;
                 Some((endpoint.workload.clone(), SocketAddr::new(*address, own)))
@@ -130,7 +158,8 @@ fn plain(mesh: &Mesh, question: &Question, mut story: Story) -> Story {
         }
         (None, None) => {
             story.step("resolve", format!("{destination} is not of the mesh either"), Vec::new());
-            return story.ends(Verdict::Allowed);
+            let verdict = story.end(None, destination, Ending::allowed());
+            return story.ends(verdict);
         }
     };
     let ways = endpoints.iter().map(|(workload, address)| format!("{} at {address}", shown(workload))).collect();
@@ -139,44 +168,65 @@ fn plain(mesh: &Mesh, question: &Question, mut story: Story) -> Story {
     story.step("resolve", format!("Kubernetes chooses one of {}{passes}", render::counted(endpoints.len(), "endpoint", "endpoints")), ways);
     let verdicts: Vec<Verdict> = endpoints
         .iter()
-        .map(|(workload, address)| match workload.tunnel_protocol {
-            TunnelProtocol::Hbone => admitted(mesh, workload, None, address_like(caller, address.ip()), *address, &mut story),
-            TunnelProtocol::None => {
-                story.step("authorize", format!("{} is not in the mesh: no policy protects it", shown(workload)), Vec::new());
-                Verdict::Allowed
-            }
+        .map(|(workload, address)| {
+            let ending = match workload.tunnel_protocol {
+                TunnelProtocol::Hbone => {
+                    let source = address_like(caller, address.ip());
+                    admitted(mesh, workload, Peer { identity: None, source }, *address, &mut story)
+                }
+                TunnelProtocol::None => {
+                    story.step("authorize", format!("{} is not in the mesh: no policy protects it", shown(workload)), Vec::new());
+                    Ending::allowed()
+                }
+            };
+            story.end(None, address, ending)
         })
         .collect();
     story.ends(Verdict::of_any(&verdicts, "the service has no endpoint for this port"))
 }
 
+/// Who calls a destination's node proxy.
+pub(super) struct Peer {
+    /// What it proves, in a tunnel; `None` is plain traffic.
+    pub(super) identity: Option<Identity>,
+    /// The address that it calls from.
+    pub(super) source: IpAddr,
+}
+
 /// What the node proxy of a destination decides about a connection that arrives.
-pub(super) fn admitted(
-    mesh: &Mesh,
-    workload: &Workload,
-    peer: Option<Identity>,
-    source: IpAddr,
-    destination: SocketAddr,
-    story: &mut Story,
-) -> Verdict {
-    let facts = ConnectionFacts { peer, source, destination };
-    // The destination's own node proxy reads the policies that the whole mesh is told.
+pub(super) fn admitted(mesh: &Mesh, workload: &Workload, peer: Peer, destination: SocketAddr, story: &mut Story) -> Ending {
+    // The destination's own node proxy reads what the whole mesh is told.
     let workload = mesh.view.workload(&workload.uid).map_or(workload, |own| own);
+    let arrival = match &peer.identity {
+        Some(_) => resolve::inbound(&mesh.view, workload, destination.ip(), &Authority::Address(destination), None),
+        None => resolve::passthrough(&mesh.view, workload, OriginalDestination(destination)),
+    };
+    let destination = match arrival {
+        Ok(arrival) => arrival.to,
+        Err(error) => {
+            story.step("resolve", format!("{} refuses: {error}", shown(workload)), Vec::new());
+            return Ending::refused(format!("{} refuses: {error}", shown(workload)), []);
+        }
+    };
+    let facts = ConnectionFacts { peer: peer.identity, source: peer.source, destination };
     let because: Vec<String> = authorize::explain(&mesh.view, workload, &facts).iter().map(said).collect();
     let peer = facts.peer.as_ref().map_or_else(|| "nobody (plain TCP)".to_owned(), ToString::to_string);
     let asked = match because.len() {
         0 => "no policy applies".to_owned(),
         count => format!("{} asked", render::counted(count, "policy is", "policies are")),
     };
-    let (word, verdict) = match authorize::inbound(&mesh.view, workload, &facts) {
+    let (word, ending) = match authorize::inbound(&mesh.view, workload, &facts) {
         Ok(permit) => match permit.dry_run_denial() {
-            Some(denied) => (format!("allowed; a dry run says: {denied}"), Verdict::Allowed),
-            None => ("allowed".to_owned(), Verdict::Allowed),
+            Some(denied) => (format!("allowed; a dry run says: {denied}"), Ending::allowed()),
+            None => ("allowed".to_owned(), Ending::allowed()),
         },
-        Err(denied) => (format!("refused, {denied}"), Verdict::Refused(format!("{} refuses: {denied}", shown(workload)))),
+        Err(denied) => {
+            let policies = denied.policies().iter().map(ToString::to_string);
+            (format!("refused, {denied}"), Ending::refused(format!("{} refuses: {denied}", shown(workload)), policies))
+        }
     };
     story.step("authorize", format!("{} at {destination} is called by {peer}: {asked}, {word}", shown(workload)), because);
-    verdict
+    ending
 }
 
 fn said(said: &Said<'_>) -> String {

@@ -24,6 +24,8 @@ pub(super) struct Question {
     pub(super) named: String,
     /// The request that it sends, if HTTP is spoken.
     pub(super) request: Request,
+    /// The server name that its TLS begins with, if it speaks TLS.
+    pub(super) server_name: Option<String>,
 }
 
 /// A request.
@@ -47,7 +49,8 @@ pub(super) fn read(mesh: &Mesh, arguments: &Arguments, namespace: &str) -> anyho
     });
     let request =
         Request { method: arguments.method.clone(), authority, target: asked.path.clone(), headers: headers(&arguments.headers)? };
-    Ok(Question { caller, destination, named, request })
+    let server_name = arguments.server_name.as_ref().map(|name| name.to_ascii_lowercase());
+    Ok(Question { caller, destination, named, request, server_name })
 }
 
 fn caller(mesh: &Mesh, text: &str, namespace: &str) -> anyhow::Result<Arc<Workload>> {

@@ -1,30 +1,36 @@
 //! The journey through a waypoint: policy of what is addressed, route, endpoints with their policy, and what the destination says to the
 //! waypoint.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use http::{HeaderValue, header};
 use tropis_model::{
+    attached::{self, Addressed},
     authorize::request::{self as policy, RequestDenied, RequestPermit, ServerName, StreamFacts, Verdict as Said},
-    matching::{self, Missed},
-    pool::Pool,
+    matching::{self, Matched, Missed},
+    pick::{Ask, Candidate, Endpoints, hash},
+    pool::{Balancer, Pool},
+    reach::{self, Found},
     request::{PathNormalization, RequestFacts, canonical, canonical_host},
-    request_policy::{RequestAction, RequestPolicy},
-    resolve::{Authority, Target},
-    route::{Caller, Destination, Forward, Host, HttpRoute, PortProtocol, RouteAction},
+    request_policy::RequestAction,
+    resolve::{Draw, Target},
+    rewrite,
+    route::{AbortStatus, Caller, Destination, Fault, Forward, Host, HttpRoute, PortProtocol, RouteAction},
     view::View,
-    workload::{Health, TunnelProtocol, Workload},
+    workload::{Health, Workload},
 };
 
 use super::{
-    connection::{address_like, admitted, gateway, shown},
+    connection::{DRAWS_EACH, Peer, address_like, admitted, gateway, shown},
     question::Question,
-    story::{Story, Verdict},
+    story::{Ending, Route, Story, Verdict},
 };
-use crate::{
-    mesh::{self, Mesh},
-    render,
-};
+use crate::{mesh::Mesh, render};
+
+/// A larger pool is not asked for each of its endpoints.
+const DRAWS_MAX: usize = 4096;
+/// All requests.
+const ALL_PPM: u32 = 1_000_000;
 
 /// Tells what the waypoint of `instance` does with the question.
 pub(super) fn tell(mesh: &Mesh, question: &Question, instance: &Workload, target: &Target, mut story: Story) -> Story {
@@ -32,37 +38,31 @@ pub(super) fn tell(mesh: &Mesh, question: &Question, instance: &Workload, target
     let Some(view) = mesh.waypoints.get(&key) else {
         return story.ends(Verdict::Refused(format!("nothing is known of waypoint {named}; is there a Gateway of this name?")));
     };
-    let waypoint = Waypoint { mesh, question, view, instance };
+    let (gateway, network): (Arc<str>, &str) = (named.into(), &question.caller.network);
+    let found = attached::addressed(view, &gateway, network, &target.authority).and_then(|addressed| {
+        let host = match &addressed {
+            Addressed::Service { name, port, .. } => attached::service(view, &gateway, name, *port)?,
+            Addressed::Workload { uid, address } => Arc::new(attached::workload(view, &gateway, network, uid, *address)?),
+        };
+        Ok((addressed, host))
+    });
+    let (addressed, host) = match found {
+        Ok(found) => found,
+        Err(error) => {
+            story.step("resolve", format!("waypoint {gateway}: {error}"), Vec::new());
+            return story.ends(Verdict::Refused(error.to_string()));
+        }
+    };
+    let waypoint = Waypoint { mesh, question, view, gateway, instance, addressed: &addressed, host: &host };
     let caller = waypoint.caller();
-    match (&target.service, &target.workload) {
-        (Some(service), _) => {
-            let Some(host) = view.host(&service.hostname) else {
-                return story.ends(Verdict::Refused(format!("waypoint {named} does not serve {}", service.hostname)));
-            };
-            let port = host.ports.get(&question.destination.port());
-            match port.map(|port| port.protocol) {
-                Some(PortProtocol::Tcp | PortProtocol::Tls) => waypoint.connection(host, &caller, story),
-                Some(_) => waypoint.request(host, &caller, story),
-                None => {
-                    let reason = format!("{} has no port {}", service.hostname, question.destination.port());
-                    story.ends(Verdict::Refused(reason))
-                }
-            }
-        }
-        (None, Some(workload)) => {
-            let policies = view.waypoint(&named).map(|own| own.policies.clone()).unwrap_or_default();
-            let address = match target.authority {
-                Authority::Address(address) => address,
-                Authority::Hostname { .. } => question.destination,
-            };
-            story.step("route", format!("{} itself was addressed: nothing is routed", shown(workload)), Vec::new());
-            let verdict = waypoint.with_facts(&caller, |facts| waypoint.endpoint(&policies, facts, workload, address, &mut story));
-            match verdict {
-                Ok(verdict) => story.ends(verdict),
-                Err(reason) => story.ends(Verdict::Refused(reason)),
-            }
-        }
-        (None, None) => story.ends(Verdict::Refused("the waypoint cannot tell what is addressed".to_owned())),
+    match host.ports.get(&addressed.port()).map(|port| port.protocol).unwrap_or_default() {
+        // Nobody looks for TLS on a port that is declared to be TCP.
+        PortProtocol::Tcp => waypoint.connection(&caller, ServerName::Unknown, story),
+        protocol => match &question.server_name {
+            Some(name) => waypoint.connection(&caller, ServerName::Named(name), story),
+            None if protocol == PortProtocol::Tls => waypoint.connection(&caller, ServerName::Absent, story),
+            None => waypoint.request(&caller, story),
+        },
     }
 }
 
@@ -71,16 +71,20 @@ struct Waypoint<'a> {
     mesh: &'a Mesh,
     question: &'a Question,
     view: &'a View,
+    gateway: Arc<str>,
     /// One of its pods.
     instance: &'a Workload,
+    addressed: &'a Addressed,
+    host: &'a Host,
 }
 
 impl Waypoint<'_> {
     /// The original caller, with the labels that this waypoint is told.
     fn caller(&self) -> Caller {
         let caller = &self.question.caller;
-        let labels = self.view.workload(&caller.uid).map(|own| own.labels.clone()).unwrap_or_default();
         let address = address_like(caller, self.question.destination.ip());
+        let known = self.view.workload_at(&caller.network, address).filter(|known| known.identity == caller.identity);
+        let labels = known.map(|known| known.labels.clone()).unwrap_or_default();
         Caller { identity: Some(caller.identity.clone()), address: Some(address), labels }
     }
 
@@ -101,139 +105,228 @@ impl Waypoint<'_> {
             path: &path.path,
             query: path.query,
             headers: &headers,
-            port: self.question.destination.port(),
+            port: self.addressed.port(),
             caller,
             remote_address: None,
-            destination: Some(self.question.destination.ip()),
+            destination: self.addressed.address(),
             server_name: None,
             token: None,
         }))
     }
 
-    fn request(&self, host: &Host, caller: &Caller, mut story: Story) -> Story {
+    fn request(&self, caller: &Caller, mut story: Story) -> Story {
         let verdict = self.with_facts(caller, |facts| {
-            let request = &self.question.request;
-            let said = policy::explain_target(&host.policies, facts);
-            let what = format!("{} {} at {}", request.method, facts.path, host.name.hostname);
-            if let Some(refused) = asked(&what, &said, policy::target(&host.policies, facts), &mut story) {
-                return refused;
+            let said = policy::explain_target(&self.host.policies, facts);
+            let what = format!("{} {} at {}", facts.method, facts.path, self.named());
+            if let Some(refused) = asked(&what, &said, policy::target(&self.host.policies, facts), &mut story) {
+                story.decided.refused_by = refused.refused_by;
+                return refused.verdict;
             }
-            let found = matching::explain(host, facts.port, facts);
-            let missed: Vec<String> = found.missed.iter().map(missed).collect();
+            let found = matching::explain(self.host, facts.port, facts);
+            let mut because: Vec<String> = found.missed.iter().map(missed).collect();
             let Some(matched) = found.matched else {
-                story.step("route", "no route matches", missed);
+                story.step("route", "no route matches", because);
+                story.decided.answer = Some(404);
                 return Verdict::Refused("404, no route matches (flag NR)".to_owned());
             };
-            let mut because = missed;
-            because.push(format!("{} matches: {}", render::origin(&matched.route.origin), render::matches(matched.route)));
-            story.step("route", format!("{}: {}", render::origin(&matched.route.origin), render::action(matched.route)), because);
+            let origin = render::origin(&matched.route.origin);
+            because.push(format!("{origin} matches: {}", render::matches(matched.route)));
+            story.step("route", format!("{origin}: {}", render::action(matched.route)), because);
+            story.decided.route = Some(Route { name: Some(matched.route.name.to_string()), origin });
             extras(matched.route, &mut story);
-            match &matched.route.action {
-                RouteAction::Forward(forward) => self.forward(host, facts, forward, &mut story),
-                RouteAction::Redirect(_) | RouteAction::Respond(_) => Verdict::Allowed,
-            }
+            self.act(facts, &matched, &mut story)
         });
+        if verdict.is_err() {
+            story.decided.answer = Some(400);
+        }
         story.ends(verdict.unwrap_or_else(Verdict::Refused))
     }
 
-    fn forward(&self, host: &Host, facts: &RequestFacts<'_>, forward: &Forward, story: &mut Story) -> Verdict {
+    /// What is addressed, as a person names it.
+    fn named(&self) -> String {
+        let addressed = match self.addressed {
+            Addressed::Workload { uid, .. } => self.view.workload(uid).map(|workload| shown(workload)),
+            Addressed::Service { .. } => None,
+        };
+        addressed.unwrap_or_else(|| self.host.name.hostname.to_string())
+    }
+
+    /// What the route does, faults first.
+    fn act(&self, facts: &RequestFacts<'_>, matched: &Matched<'_>, story: &mut Story) -> Verdict {
+        let route = matched.route;
+        if let Some(status) = route.fault.as_ref().and_then(always_aborted) {
+            story.decided.answer = Some(status);
+            return Verdict::Refused(format!("{status}, a fault that is put in for every request (flag FI)"));
+        }
+        match &route.action {
+            RouteAction::Forward(forward) => {
+                let path = match forward.rewrite.as_ref().and_then(|rewrite| rewrite.path.as_ref()) {
+                    Some(path) => rewrite::path(path, matched.matched, facts.path, facts.query),
+                    None => Ok(facts.query.map_or_else(|| facts.path.to_owned(), |query| format!("{}?{query}", facts.path))),
+                };
+                match path {
+                    Ok(path) => self.forward(facts, forward, path, story),
+                    Err(error) => {
+                        story.decided.answer = Some(400);
+                        Verdict::Refused(format!("400, the rewritten path is ambiguous: {error}"))
+                    }
+                }
+            }
+            RouteAction::Redirect(redirect) => match rewrite::location(redirect, matched.matched, facts) {
+                Ok(location) => {
+                    story.step("forward", format!("the caller is sent to {location}"), Vec::new());
+                    story.decided.answer = Some(redirect.status);
+                    story.decided.location = Some(location);
+                    Verdict::Allowed
+                }
+                Err(error) => {
+                    story.decided.answer = Some(400);
+                    Verdict::Refused(format!("400, the rewritten path is ambiguous: {error}"))
+                }
+            },
+            RouteAction::Respond(direct) => {
+                story.decided.answer = Some(direct.status);
+                Verdict::Allowed
+            }
+        }
+    }
+
+    fn forward(&self, facts: &RequestFacts<'_>, forward: &Forward, path: String, story: &mut Story) -> Verdict {
+        if let Some(rewrite) = &forward.rewrite {
+            let authority = rewrite.authority.as_deref().map(|authority| format!("to {authority}"));
+            let asks = rewrite.path.as_ref().map(|_| format!("for {path}"));
+            let says: Vec<String> = authority.into_iter().chain(asks).collect();
+            story.step("forward", format!("it is sent on {}", says.join(" ")), Vec::new());
+        }
+        story.decided.path = Some(path);
         let mut verdicts = Vec::new();
         for destination in chosen(&forward.destinations) {
-            verdicts.extend(self.balance(host, destination, story, |workload, address, story| {
-                self.endpoint(&host.policies, facts, workload, address, story)
+            verdicts.extend(self.balance(destination, Some(facts), story, |found, story| {
+                let said = policy::explain_endpoint(&self.host.policies, facts, &found.workload, found.reach.address);
+                let what = format!("{} {} for {}", facts.method, facts.path, shown(&found.workload));
+                let decided = policy::endpoint(&self.host.policies, facts, &found.workload, found.reach.address);
+                asked(&what, &said, decided, story)
             }));
         }
         Verdict::of_any(&verdicts, "503, every destination has weight 0")
     }
 
-    /// What becomes of a share of the traffic: a verdict for each endpoint of its pool, or one about the pool.
+    /// What becomes of a share of the traffic: a verdict for each endpoint of its pool, or one about the pool. `endpoint` says what the
+    /// policies that select an endpoint refuse.
     fn balance(
         &self,
-        host: &Host,
         destination: &Destination,
+        facts: Option<&RequestFacts<'_>>,
         story: &mut Story,
-        mut endpoint: impl FnMut(&Workload, SocketAddr, &mut Story) -> Verdict,
+        mut endpoint: impl FnMut(&Found, &mut Story) -> Option<Ending>,
     ) -> Vec<Verdict> {
-        let name = render::pool(&destination.pool);
-        let Some(pool) = host.pools.get(&destination.pool) else {
-            story.step(
-                "balance",
-                format!("{name} does not exist"),
-                vec!["no Service or no subset of a DestinationRule is called so".to_owned()],
-            );
+        let name = match self.addressed {
+            Addressed::Service { .. } => render::pool(&destination.pool),
+            Addressed::Workload { .. } => self.named(),
+        };
+        let Some(pool) = self.host.pools.get(&destination.pool) else {
+            let because = vec!["no Service or no subset of a DestinationRule is called so".to_owned()];
+            story.step("balance", format!("{name} does not exist"), because);
+            story.decided.empty_pools.insert(name.clone());
             return vec![Verdict::Refused(format!("503, {name} does not exist (flag NC)"))];
         };
-        let members: Vec<_> = mesh::members(self.view, pool).collect();
-        let shown: Vec<String> = members.iter().map(|(workload, address)| member(workload, *address)).collect();
+        let members = reach::find(self.view, &self.gateway, &self.question.caller.network, pool);
+        let choosable = self.choosable(pool, &members, facts);
+        let told: Vec<String> = members.iter().enumerate().map(|(place, found)| member(found, choosable.contains(&place))).collect();
         let selected = if pool.labels.is_empty() { String::new() } else { format!(" labelled {}", render::labels(&pool.labels)) };
-        let says = format!(
-            "{name}: {}{selected}, by {}{}",
-            render::counted(members.len(), "endpoint", "endpoints"),
-            render::balancer(&pool.balancer),
-            limits(pool)
-        );
-        story.step("balance", says, shown);
-        let healthy: Vec<_> = members.into_iter().filter(|(workload, _)| workload.health == Health::Healthy).collect();
-        if healthy.is_empty() {
+        let count = render::counted(members.len(), "endpoint", "endpoints");
+        story.step("balance", format!("{name}: {count}{selected}, by {}{}", render::balancer(&pool.balancer), limits(pool)), told);
+        if choosable.is_empty() {
+            story.decided.empty_pools.insert(name.clone());
             return vec![Verdict::Refused(format!("503, {name} has no healthy endpoint (flag UH)"))];
         }
-        healthy.into_iter().map(|(workload, address)| endpoint(workload, address, story)).collect()
+        let verdicts = choosable.into_iter().map(|place| {
+            let found = &members[place];
+            let ending = endpoint(found, story).unwrap_or_else(|| self.arrive(found, story));
+            story.end(Some(name.clone()), found.reach.address, ending)
+        });
+        verdicts.collect()
     }
 
-    /// What selects an endpoint, and what its own node proxy says to the waypoint.
-    fn endpoint(
-        &self,
-        policies: &[Arc<RequestPolicy>],
-        facts: &RequestFacts<'_>,
-        workload: &Workload,
-        address: SocketAddr,
-        story: &mut Story,
-    ) -> Verdict {
-        let said = policy::explain_endpoint(policies, facts, workload, address);
-        let what = format!("{} {} for {}", facts.method, facts.path, shown(workload));
-        let decided = policy::endpoint(policies, facts, workload, address);
-        asked(&what, &said, decided, story).unwrap_or_else(|| self.arrive(workload, address, story))
+    /// The places of those members that the balancer may choose, while none of them failed: it is asked again and again.
+    fn choosable(&self, pool: &Pool, members: &[Found], facts: Option<&RequestFacts<'_>>) -> BTreeSet<usize> {
+        let candidate = |found: &Found| Candidate {
+            workload: found.workload.clone(),
+            address: found.own_address(),
+            weight: found.workload.capacity,
+            healthy: true,
+            since: None,
+        };
+        let endpoints = Endpoints::new(pool, Some(self.instance), members.iter().map(candidate).collect());
+        let hash = match (&pool.balancer, facts) {
+            (Balancer::ConsistentHash { key, .. }, Some(facts)) => match hash::key(key, facts) {
+                hash::Hashed::Known(hash) => Some(hash),
+                hash::Hashed::Missing | hash::Hashed::CookieToMake => None,
+            },
+            _ => None,
+        };
+        let addressed = self.addressed.address().map(|address| SocketAddr::new(address, self.addressed.port()));
+        let mut draw = Draw::new(1);
+        let draws = (members.len() * DRAWS_EACH).min(DRAWS_MAX);
+        let asks = (0..draws).map(|turn| Ask { hash, turn: turn as u64, addressed, ..Ask::default() });
+        asks.filter_map(|ask| endpoints.pick(&ask, |_| 0, &mut draw).ok()).collect()
     }
 
-    fn arrive(&self, workload: &Workload, address: SocketAddr, story: &mut Story) -> Verdict {
-        if workload.tunnel_protocol == TunnelProtocol::None {
+    fn arrive(&self, found: &Found, story: &mut Story) -> Ending {
+        let (workload, address) = (&found.workload, found.reach.address);
+        let Some(tunnel) = &found.reach.tunnel else {
             story.step("authorize", format!("{} is not in the mesh: the waypoint calls it in plain TCP", shown(workload)), Vec::new());
-            return Verdict::Allowed;
+            return Ending::allowed();
+        };
+        if tunnel.address.ip() != address.ip() {
+            let says = format!("{} is of another waypoint, which decides too, about a call of this one", shown(workload));
+            story.step("authorize", says, Vec::new());
+            let verdict = Verdict::Depends(format!("what the waypoint of {} says", shown(workload)));
+            return Ending { verdict, refused_by: BTreeSet::new() };
         }
         let source = address_like(self.instance, address.ip());
-        admitted(self.mesh, workload, Some(self.instance.identity.clone()), source, address, story)
+        admitted(self.mesh, workload, Peer { identity: Some(self.instance.identity.clone()), source }, address, story)
     }
 
-    fn connection(&self, host: &Host, caller: &Caller, mut story: Story) -> Story {
-        let destination = Some(self.question.destination.ip());
-        let port = self.question.destination.port();
-        // As at the waypoint: on a port that is declared to be TCP nobody looks for TLS.
-        let is_tcp = host.ports.get(&port).is_some_and(|port| port.protocol == PortProtocol::Tcp);
-        let server_name = if is_tcp { ServerName::Unknown } else { ServerName::Absent };
+    fn connection(&self, caller: &Caller, server_name: ServerName<&str>, mut story: Story) -> Story {
+        let (port, destination) = (self.addressed.port(), self.addressed.address());
         let facts = StreamFacts { caller, port, destination, server_name };
-        let what = format!("a connection to {}", host.name.hostname);
-        if let Some(refused) = asked(&what, &[], policy::connection_target(&host.policies, &facts), &mut story) {
-            return story.ends(refused);
+        let what = format!("a connection to {}", self.named());
+        if let Some(refused) = asked(&what, &[], policy::connection_target(&self.host.policies, &facts), &mut story) {
+            story.decided.refused_by = refused.refused_by;
+            return story.ends(refused.verdict);
         }
-        let Some(route) = matching::tcp(host, facts.port, destination, caller) else {
+        // As at the waypoint: routes by the server name come first.
+        let by_name = server_name.known().and_then(|name| matching::tls(self.host, port, name, destination));
+        let found = match by_name {
+            Some(route) => Some((&route.origin, &route.destinations)),
+            None => matching::tcp(self.host, port, destination, caller).map(|route| (&route.origin, &route.destinations)),
+        };
+        let Some((origin, destinations)) = found else {
             story.step("route", "no route takes connections", Vec::new());
             return story.ends(Verdict::Refused("no route matches (flag NR)".to_owned()));
         };
-        story.step(
-            "route",
-            format!("{}: {}", render::origin(&route.origin), render::destinations(&route.destinations).join(", ")),
-            Vec::new(),
-        );
+        let origin = render::origin(origin);
+        story.step("route", format!("{origin}: {}", render::destinations(destinations).join(", ")), Vec::new());
+        story.decided.route = Some(Route { name: None, origin });
         let mut verdicts = Vec::new();
-        for destination in chosen(&route.destinations) {
-            verdicts.extend(self.balance(host, destination, &mut story, |workload, address, story| {
-                let what = format!("a connection for {}", shown(workload));
-                let decided = policy::connection_endpoint(&host.policies, &facts, workload, address);
-                asked(&what, &[], decided, story).unwrap_or_else(|| self.arrive(workload, address, story))
+        for destination in chosen(destinations) {
+            verdicts.extend(self.balance(destination, None, &mut story, |found, story| {
+                let what = format!("a connection for {}", shown(&found.workload));
+                asked(&what, &[], policy::connection_endpoint(&self.host.policies, &facts, &found.workload, found.reach.address), story)
             }));
         }
         story.ends(Verdict::of_any(&verdicts, "every destination has weight 0"))
     }
+}
+
+/// The status of a fault that takes every request.
+fn always_aborted(fault: &Fault) -> Option<u16> {
+    let abort = fault.abort.as_ref().filter(|abort| abort.share_ppm >= ALL_PPM)?;
+    Some(match abort.status {
+        AbortStatus::Http(status) => status,
+        AbortStatus::Grpc(_) => 200,
+    })
 }
 
 /// The destinations that traffic may go to: one alone whatever its weight, of several those that weigh something.
@@ -242,8 +335,8 @@ fn chosen(destinations: &[Destination]) -> impl Iterator<Item = &Destination> {
     destinations.iter().filter(move |destination| alone || destination.weight > 0)
 }
 
-/// Tells what policies said; a verdict only if they refuse.
-fn asked(what: &str, said: &[Said<'_>], decided: Result<RequestPermit, RequestDenied>, story: &mut Story) -> Option<Verdict> {
+/// Tells what policies said; an ending only if they refuse.
+fn asked(what: &str, said: &[Said<'_>], decided: Result<RequestPermit, RequestDenied>, story: &mut Story) -> Option<Ending> {
     let because: Vec<String> = said.iter().map(verdict).collect();
     match decided {
         Ok(permit) => {
@@ -257,7 +350,7 @@ fn asked(what: &str, said: &[Said<'_>], decided: Result<RequestPermit, RequestDe
         }
         Err(denied) => {
             story.step("authorize", format!("{what}: refused, {denied}"), because);
-            Some(Verdict::Refused(format!("403, {denied}")))
+            Some(Ending::refused(format!("403, {denied}"), denied.policies().iter().map(ToString::to_string)))
         }
     }
 }
@@ -295,7 +388,6 @@ fn extras(route: &HttpRoute, story: &mut Story) {
         if forward.retries.attempts > 0 {
             told.push(format!("up to {} more tries", forward.retries.attempts));
         }
-        told.extend(forward.rewrite.as_ref().map(|_| "path or authority are rewritten".to_owned()));
     }
     if !told.is_empty() {
         story.step("forward", "what the route adds", told);
@@ -306,7 +398,8 @@ fn limits(pool: &Pool) -> &'static str {
     if pool.outlier.is_some() { ", failing endpoints are ejected (see `tropis proxy-config endpoints`)" } else { "" }
 }
 
-fn member(workload: &Workload, address: SocketAddr) -> String {
-    let health = if workload.health == Health::Healthy { "" } else { ", not ready" };
-    format!("{} at {address}{health}", shown(workload))
+fn member(found: &Found, is_choosable: bool) -> String {
+    let health = if found.workload.health == Health::Healthy { "" } else { ", not ready" };
+    let chosen = if is_choosable { "" } else { ", not chosen while others serve" };
+    format!("{} at {}{health}{chosen}", shown(&found.workload), found.reach.address)
 }

@@ -1,5 +1,7 @@
 //! What was decided, stage by stage, in the words of the stages.
 
+use std::{collections::BTreeSet, net::SocketAddr};
+
 use serde::Serialize;
 
 /// The whole of it.
@@ -8,7 +10,95 @@ pub(super) struct Story {
     source: String,
     destination: String,
     steps: Vec<Step>,
+    /// What the steps decided, in facts.
+    pub(super) decided: Decided,
     verdict: Verdict,
+}
+
+/// What was decided, for programs to compare.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Decided {
+    /// How the caller's traffic goes on, by the endpoint that is chosen; none if it cannot.
+    pub(super) ways: BTreeSet<Way>,
+    /// The next processes, one of which is taken.
+    pub(super) next_hops: BTreeSet<SocketAddr>,
+    /// The route that is taken, where there are routes.
+    pub(super) route: Option<Route>,
+    /// Path and query as they are sent on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) path: Option<String>,
+    /// The status that is answered before any endpoint is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) answer: Option<u16>,
+    /// Where a redirect leads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) location: Option<String>,
+    /// The policies that refuse what is addressed, before any endpoint is chosen.
+    pub(super) refused_by: BTreeSet<String>,
+    /// The endpoints, one of which is chosen.
+    pub(super) endpoints: BTreeSet<Endpoint>,
+    /// The pools that have no endpoint, or do not exist.
+    pub(super) empty_pools: BTreeSet<String>,
+}
+
+/// How traffic goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum Way {
+    /// The caller is not in the mesh: as it is, and Kubernetes chooses.
+    Uncaptured,
+    /// In plain TCP.
+    Direct,
+    /// In a tunnel to the endpoint.
+    Tunnel,
+    /// In a tunnel to a waypoint.
+    Waypoint,
+    /// Through the gateway of another network.
+    Gateway,
+}
+
+/// A route that is taken.
+#[derive(Debug, Serialize)]
+pub(super) struct Route {
+    /// What the access log calls it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<String>,
+    /// The object and field that it is written in.
+    pub(super) origin: String,
+}
+
+/// An endpoint that may be chosen.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Endpoint {
+    /// The pool that it is of; `None` without a waypoint.
+    pub(super) pool: Option<String>,
+    /// Where it is called.
+    pub(super) address: String,
+    /// Whether it, and its own node proxy, let the caller pass.
+    pub(super) allowed: bool,
+    /// The policies that do not.
+    pub(super) refused_by: BTreeSet<String>,
+}
+
+/// How it ends at one endpoint.
+#[derive(Debug)]
+pub(super) struct Ending {
+    pub(super) verdict: Verdict,
+    pub(super) refused_by: BTreeSet<String>,
+}
+
+impl Ending {
+    /// It passes.
+    pub(super) fn allowed() -> Self {
+        Self { verdict: Verdict::Allowed, refused_by: BTreeSet::new() }
+    }
+
+    /// It does not, for this reason, by these policies.
+    pub(super) fn refused(reason: String, policies: impl IntoIterator<Item = String>) -> Self {
+        Self { verdict: Verdict::Refused(reason), refused_by: policies.into_iter().collect() }
+    }
 }
 
 /// One stage's decision.
@@ -56,7 +146,14 @@ impl Verdict {
 impl Story {
     /// A story that has not begun.
     pub(super) fn new(source: String, destination: String) -> Self {
-        Self { source, destination, steps: Vec::new(), verdict: Verdict::Allowed }
+        Self { source, destination, steps: Vec::new(), decided: Decided::default(), verdict: Verdict::Allowed }
+    }
+
+    /// Notes how it ends at one endpoint.
+    pub(super) fn end(&mut self, pool: Option<String>, address: impl ToString, ending: Ending) -> Verdict {
+        let allowed = ending.verdict == Verdict::Allowed;
+        self.decided.endpoints.insert(Endpoint { pool, address: address.to_string(), allowed, refused_by: ending.refused_by });
+        ending.verdict
     }
 
     /// Tells what a stage decided.

@@ -22,6 +22,7 @@ fn arguments(source: &str, destination: &str) -> Arguments {
         method: "GET".to_owned(),
         headers: Vec::new(),
         authority: None,
+        server_name: None,
         ipv6: false,
     }
 }
