@@ -24,12 +24,15 @@ const EFFECT_REFUSED: &str = "it would be refused; the version that the mesh has
 /// What istioctl exits with when it finds something.
 const FOUND: u8 = 79;
 
-/// Examples:
-///   tropis analyze shop.yaml          the file alone
-///   tropis analyze live               what the mesh has
-///   tropis analyze live new.yaml      what it would have with the file applied
+const EXAMPLES: &str = "\
+Examples:
+  tropis analyze shop.yaml          the file alone
+  tropis analyze live               what the mesh has
+  tropis analyze live new.yaml      what it would have with the file applied";
+
+/// What may be typed.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// Files and folders of YAML; `live` is the mesh.
     #[arg(required_unless_present = "list_analyzers", value_name = "PATH|live")]

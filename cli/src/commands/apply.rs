@@ -22,8 +22,14 @@ pub(crate) const STANDARD_INPUT: &str = "-";
 /// Standard input is read up to this; as a file of the folder may be.
 const INPUT_MAX_BYTES: u64 = yaml::FILE_MAX_BYTES;
 
-/// Example: `tropis apply -f shop.yaml -f policies/`
+const EXAMPLES: &str = "\
+Examples:
+  tropis apply -f shop.yaml -f policies/
+  tropis apply -f shop.yaml --dry-run";
+
+/// What may be typed.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// File, folder, or - for standard input.
     #[arg(short, long, required = true, value_name = "FILE")]

@@ -3,8 +3,13 @@
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-/// Example: `tropis completion bash > /etc/bash_completion.d/tropis`
+const EXAMPLES: &str = "\
+Examples:
+  tropis completion bash > /etc/bash_completion.d/tropis";
+
+/// What may be typed.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// The shell.
     shell: Shell,

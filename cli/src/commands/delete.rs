@@ -9,11 +9,14 @@ use tropis_source::write::{self, Edit};
 use super::apply::{self, shown};
 use crate::{arguments::Options, names, state::State};
 
-/// Examples:
-///   tropis delete virtualservice reviews -n shop
-///   tropis delete -f shop.yaml
+const EXAMPLES: &str = "\
+Examples:
+  tropis delete virtualservice reviews -n shop
+  tropis delete -f shop.yaml";
+
+/// What may be typed.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// The kind.
     #[arg(required_unless_present = "filename", conflicts_with = "filename")]

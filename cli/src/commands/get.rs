@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use anyhow::bail;
 use serde::Serialize;
 use serde_json::Value;
-use tropis_crds::{Kind, Object};
+use tropis_crds::{Kind, Object, names::is_label_key};
 
 use super::delete;
 use crate::{
@@ -17,11 +18,15 @@ use crate::{
 /// What the redirector says of a pod.
 const REDIRECTION: &str = "ambient.istio.io/redirection";
 
-/// Examples:
-///   tropis get pods -A
-///   tropis get virtualservice reviews -n shop -o yaml
+const EXAMPLES: &str = "\
+Examples:
+  tropis get pods -A
+  tropis get pods -l app=reviews,version!=v1
+  tropis get virtualservice reviews -n shop -o yaml";
+
+/// What may be typed.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// The kind: as in YAML, its plural or short.
     kind: String,
@@ -31,6 +36,48 @@ pub(crate) struct Arguments {
     /// Of all namespaces.
     #[arg(short = 'A', long)]
     all_namespaces: bool,
+    /// Only objects with these labels: KEY=VALUE, KEY!=VALUE, KEY or !KEY, with commas between.
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    selector: Option<String>,
+}
+
+/// One condition on an object's labels.
+#[derive(Debug, PartialEq, Eq)]
+enum Condition {
+    Is(String, String),
+    IsNot(String, String),
+    Has(String),
+    HasNot(String),
+}
+
+impl Condition {
+    fn read(text: &str) -> anyhow::Result<Self> {
+        let text = text.trim();
+        let condition = if let Some((key, value)) = text.split_once("!=") {
+            Self::IsNot(key.trim().to_owned(), value.trim().to_owned())
+        } else if let Some((key, value)) = text.split_once('=') {
+            // `==` is the same to kubectl.
+            Self::Is(key.trim().to_owned(), value.trim_start_matches('=').trim().to_owned())
+        } else if let Some(key) = text.strip_prefix('!') {
+            Self::HasNot(key.trim().to_owned())
+        } else {
+            Self::Has(text.to_owned())
+        };
+        let (Self::Is(key, _) | Self::IsNot(key, _) | Self::Has(key) | Self::HasNot(key)) = &condition;
+        if !is_label_key(key) {
+            bail!("{text:?} does not say which label\nWrite KEY=VALUE, KEY!=VALUE, KEY or !KEY, with commas between");
+        }
+        Ok(condition)
+    }
+
+    fn holds(&self, object: &Object) -> bool {
+        match self {
+            Self::Is(key, value) => object.label(key) == Some(value),
+            Self::IsNot(key, value) => object.label(key) != Some(value),
+            Self::Has(key) => object.label(key).is_some(),
+            Self::HasNot(key) => object.label(key).is_none(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -44,6 +91,12 @@ pub(crate) fn run(options: &Options, arguments: &Arguments) -> anyhow::Result<St
     let mut objects = state.snapshot().objects;
     let everywhere = arguments.all_namespaces || !kind.is_namespaced();
     objects.retain(|object| object.kind == kind && (everywhere || object.metadata.namespace == options.namespace()));
+    let conditions = arguments.selector.iter().flat_map(|selector| selector.split(',')).map(Condition::read);
+    let conditions: Vec<Condition> = conditions.collect::<Result<_, _>>()?;
+    if !conditions.is_empty() && !wanted.is_empty() {
+        bail!("objects are named, or selected by their labels\nLeave out the names or --selector");
+    }
+    objects.retain(|object| conditions.iter().all(|condition| condition.holds(object)));
     if !wanted.is_empty() {
         objects.retain(|object| wanted.contains(&object.reference()));
         if let Some(missing) = wanted.iter().find(|wanted| !objects.iter().any(|object| object.reference() == **wanted)) {
@@ -103,6 +156,28 @@ fn row(kind: Kind, object: &Value) -> Vec<String> {
             let labels = object.pointer("/metadata/labels").and_then(Value::as_object).into_iter().flatten();
             let labels: Vec<String> = labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
             vec![name, labels.join(","), created]
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_selected_as_with_kubectl() {
+        for (text, wanted) in [
+            ("app=web", Condition::Is("app".into(), "web".into())),
+            ("app==web", Condition::Is("app".into(), "web".into())),
+            ("app != web", Condition::IsNot("app".into(), "web".into())),
+            ("istio.io/rev", Condition::Has("istio.io/rev".into())),
+            ("!app", Condition::HasNot("app".into())),
+            ("app=", Condition::Is("app".into(), String::new())),
+        ] {
+            assert_eq!(Condition::read(text).unwrap(), wanted, "{text}");
+        }
+        for text in ["", "=web", "a b", "!"] {
+            assert!(Condition::read(text).unwrap_err().to_string().contains("KEY=VALUE"), "{text}");
         }
     }
 }

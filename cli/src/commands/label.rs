@@ -7,11 +7,14 @@ use tropis_source::write::{self, Edit};
 use super::{apply, delete};
 use crate::{arguments::Options, names, state::State};
 
-/// Examples:
-///   tropis label namespace shop istio.io/dataplane-mode=ambient
-///   tropis label service reviews -n shop istio.io/use-waypoint-
+const EXAMPLES: &str = "\
+Examples:
+  tropis label namespace shop istio.io/dataplane-mode=ambient
+  tropis label service reviews -n shop istio.io/use-waypoint-";
+
+/// What may be typed.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// The kind.
     kind: String,

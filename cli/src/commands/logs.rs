@@ -23,12 +23,15 @@ const FOLLOW_PERIOD: Duration = Duration::from_millis(200);
 /// The fields that stand in front without their names.
 const FIRST: [&str; 4] = ["time", "level", "scope", "message"];
 
-/// Examples:
-///   tropis logs tropisd
-///   tropis logs ztunnel.a --tail 20
-///   tropis logs reviews-v1.shop -f        access lines about the pod, of whichever proxy
+const EXAMPLES: &str = "\
+Examples:
+  tropis logs tropisd
+  tropis logs ztunnel.a --tail 20
+  tropis logs reviews-v1.shop -f        access lines about the pod, of whichever proxy";
+
+/// What may be typed.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// A program (ztunnel, ztunnel.NODE, tropisd, redirector), or a pod.
     #[arg(value_name = "PROGRAM|POD")]

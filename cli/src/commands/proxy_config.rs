@@ -32,11 +32,14 @@ const POD_LISTENERS: [(u16, &str, &str); 4] = [
     (15053, "questions of the pod's resolver", "DNS proxy"),
 ];
 
-/// Examples:
-///   tropis proxy-config routes waypoint.shop
-///   tropis proxy-config endpoints sleep.shop     through the waypoints that the pod calls through
+const EXAMPLES: &str = "\
+Examples:
+  tropis proxy-config routes waypoint.shop
+  tropis proxy-config endpoints sleep.shop     through the waypoints that the pod calls through";
+
+/// What may be typed.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     what: What,

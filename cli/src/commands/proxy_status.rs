@@ -17,11 +17,21 @@ const CLUSTER: &str = "Kubernetes";
 const WAYPOINT_AUDIENCE: &str = "waypoint ";
 const HEADINGS: &[&str] = &["NAME", "CLUSTER", "PROXY", "STATUS", "CONTROL PLANE", "SUBSCRIBED TYPES"];
 
-/// Example: `tropis proxy-status sleep.shop`
-///
-/// STATUS is SYNCED (all that was sent is in force), STALE (something is on its way), REFUSED (the proxy did not take a resource; an older
-/// one is in force), NOT SENT (it asked and has nothing yet) or NOT CONNECTED.
+const EXAMPLES: &str = "\
+STATUS:
+  SYNCED         all that was sent is in force
+  STALE          something is on its way
+  REFUSED        the proxy did not take a resource; an older one is in force
+  NOT SENT       it asked and has nothing yet
+  NOT CONNECTED  it does not ask
+
+Examples:
+  tropis proxy-status              every pod and proxy
+  tropis proxy-status sleep.shop   and what its proxy refused";
+
+/// What may be typed.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// Only this proxy or pod, with what it refused.
     name: Option<String>,

@@ -16,8 +16,14 @@ const OWN: &str = env!("CARGO_PKG_VERSION");
 const CONTROL: &str = "tropisd";
 const WAYPOINT: &str = "waypoint";
 
-/// Example: `tropis version --short`
+const EXAMPLES: &str = "\
+Examples:
+  tropis version --short    one line a role
+  tropis version --client   nothing that runs is asked";
+
+/// What may be typed.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// Only this program's version; nothing that runs is asked.
     #[arg(long)]

@@ -22,11 +22,14 @@ const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 /// How often a waypoint that is awaited is looked at.
 const WAIT_PERIOD: Duration = Duration::from_millis(200);
 
-/// Examples:
-///   tropis waypoint apply -n shop --enroll-namespace --wait
-///   tropis waypoint list -A
+const EXAMPLES: &str = "\
+Examples:
+  tropis waypoint apply -n shop --enroll-namespace --wait
+  tropis waypoint list -A";
+
+/// What may be typed.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     what: What,

@@ -18,11 +18,14 @@ use crate::{
 
 pub(crate) use certificates::listing as certificates;
 
-/// Examples:
-///   tropis ztunnel-config workloads --node a
-///   tropis ztunnel-config connections --direction inbound
+const EXAMPLES: &str = "\
+Examples:
+  tropis ztunnel-config workloads --node a
+  tropis ztunnel-config connections --direction inbound";
+
+/// What may be typed.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     what: What,

@@ -124,3 +124,36 @@ fn a_request_is_explained_from_the_objects_that_there_are() {
     let routes = mesh.done(&["pc", "routes", "waypoint.shop"]);
     assert!(routes.contains("reviews.shop:9080/v1 90%"), "{routes}");
 }
+
+#[test]
+fn objects_are_selected_by_their_labels() {
+    let mesh = Mesh::new();
+    mesh.write("objects/shop.yaml", &shop());
+    let names = |selector: &str| {
+        let told = mesh.done(&["get", "pods", "-n", "shop", "-l", selector]);
+        told.lines().skip(1).filter_map(|line| line.split_whitespace().nth(1).map(str::to_owned)).collect::<Vec<_>>()
+    };
+    assert_eq!(names("app=reviews"), ["reviews-v1", "reviews-v2"]);
+    assert_eq!(names("app=reviews,version!=v1"), ["reviews-v2"]);
+    assert_eq!(names("!app"), ["waypoint-1"]);
+    let both = mesh.tropis(&["get", "pods", "sleep", "-n", "shop", "-l", "app=sleep"]);
+    assert!(both.code == 1 && both.error.contains("--selector"), "{both:?}");
+}
+
+#[test]
+fn every_command_shows_by_example_how_it_is_used() {
+    let mesh = Mesh::new();
+    let help = mesh.done(&["--help"]);
+    let (_, rest) = help.split_once("Commands:\n").unwrap();
+    let commands: Vec<&str> = rest
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .collect();
+    assert!(commands.len() >= 13, "{commands:?}");
+    for command in commands {
+        let help = mesh.done(&[command, "--help"]);
+        assert!(help.contains("Examples:\n  tropis "), "{command}: {help}");
+    }
+}
