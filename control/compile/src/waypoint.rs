@@ -369,7 +369,9 @@ pub(crate) fn policy_findings(index: &Index, object: &Object) -> Vec<Finding> {
                 .effect("the policy is not enforced for it until then, unless the waypoint before goes on"),
             None => Finding::warning(codes::NEEDS_WAYPOINT, object.reference())
                 .problem("goes through no waypoint")
-                .accepted("a Service with a waypoint (label istio.io/use-waypoint), or spec.selector for a policy that node proxies enforce")
+                .accepted(
+                    "a Service with a waypoint (label istio.io/use-waypoint), or spec.selector for a policy that node proxies enforce",
+                )
                 .effect("the policy is not enforced for it"),
         };
         Some(finding.field(field).found(format!("Service {}/{}", object.metadata.namespace, target.name)))

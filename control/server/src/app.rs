@@ -134,7 +134,11 @@ impl App {
             ready: self.readiness.task("objects"),
             metrics: self.metrics.clone(),
         };
-        self.tasks.spawn(Watch::new(settings, config.automatic_waypoint_drain, told).run(source.watch(), inventory_asks, self.stop.clone()));
+        self.tasks.spawn(Watch::new(settings, config.automatic_waypoint_drain, told).run(
+            source.watch(),
+            inventory_asks,
+            self.stop.clone(),
+        ));
         Ok(())
     }
 

@@ -198,9 +198,8 @@ mod tests {
     #[test]
     fn it_stays_while_something_goes_through_it_until_another_waypoint_is_ready() {
         let mut automatic = Automatic::new(DRAIN);
-        let mut decided = |kept: bool| {
-            stand(&automatic.decide(&index(Some(Stand::InUse)), &BTreeMap::new(), |_| kept, (7, &|_| true), Instant::now()))
-        };
+        let mut decided =
+            |kept: bool| stand(&automatic.decide(&index(Some(Stand::InUse)), &BTreeMap::new(), |_| kept, (7, &|_| true), Instant::now()));
         assert_eq!([true, false].map(&mut decided), [Some(Stand::InUse), Some(Stand::Leaving)]);
     }
 
@@ -225,8 +224,9 @@ mod tests {
     fn a_node_proxy_that_never_answers_does_not_keep_it() {
         let (mut automatic, start) = (Automatic::new(DRAIN), Instant::now());
         let index = index(Some(Stand::Leaving));
-        let mut decide =
-            |at: u64| decide(&mut automatic, &index, &BTreeMap::new(), (7, &|_| false), start + Duration::from_secs(at)) == Some(Stand::Leaving);
+        let mut decide = |at: u64| {
+            decide(&mut automatic, &index, &BTreeMap::new(), (7, &|_| false), start + Duration::from_secs(at)) == Some(Stand::Leaving)
+        };
         assert_eq!([0, 59, 60, 89, 90].map(&mut decide), [true, true, true, true, false]);
     }
 
@@ -234,9 +234,8 @@ mod tests {
     fn it_is_gone_when_its_pods_are_and_is_not_needed_before() {
         let (mut automatic, start) = (Automatic::new(DRAIN), Instant::now());
         let mut index = index(Some(Stand::Stopping));
-        let mut at = |index: &Index, needs: &_, seconds| {
-            decide(&mut automatic, index, needs, (7, &|_| true), start + Duration::from_secs(seconds))
-        };
+        let mut at =
+            |index: &Index, needs: &_, seconds| decide(&mut automatic, index, needs, (7, &|_| true), start + Duration::from_secs(seconds));
         assert_eq!(at(&index, &BTreeMap::new(), 0), None);
         let pod = serde_json::json!({
             "apiVersion": "v1", "kind": "Pod",

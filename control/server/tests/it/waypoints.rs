@@ -215,7 +215,8 @@ async fn a_tropisd_that_starts_anew_leaves_a_waypoint_in_use_alone() {
 
     let tropisd = tropisd.kill().start();
     let connected = async || {
-        for part in ["Deployment", "automatic-waypoint.shop.svc.cluster.local", "Successfully attached to waypoint shop/automatic-waypoint"] {
+        for part in ["Deployment", "automatic-waypoint.shop.svc.cluster.local", "Successfully attached to waypoint shop/automatic-waypoint"]
+        {
             assert!(reported(&tropisd).contains(part), "{part} was taken away");
         }
         assert!(attached(&nodes));
