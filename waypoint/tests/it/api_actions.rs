@@ -47,12 +47,9 @@ fn http_route_weight_is_a_share_and_headers_belong_to_the_share() {
         mesh.route(&json!({"route": [share("v1", 9), share("v2", 1)]}));
         let counts = mesh.counts(1000).await;
         assert!(is_share(counts["v2"], 1000, 10.0), "{counts:?}");
-        let heads = mesh.seen.borrow();
-        let of_v2 = heads.iter().filter(|head| head.headers["x-share"] == "v2").count();
+        let of_v2 = mesh.seen.borrow().iter().filter(|head| head.headers["x-share"] == "v2").count();
         assert_eq!(of_v2, counts["v2"]);
-        let found = mesh.send(request("GET", "/", &[]));
-        drop(heads);
-        let found = found.await;
+        let found = mesh.send(request("GET", "/", &[])).await;
         assert_eq!(found.header("x-from"), Some(found.body.as_str()));
     });
 }

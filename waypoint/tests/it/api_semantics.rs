@@ -195,7 +195,7 @@ fn c08_limits_are_of_a_pool_for_every_protocol_and_zero_is_none() {
                 assert!(Instant::now() < deadline, "{version} never arrived");
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
-            held
+            held.abort_handle()
         };
         // HTTP/1.1 requests are held to `http2MaxRequests`, each subset for itself.
         mesh.traffic_policy(&json!({"connectionPool": {"http": {"http2MaxRequests": 1}}}));
@@ -205,7 +205,7 @@ fn c08_limits_are_of_a_pool_for_every_protocol_and_zero_is_none() {
         }
         mesh.traffic_policy(&json!({"connectionPool": {"http": {"http2MaxRequests": 0, "http1MaxPendingRequests": 0}}}));
         let more = [hold("v1", 3).await, hold("v1", 4).await];
-        held.iter().chain(&more).for_each(tokio::task::JoinHandle::abort);
+        held.iter().chain(&more).for_each(tokio::task::AbortHandle::abort);
     });
 }
 

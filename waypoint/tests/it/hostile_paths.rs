@@ -133,7 +133,10 @@ fn policy_router_and_endpoint_see_one_path_by_decode_and_merge_slashes() {
     all("DECODE_AND_MERGE_SLASHES", PathNormalization::DecodeAndMergeSlashes, |(sent, .., decoded)| (sent, *decoded));
 }
 
-fn all(setting: &'static str, normalization: PathNormalization, expected: fn(&(&'static str, Seen, Seen, Seen)) -> (&'static str, Seen)) {
+/// A path as sent, and what becomes of it by BASE, MERGE_SLASHES and DECODE_AND_MERGE_SLASHES.
+type Case = (&'static str, Seen, Seen, Seen);
+
+fn all(setting: &'static str, normalization: PathNormalization, expected: fn(&Case) -> (&'static str, Seen)) {
     run(async move {
         let (world, witness) = before_witness(routes(), &[("TROPIS_PATH_NORMALIZATION", setting)]).await;
         let mut wrong = Vec::new();

@@ -31,10 +31,10 @@ pub(super) const FIELDS: &[Field] = &[
     Field::not_honoured("listeners.allowedRoutes.kinds", "Routes attach to services, not to a waypoint.", UNOBEYED),
     Field::not_honoured("listeners.hostname", "A waypoint has no host names.", UNOBEYED),
     Field::not_honoured("listeners.tls", "A waypoint's certificate is the mesh's.", UNOBEYED),
-    Field::needs_waypoint(
+    Field::not_honoured(
         "addresses",
-        "A Hostname names the Service of a waypoint that somebody else deploys; then nothing is made for it.",
-        &["a_deployment_made_by_hand_is_left_alone", READ],
+        "A waypoint has the address of its Service; one that somebody else deploys (a Hostname) is not served.",
+        &["a_waypoint_that_somebody_else_deploys_is_not_said_to_work", "an_address_that_is_asked_for_is_not_taken_for_a_name"],
     ),
     Field::needs_waypoint("infrastructure.labels", "Labels of what is made for the waypoint; at most 8.", MADE),
     Field::needs_waypoint("infrastructure.annotations", "Annotations of what is made for the waypoint; at most 8.", MADE),
