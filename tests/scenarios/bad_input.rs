@@ -49,7 +49,7 @@ const BAD: &[Bad] = &[
         object: "AuthorizationPolicy badinput/unknown-field",
         field: "spec.actoin",
         found: "\"DENY\"",
-        accepted: "check its name",
+        accepted: "did you mean action",
         effect: "does not exist for the mesh",
     },
     Bad {
