@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use serde_json::Value;
 use tropis_tests::testkit::{Exchange, FailureKind};
-use tropis_tests::{Family, Lab, Program, observe, wait};
+use tropis_tests::{Family, Lab, wait};
 
 use crate::support::{Case, Cast, Company, play, port};
 
@@ -197,7 +197,7 @@ async fn last_good_version_stays(lab: &Lab) -> anyhow::Result<()> {
         }
         // The good version again, so that the next bad one is told anew.
         lab.write(FILE, POLICY)?;
-        let quiet = async || findings(lab).await.ok().filter(|all| !all.iter().any(of_file)).map(drop);
+        let quiet = async || lab.findings().await.ok().filter(|all| !all.iter().any(of_file)).map(drop);
         wait::until(CHANGE, "the finding to go with its cause", quiet).await.with_context(|| what.to_owned())?;
         ensure!(denied(&target).await?, "{what}: the good version is not in force again");
     }
@@ -210,28 +210,9 @@ async fn last_good_version_stays(lab: &Lab) -> anyhow::Result<()> {
 /// Waits for the finding that `matches`; the error lists those that there are.
 async fn told(lab: &Lab, what: &str, matches: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
     let what = format!("a finding about {what}");
-    let found = wait::until(CHANGE, &what, async || findings(lab).await.ok()?.into_iter().find(&matches));
+    let found = wait::until(CHANGE, &what, async || lab.findings().await.ok()?.into_iter().find(&matches));
     match found.await {
         Ok(finding) => Ok(finding),
-        Err(error) => anyhow::bail!("{error}; there are {:?}", findings(lab).await?),
-    }
-}
-
-/// Every finding that tropisd has.
-async fn findings(lab: &Lab) -> anyhow::Result<Vec<Value>> {
-    let socket = lab.layout().socket(Program::Tropisd.name(), "control");
-    let (_, text) = tokio::task::spawn_blocking(move || observe::get_unix(&socket, "/debug/findings")).await??;
-    let mut found = Vec::new();
-    collect(&serde_json::from_str(&text)?, &mut found);
-    Ok(found)
-}
-
-/// Findings wherever they stand in the answer: each has a code.
-fn collect(value: &Value, found: &mut Vec<Value>) {
-    match value {
-        Value::Object(fields) if fields.contains_key("code") => found.push(value.clone()),
-        Value::Object(fields) => fields.values().for_each(|value| collect(value, found)),
-        Value::Array(items) => items.iter().for_each(|value| collect(value, found)),
-        _ => {}
+        Err(error) => anyhow::bail!("{error}; there are {:?}", lab.findings().await?),
     }
 }

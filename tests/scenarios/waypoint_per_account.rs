@@ -4,7 +4,7 @@
 use anyhow::{Context, ensure};
 use tropis_tests::lab::waypoint::Addressed;
 use tropis_tests::testkit::calls::Calls;
-use tropis_tests::{Family, Lab, Program, observe, wait};
+use tropis_tests::{Family, Lab, wait};
 
 use crate::shop::{APP, CHANGE, Protocol, Shop, Way};
 use crate::support::{Company, play};
@@ -65,14 +65,12 @@ async fn passes(shop: &Shop<'_>, path: &str, expected: bool) -> anyhow::Result<(
 
 async fn mixed_service_gets_a_finding(shop: &Shop<'_>) -> anyhow::Result<()> {
     shop.lab.apply("apiVersion: v1\nkind: Service\nmetadata: {name: mixed, namespace: peraccount}\nspec: {selector: {version: v1}, ports: [{name: http, port: 80, targetPort: 8080}]}\n")?;
-    let socket = shop.lab.layout().socket(Program::Tropisd.name(), "control");
     let told = wait::until(CHANGE, "a finding about service mixed", async || {
-        let socket = socket.clone();
-        let (_, text) = tokio::task::spawn_blocking(move || observe::get_unix(&socket, "/debug/findings")).await.ok()?.ok()?;
-        text.split("},{").find(|part| part.contains("TRP0017") && part.contains("mixed")).map(str::to_owned)
+        let found = shop.lab.findings().await.ok()?;
+        found.into_iter().find(|finding| finding["code"] == "TRP0017" && finding["name"] == "mixed")
     });
     let finding = told.await?;
-    ensure!(finding.contains("near") && finding.contains("far"), "{finding}");
+    ensure!(["near", "far"].iter().all(|account| finding["found"].as_str().is_some_and(|found| found.contains(account))), "{finding}");
     println!("{finding}");
     shop.lab.wait_attached(shop.namespace, Addressed::Service("mixed"), false).await?;
     Ok(())

@@ -85,6 +85,13 @@ impl Lab {
         self.ask_socket(self.layout().socket(Program::Ztunnel.name(), node), "/config_dump").await
     }
 
+    /// Every finding that tropisd has.
+    pub async fn findings(&self) -> Result<Vec<Value>, LabError> {
+        let mut found = Vec::new();
+        collect_findings(&self.ask_socket(self.layout().socket(Program::Tropisd.name(), "control"), "/debug/findings").await?, &mut found);
+        Ok(found)
+    }
+
     /// What a waypoint's pod answers on its admin port.
     pub async fn ask_waypoint(&self, pod: &PodHandle, path: &str) -> Result<Value, LabError> {
         self.ask_socket(admin::socket(self.layout(), pod.key()), path).await
@@ -148,6 +155,16 @@ impl Lab {
     /// Sends a signal to every process of a pod, as a crash or the kernel would.
     pub fn signal_pod(&self, pod: &PodHandle, signal: Signal) -> Result<(), LabError> {
         pod.signal(signal).map_err(|error| LabError::File(format!("{signal} to {}", pod.key()), error))
+    }
+}
+
+/// Findings wherever they stand in the answer: each has a code.
+fn collect_findings(value: &Value, found: &mut Vec<Value>) {
+    match value {
+        Value::Object(fields) if fields.contains_key("code") => found.push(value.clone()),
+        Value::Object(fields) => fields.values().for_each(|value| collect_findings(value, found)),
+        Value::Array(items) => items.iter().for_each(|value| collect_findings(value, found)),
+        _ => {}
     }
 }
 

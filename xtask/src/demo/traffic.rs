@@ -19,6 +19,7 @@ use super::claims::Claims;
 const IN_FORCE: Duration = Duration::from_secs(10);
 pub(super) const REVIEWS: &str = "http://reviews:9080/reviews/0";
 pub(super) const GLASS: &str = "http://glass.fragile/";
+const NARROW: &str = "http://narrow.fragile/";
 /// Requests under each split.
 const REQUESTS: u64 = 1000;
 
@@ -136,6 +137,7 @@ async fn circuit_breaking(lab: &Lab, claims: &mut Claims, reader: &PodHandle) ->
         "what is above the limit of requests is answered at once",
         format!("http2MaxRequests: 2; of 10 at once {served} served, {refused} refused; {} with flag UO", flagged(lab, "UO")),
     );
+    limit_connections(lab, claims, reader).await?;
     for pod in [&failing, &other] {
         behave(pod, Some(503)).await?;
     }
@@ -148,6 +150,27 @@ async fn circuit_breaking(lab: &Lab, claims: &mut Claims, reader: &PodHandle) ->
     for pod in [&failing, &other] {
         behave(pod, None).await?;
     }
+    Ok(())
+}
+
+/// One connection of HTTP/1.1, and one request that waits for it.
+async fn limit_connections(lab: &Lab, claims: &mut Claims, reader: &PodHandle) -> anyhow::Result<()> {
+    let before = flagged(lab, "UO");
+    let served = |calls: &Calls| calls.statuses.get(&200).copied().unwrap_or(0);
+    let full = call_until(reader, NARROW, &["-n", "10", "-c", "10", "-H", "x-ask: delay=300"], |calls| served(calls) == 2).await?;
+    let refused = full.statuses.get(&503).copied().unwrap_or(0);
+    let mut counted = 0.0;
+    for pod in lab.pods("fragile", "waypoint") {
+        counted += lab.waypoint_metrics(&pod).await?.sum("istio_requests_total", &[("response_flags", "UO")]);
+    }
+    claims.observe(
+        (served(&full), refused) == (2, 8) && flagged(lab, "UO") >= before + 8 && counted >= flagged(lab, "UO") as f64,
+        "what would wait beyond the limit of connections and of waiting requests, too; all of it is counted",
+        format!(
+            "maxConnections: 1, http1MaxPendingRequests: 1; of 10 at once {} served, {refused} refused; istio_requests_total with flag UO: {counted}",
+            served(&full)
+        ),
+    );
     Ok(())
 }
 
@@ -190,6 +213,17 @@ async fn per_account(lab: &Lab, claims: &mut Claims, reader: &PodHandle) -> anyh
             format!("{}, {} in its log", answer(&calls), if passed { "it stands" } else { "it does not stand" }),
         );
     }
+    lab.apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: two-accounts, namespace: bookstore}\nspec: {selector: {version: v1}, ports: [{name: http, port: 9080}]}\n",
+    )?;
+    let finding = wait::until(IN_FORCE, "a finding about two accounts", async || {
+        let found = lab.findings().await.ok()?;
+        found.into_iter().find(|finding| finding["code"] == "TRP0017" && finding["name"] == "two-accounts")
+    });
+    let said =
+        finding.await.map_or_else(|error| Err(error.to_string()), |finding| Ok(finding["message"].as_str().unwrap_or_default().to_owned()));
+    claims.observe(said.is_ok(), "a Service over that account and others is told so", said.unwrap_or_else(|error| error));
+    lab.delete("Service", "bookstore", "two-accounts")?;
     Ok(())
 }
 
