@@ -4,6 +4,7 @@
 mod admin;
 mod arguments;
 mod commands;
+mod control;
 mod mesh;
 mod names;
 mod output;
@@ -38,7 +39,7 @@ async fn main() -> ExitCode {
 async fn run(Arguments { options, command }: Arguments) -> anyhow::Result<ExitCode> {
     let text = match command {
         Command::Analyze(arguments) => {
-            let (text, code) = analyze::run(&options, &arguments)?;
+            let (text, code) = analyze::run(&options, &arguments).await?;
             print(&text)?;
             return Ok(code);
         }
@@ -55,7 +56,7 @@ async fn run(Arguments { options, command }: Arguments) -> anyhow::Result<ExitCo
         Command::ProxyConfig(arguments) => proxy_config::run(&options, &arguments).await?,
         Command::ZtunnelConfig(arguments) => ztunnel_config::run(&options, &arguments).await?,
         Command::Waypoint(arguments) => waypoint::run(&options, &arguments).await?,
-        Command::Explain(arguments) => explain::run(&options, &arguments)?,
+        Command::Explain(arguments) => explain::run(&options, &arguments).await?,
         Command::Completion(arguments) => completion::run(&arguments),
     };
     print(&text)?;

@@ -21,9 +21,9 @@ pub(crate) struct Mesh {
 }
 
 impl Mesh {
-    /// Compiles objects. Waypoints are taken to have in force what they are told: the policies in it let them in at their destinations.
-    pub(crate) fn compile<'a>(objects: impl IntoIterator<Item = &'a Arc<Object>>) -> Self {
-        let mut compiler = Compiler::new(Settings::default());
+    /// Compiles objects as the control plane does by these settings. Waypoints are taken to have in force what they are told: the policies in it let them in at their destinations.
+    pub(crate) fn compile<'a>(settings: Settings, objects: impl IntoIterator<Item = &'a Arc<Object>>) -> Self {
+        let mut compiler = Compiler::new(settings);
         for object in objects {
             compiler.apply(object);
         }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::bail;
 use clap::ValueEnum;
+use tropis_compile::Settings;
 use tropis_crds::{CODES, Finding, Level, Object, ObjectRef, Origin};
 use tropis_source::{
     Snapshot,
@@ -12,6 +13,7 @@ use tropis_source::{
 
 use crate::{
     arguments::{Format, Options},
+    control,
     mesh::Mesh,
     output,
     state::State,
@@ -71,12 +73,12 @@ impl Threshold {
     }
 }
 
-pub(crate) fn run(options: &Options, arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
+pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
     if arguments.list_analyzers {
         return Ok((codes(), ExitCode::SUCCESS));
     }
     let suppressed: Vec<Suppression> = arguments.suppress.iter().map(|text| Suppression::read(text)).collect::<Result<_, _>>()?;
-    let mut findings = findings(options, &arguments.paths)?;
+    let mut findings = findings(options, &arguments.paths).await?;
     let namespace = options.namespace.as_deref().filter(|_| !arguments.all_namespaces);
     findings.retain(|finding| {
         let here = namespace.is_none_or(|namespace| [namespace, ""].contains(&finding.object.namespace.as_str()));
@@ -92,18 +94,29 @@ pub(crate) fn run(options: &Options, arguments: &Arguments) -> anyhow::Result<(S
 }
 
 /// Everything that is found, worst first, then by object.
-fn findings(options: &Options, paths: &[PathBuf]) -> anyhow::Result<Vec<Finding>> {
+async fn findings(options: &Options, paths: &[PathBuf]) -> anyhow::Result<Vec<Finding>> {
     let (live, files): (Vec<PathBuf>, Vec<PathBuf>) = paths.iter().cloned().partition(|path| path.as_os_str() == LIVE);
     let mut read: Vec<Snapshot> = Vec::new();
+    let (mut settings, mut told) = (Settings::default(), Vec::new());
     if !live.is_empty() {
-        read.push(State::open(&options.state)?.snapshot());
+        let state = State::open(&options.state)?;
+        read.push(state.snapshot());
+        match control::ask(&state).await {
+            Ok(control) => (settings, told) = (control.settings, control.findings),
+            Err(error) => {
+                eprintln!("Note: what tropisd alone knows is not shown, and its settings are taken to be the usual ones: {error:#}")
+            }
+        }
     }
     if !files.is_empty() {
-        read.push(snapshot::of_files(&files)?);
+        let files = snapshot::of_files(&files)?;
+        // What a file would change is not judged by what holds without it.
+        told.retain(|finding: &Finding| files.objects.iter().all(|object| object.reference() != finding.object));
+        read.push(files);
     }
     let mut objects: BTreeMap<ObjectRef, Arc<Object>> = BTreeMap::new();
     let mut origins: BTreeMap<ObjectRef, Origin> = BTreeMap::new();
-    let mut findings = Vec::new();
+    let mut findings = told;
     for snapshot in read {
         findings.extend(snapshot.findings.into_iter().map(|finding| {
             match finding.effect == EFFECT_NEVER && objects.contains_key(&finding.object) {
@@ -115,7 +128,7 @@ fn findings(options: &Options, paths: &[PathBuf]) -> anyhow::Result<Vec<Finding>
         objects.extend(snapshot.objects.into_iter().map(|object| (object.reference(), object)));
         origins.extend(snapshot.origins);
     }
-    let mesh = Mesh::compile(objects.values());
+    let mesh = Mesh::compile(settings, objects.values());
     findings.extend(mesh.findings().cloned().map(|mut finding| {
         finding.origin = finding.origin.or_else(|| origins.get(&finding.object).cloned());
         finding

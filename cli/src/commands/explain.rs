@@ -8,6 +8,7 @@ mod story;
 
 use crate::{
     arguments::{Format, Options},
+    control,
     mesh::Mesh,
     output,
     state::State,
@@ -46,9 +47,9 @@ pub(crate) struct Arguments {
     ipv6: bool,
 }
 
-pub(crate) fn run(options: &Options, arguments: &Arguments) -> anyhow::Result<String> {
+pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Result<String> {
     let state = State::open(&options.state)?;
-    let mesh = Mesh::compile(&state.snapshot().objects);
+    let mesh = Mesh::compile(control::settings(&state).await, &state.snapshot().objects);
     let question = question::read(&mesh, arguments, options.namespace())?;
     let story = connection::tell(&mesh, &question);
     match options.output {

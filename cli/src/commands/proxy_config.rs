@@ -17,6 +17,7 @@ use tropis_model::{route::Host, view::View};
 
 use crate::{
     arguments::Options,
+    control,
     mesh::Mesh,
     names::{self, Name},
     output::Listing,
@@ -129,7 +130,7 @@ type Told<'a> = (&'a Key, &'a View);
 
 pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Result<String> {
     let state = State::open(&options.state)?;
-    let mesh = Mesh::compile(&state.snapshot().objects);
+    let mesh = Mesh::compile(control::settings(&state).await, &state.snapshot().objects);
     let find = |name: &str| subject(&mesh, name, options.namespace());
     let format = options.output;
     match &arguments.what {

@@ -17,6 +17,7 @@ use super::{
 use crate::{arguments::Options, output::Listing, state::State};
 
 const DEFAULT_NAME: &str = "waypoint";
+const CLASS: &str = "istio-waypoint";
 const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
 const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 /// How often a waypoint that is awaited is looked at.
@@ -91,6 +92,13 @@ struct Wanted {
     traffic: Option<Traffic>,
 }
 
+impl Wanted {
+    /// The value of [`WAYPOINT_FOR`].
+    fn word(&self) -> Option<String> {
+        Some(self.traffic?.to_possible_value()?.get_name().to_owned())
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Traffic {
     Service,
@@ -121,7 +129,12 @@ pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Res
         What::Delete { names, all } => {
             let folder = state.writable(arguments.into_manifests)?;
             let names = match all {
-                true => waypoints(&state, Some(namespace)).iter().map(|object| object.metadata.name.clone()).collect(),
+                // Those that tropisd made go with their need.
+                true => waypoints(&state, Some(namespace))
+                    .iter()
+                    .filter(|object| !made_by_itself(object))
+                    .map(|object| object.metadata.name.clone())
+                    .collect(),
                 false => names.clone(),
             };
             deleted(&state, &folder, namespace, &names)
@@ -164,10 +177,10 @@ fn gateway(namespace: &str, wanted: &Wanted) -> Value {
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "Gateway",
         "metadata": {"name": wanted.name, "namespace": namespace},
-        "spec": {"gatewayClassName": "istio-waypoint", "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]},
+        "spec": {"gatewayClassName": CLASS, "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]},
     });
-    if let Some(word) = wanted.traffic.and_then(|traffic| traffic.to_possible_value()) {
-        gateway["metadata"]["labels"] = json!({ WAYPOINT_FOR: word.get_name() });
+    if let Some(word) = wanted.word() {
+        gateway["metadata"]["labels"] = json!({ WAYPOINT_FOR: word });
     }
     gateway
 }
@@ -175,9 +188,44 @@ fn gateway(namespace: &str, wanted: &Wanted) -> Value {
 fn applied(folder: &Path, namespace: &str, wanted: &Wanted) -> anyhow::Result<String> {
     let object = ObjectRef::new(Kind::Gateway, namespace, wanted.name.as_str());
     apply::refuse_listed(folder, [&object])?;
-    let text = write::to_yaml(&gateway(namespace, wanted))?;
-    write::apply(folder, &object, &text).with_context(|| format!("write {object} into {}", folder.display()))?;
+    let wish = gateway(namespace, wanted);
+    let mut outcome = Ok(false);
+    let writing = || format!("write {object} into {}", folder.display());
+    let found = write::edit(folder, &object, |present| {
+        outcome = same_class(present).and_then(|()| merge(present, wanted, &wish));
+        if matches!(outcome, Ok(true)) { Edit::Write } else { Edit::Keep }
+    });
+    let found = found.with_context(writing)?;
+    outcome?;
+    if !found {
+        write::apply(folder, &object, &write::to_yaml(&wish)?).with_context(writing)?;
+    }
     Ok(format!("✅ waypoint {namespace}/{} applied\n", wanted.name))
+}
+
+/// Refuses to make a waypoint of what is another gateway.
+fn same_class(present: &Value) -> anyhow::Result<()> {
+    match present.pointer("/spec/gatewayClassName").and_then(Value::as_str) {
+        None | Some(CLASS) => Ok(()),
+        Some(other) => bail!("this Gateway is of class {other:?}, not a waypoint\nChoose another name with --name"),
+    }
+}
+
+/// Puts what is wished into what there is, and leaves the rest: other labels, who may attach, infrastructure. Comes back with whether
+/// anything changed.
+fn merge(present: &mut Value, wanted: &Wanted, wish: &Value) -> anyhow::Result<bool> {
+    let before = present.clone();
+    let label = wanted.word().map(|word| Change::Set(WAYPOINT_FOR.to_owned(), word));
+    label::put(present, label.as_slice(), true)?;
+    let mut spec = present["spec"].as_object().cloned().unwrap_or_default();
+    for part in ["gatewayClassName", "listeners"] {
+        let there = spec.entry(part).or_insert(Value::Null);
+        if there.is_null() {
+            *there = wish["spec"][part].clone();
+        }
+    }
+    present["spec"] = Value::Object(spec);
+    Ok(*present != before)
 }
 
 /// Labels a namespace with its waypoint; one that no YAML speaks of yet gets its object.
@@ -328,5 +376,23 @@ mod tests {
         assert!(is_waypoint(&object) && findings.is_empty(), "{findings:?}");
         let row = summary(&object);
         assert_eq!((row.traffic, row.programmed.as_str(), row.made_by), ("all", "Unknown", "user"));
+    }
+
+    #[test]
+    fn what_a_waypoint_has_besides_stays() {
+        let mut present = gateway("shop", &Wanted { name: "waypoint".to_owned(), traffic: None });
+        present["metadata"]["labels"] = json!({"team": "shop"});
+        present["spec"]["listeners"][0]["allowedRoutes"] = json!({"namespaces": {"from": "All"}});
+        let before = present.clone();
+        let wanted = Wanted { name: "waypoint".to_owned(), traffic: Some(Traffic::All) };
+        let wish = gateway("shop", &wanted);
+        assert!(merge(&mut present, &wanted, &wish).unwrap());
+        assert_eq!(present["metadata"]["labels"], json!({"team": "shop", WAYPOINT_FOR: "all"}));
+        assert_eq!(present["spec"], before["spec"]);
+        assert!(!merge(&mut present, &wanted, &wish).unwrap(), "nothing is left to do");
+        let mut odd = json!({"metadata": {"name": "waypoint", "labels": 3}, "spec": []});
+        assert!(merge(&mut odd, &wanted, &wish).unwrap());
+        assert_eq!((&odd["spec"], &odd["metadata"]["labels"]), (&wish["spec"], &wish["metadata"]["labels"]));
+        assert!(same_class(&json!({"spec": {"gatewayClassName": "istio"}})).unwrap_err().to_string().contains("--name"));
     }
 }

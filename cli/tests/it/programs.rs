@@ -115,3 +115,31 @@ fn a_program_that_is_gone_is_said_so() {
 fn a_completion_script_knows_the_commands() {
     assert!(Mesh::new().done(&["completion", "bash"]).contains("proxy-status"));
 }
+
+#[test]
+fn what_only_the_control_plane_knows_is_analyzed_too() {
+    let mesh = Mesh::new();
+    let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: all, namespace: mesh-root}\nspec: {action: DENY, rules: [{}]}\n";
+    let pod = |name: &str, address: &str| {
+        let metadata = format!("{{name: {name}, namespace: shop, annotations: {{ambient.istio.io/redirection: enabled}}}}");
+        let status = format!("{{phase: Running, podIP: {address}, conditions: [{{type: Ready, status: 'True'}}]}}");
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {metadata}\nspec: {{nodeName: a, containers: [{{name: main, image: main}}]}}\nstatus: {status}\n"
+        )
+    };
+    mesh.write("objects/shop.yaml", &format!("{policy}{}{}", pod("one", "10.244.0.2"), pod("two", "10.244.0.3")));
+    let ask = ["explain", "one.shop", "pod/two.shop:80"];
+    let alone = mesh.tropis(&ask);
+    assert!(alone.out.contains("Allowed") && alone.error.contains("are taken to be the usual ones"), "{alone:?}");
+
+    let settings = json!({ "rootNamespace": "mesh-root" }).to_string();
+    let finding = json!([{ "finding": {
+        "code": "TRP0019", "level": "Info", "kind": "Namespace", "name": "shop", "origin": "Namespace shop", "message": "",
+        "problem": "needs a waypoint for VirtualService shop/own", "effect": "waypoint shop/waypoint was made",
+    }}]);
+    mesh.serve("tropisd.control.sock", &[("GET /debug/settings", &settings), ("GET /debug/findings", &finding.to_string())]);
+    let asked = mesh.tropis(&ask);
+    assert!(asked.out.contains("Refused") && asked.error.is_empty(), "{asked:?}");
+    let told = mesh.done(&["analyze", "live"]);
+    assert!(told.contains("TRP0019") && told.contains("waypoint shop/waypoint was made"), "{told}");
+}

@@ -22,6 +22,7 @@ pub mod workload;
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tropis_crds::Finding;
 use tropis_model::{policy::Policy, service::Service, waypoint::AccessLogFormat, workload::Workload};
 
@@ -31,7 +32,10 @@ pub use compiler::{Compiler, Left, compile};
 pub use index::{Affected, Index};
 
 /// What compiling depends on besides the objects.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// tropisd serves its own as JSON, so that others compile as it does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Settings {
     /// The trust domain of every identity.
     pub trust_domain: Arc<str>,

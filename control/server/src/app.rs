@@ -109,13 +109,10 @@ impl App {
         }
     }
 
-    /// Source to configuration, and findings back to the source.
-    fn watch_objects(&mut self, inventory_asks: mpsc::Receiver<InventoryAsk>) -> anyhow::Result<()> {
+    /// What compiling goes by besides the objects.
+    fn settings(&self) -> Settings {
         let config = &self.config;
-        let source = tropis_source::open(&config.source).with_context(|| format!("cannot open the source {}", config.source))?;
-        let (reports, desired) = tokio::sync::watch::channel(None);
-        self.tasks.spawn(Reporter::new(source.clone(), self.metrics.clone()).run(desired, self.stop.clone()));
-        let settings = Settings {
+        Settings {
             trust_domain: config.trust_domain.clone(),
             root_namespace: config.root_namespace.clone(),
             cluster_domain: config.cluster_domain.clone(),
@@ -124,7 +121,16 @@ impl App {
             sidecar_labels: config.sidecar_labels,
             automatic_waypoints: config.automatic_waypoints,
             ..Settings::default()
-        };
+        }
+    }
+
+    /// Source to configuration, and findings back to the source.
+    fn watch_objects(&mut self, inventory_asks: mpsc::Receiver<InventoryAsk>) -> anyhow::Result<()> {
+        let settings = self.settings();
+        let config = &self.config;
+        let source = tropis_source::open(&config.source).with_context(|| format!("cannot open the source {}", config.source))?;
+        let (reports, desired) = tokio::sync::watch::channel(None);
+        self.tasks.spawn(Reporter::new(source.clone(), self.metrics.clone()).run(desired, self.stop.clone()));
         let told = Told {
             scope: self.scope.clone(),
             resources: self.resources.clone(),
@@ -194,7 +200,7 @@ impl App {
     async fn serve_debug(&mut self, log_control: LogControl, inventory: mpsc::Sender<InventoryAsk>) -> anyhow::Result<()> {
         let Some(path) = &self.config.debug_socket else { return Ok(()) };
         let listener = AdminListener::bind(&AdminAddress::Unix(path.clone())).await?;
-        let debug = Debug::new(self.resources.clone(), self.clients.clone(), self.findings.clone());
+        let debug = Debug::new(self.resources.clone(), self.clients.clone(), self.findings.clone(), self.settings());
         let routes = debug::routes(debug).merge(admin::logging_routes(log_control));
         let routes = routes.merge(admin::version_routes(env!("CARGO_PKG_VERSION")));
         let routes = routes.merge(page::routes(Look::new(inventory, self.config.proxy_sockets.clone())));

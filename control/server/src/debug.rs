@@ -13,6 +13,7 @@ use axum::{
     routing::get,
 };
 use serde_json::{Value, json};
+use tropis_compile::Settings;
 use tropis_telemetry::{admin, metrics::Metrics as Registry, readiness::Readiness};
 use tropis_xds::server::{Audience, ClientState, Clients, Resources, SubscriptionState};
 
@@ -37,16 +38,18 @@ pub(crate) struct Debug {
     resources: Resources,
     clients: Clients,
     findings: Findings,
+    settings: Settings,
 }
 
 impl Debug {
     /// Shows these.
-    pub(crate) fn new(resources: Resources, clients: Clients, findings: Findings) -> Self {
-        Self { resources, clients, findings }
+    pub(crate) fn new(resources: Resources, clients: Clients, findings: Findings, settings: Settings) -> Self {
+        Self { resources, clients, findings, settings }
     }
 }
 
-/// `/debug/clients`, `/debug/resources`, `/debug/findings`, and `/debug/live?generation=N`: whether a change is in force everywhere.
+/// `/debug/clients`, `/debug/resources`, `/debug/findings`, `/debug/settings` (what compiling goes by besides the objects), and
+/// `/debug/live?generation=N`: whether a change is in force everywhere.
 pub(crate) fn routes(debug: Debug) -> Router {
     async fn clients(State(debug): State<Debug>) -> Json<Value> {
         Json(debug.clients.list().iter().map(client).collect())
@@ -64,6 +67,9 @@ pub(crate) fn routes(debug: Debug) -> Router {
     async fn findings(State(debug): State<Debug>) -> Json<Value> {
         Json(debug.findings.list().iter().map(|finding| json!({ "finding": finding, "text": finding.to_string() })).collect())
     }
+    async fn settings(State(debug): State<Debug>) -> Json<Settings> {
+        Json(debug.settings)
+    }
     async fn live(State(debug): State<Debug>, Query(query): Query<BTreeMap<String, u64>>) -> Json<Value> {
         let present = debug.resources.snapshot().map_or(0, |snapshot| snapshot.generation);
         let generation = query.get("generation").copied().unwrap_or(present);
@@ -80,6 +86,7 @@ pub(crate) fn routes(debug: Debug) -> Router {
         .route("/debug/clients", get(clients))
         .route("/debug/resources", get(resources))
         .route("/debug/findings", get(findings))
+        .route("/debug/settings", get(settings))
         .route("/debug/live", get(live))
         .with_state(debug)
 }

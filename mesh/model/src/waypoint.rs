@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{address::NamespacedHostname, request_policy::RequestPolicy};
 
 /// A waypoint's own configuration.
@@ -46,7 +48,8 @@ impl Serves {
 }
 
 /// How requests are logged (MeshConfig `accessLogEncoding`, `accessLogFormat`).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum AccessLogFormat {
     /// Istio's fields as JSON, and ours.
     Json,

@@ -1,5 +1,6 @@
 //! Stories about the shop in `testdata/shop.yaml`, and that each ends as the proxies would decide.
 
+use tropis_compile::Settings;
 use tropis_source::dir::snapshot;
 
 use super::{
@@ -12,7 +13,7 @@ use super::{
 fn shop() -> Mesh {
     let snapshot = snapshot::of_text("shop.yaml", include_str!("../../../testdata/shop.yaml").to_owned());
     assert!(snapshot.findings.is_empty(), "{:?}", snapshot.findings);
-    Mesh::compile(&snapshot.objects)
+    Mesh::compile(Settings::default(), &snapshot.objects)
 }
 
 fn arguments(source: &str, destination: &str) -> Arguments {

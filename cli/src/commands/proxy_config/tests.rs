@@ -1,12 +1,13 @@
 //! The tables of the shop in `testdata/shop.yaml`.
 
+use tropis_compile::Settings;
 use tropis_source::dir::snapshot;
 
 use super::*;
 use crate::arguments::Format;
 
 fn shop() -> Mesh {
-    Mesh::compile(&snapshot::of_text("shop.yaml", include_str!("../../../testdata/shop.yaml").to_owned()).objects)
+    Mesh::compile(Settings::default(), &snapshot::of_text("shop.yaml", include_str!("../../../testdata/shop.yaml").to_owned()).objects)
 }
 
 fn waypoint(mesh: &Mesh) -> Subject {

@@ -2,6 +2,7 @@
 //!
 //! A decision over facts, and nothing else: who makes the Gateway, and when it goes, is the control plane's business.
 
+use serde::{Deserialize, Serialize};
 use tropis_crds::{
     Object,
     istio::authorization_policy::{Rule, Spec},
@@ -17,7 +18,8 @@ const ON: &str = "true";
 const OFF: &str = "false";
 
 /// Whether waypoints are made without anybody having asked for one. A namespace's label [`AUTOMATIC`] says otherwise for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum AutomaticWaypoints {
     /// One for each namespace that needs one.
     #[default]
