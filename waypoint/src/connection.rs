@@ -4,7 +4,7 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use tropis_model::{
-    authorize::request::{ServerName, StreamFacts},
+    authorize::request::{Endpoint, ServerName, StreamFacts},
     matching, outlier, pick,
     pool::Limits,
     route::{Destination, Host},
@@ -107,7 +107,10 @@ async fn revoked(entry: &Entry, server_name: ServerName<&str>, chosen: &Chosen, 
         let facts = facts(entry, server_name);
         let permit = authorize::connection_target(&host, &facts);
         let workload = view.workload(&chosen.workload.uid).unwrap_or(&chosen.workload);
-        if permit.and_then(|permit| authorize::connection_endpoint(&host, &facts, workload, chosen.address, permit)).is_err() {
+        if permit
+            .and_then(|permit| authorize::connection_endpoint(&host, &facts, Endpoint { workload, ..authorize::of(chosen) }, permit))
+            .is_err()
+        {
             return;
         }
     }
@@ -138,7 +141,7 @@ async fn reach(entry: &Rc<Entry>, server_name: ServerName<&str>, report: &mut Re
     let current = worker.shared.pools.current(&view, &pool, own.as_deref());
     let addressed = entry.addressed.address().map(|address| SocketAddr::new(address, entry.addressed.port()));
     let chosen = balance::choose(worker, current, &Wish { addressed, ..Wish::default() })?;
-    let permit = authorize::connection_endpoint(&host, &facts, &chosen.workload, chosen.address, permit)?;
+    let permit = authorize::connection_endpoint(&host, &facts, authorize::of(&chosen), permit)?;
     report.chosen(&chosen, 1);
     let held = chosen.current.state.counts.take(Kind::Connection, &pool.limits).map_err(BalanceError::Full)?;
     let opened = connect::open(worker, &pool.key, &chosen.member, &pool.limits, &pool.tls).await;

@@ -9,7 +9,9 @@ use std::{cell::RefCell, fmt, net::SocketAddr, rc::Rc, sync::Arc};
 use http::HeaderMap;
 use tokio::sync::oneshot;
 use tropis_model::{
+    authorize::request::Endpoint,
     outcome::{Reason, Side, Stage},
+    pool::PoolKey,
     request::RequestFacts,
     view::View,
     workload::Workload,
@@ -51,6 +53,7 @@ pub struct Asked {
     path: String,
     query: Option<String>,
     headers: HeaderMap,
+    pool: PoolKey,
     workload: Arc<Workload>,
     address: SocketAddr,
 }
@@ -74,6 +77,7 @@ impl Asked {
             path: facts.path.to_owned(),
             query: facts.query.map(str::to_owned),
             headers: facts.headers.clone(),
+            pool: chosen.current.state.key.clone(),
             workload: chosen.workload.clone(),
             address: chosen.address,
         })
@@ -108,7 +112,7 @@ impl Asked {
             token: None,
         };
         let workload = view.workload(&self.workload.uid).unwrap_or(&self.workload);
-        authorize::is_still_allowed(&host, &facts, workload, self.address)
+        authorize::is_still_allowed(&host, &facts, Endpoint { pool: &self.pool, workload, address: self.address })
     }
 }
 

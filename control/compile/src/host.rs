@@ -55,8 +55,7 @@ pub fn compile(index: &Index, waypoint: &Key, object: &Object) -> (Host, Vec<Fin
             host.pools.insert(key, Arc::new(pool));
         }
     }
-    let namespaces = host.pools.keys().map(|key| key.host.namespace.to_string()).chain([object.metadata.namespace.clone()]);
-    let policies = request_policy::of_service(index, waypoint, object, &namespaces.collect());
+    let policies = request_policy::of_service(index, waypoint, object, host.pools.keys().map(|key| &key.host));
     findings.extend(too_many(object, "policies that apply to it", policies.len(), bounds::POLICIES, "whatever comes is denied"));
     host.policies = request_policy::bounded(policies);
     (host, findings)

@@ -19,6 +19,7 @@ use tropis_crds::{
     },
 };
 use tropis_model::{
+    address::NamespacedHostname,
     bounds,
     policy::PolicyKey,
     request_policy::{Attachment, RequestAction, RequestPolicy, RequestRule},
@@ -28,6 +29,7 @@ use crate::{
     Index, Settings,
     index::{Key, selects},
     service::policy_key,
+    waypoint,
 };
 
 pub use findings::findings;
@@ -35,12 +37,33 @@ pub use findings::findings;
 /// Only logs, when it says `true`.
 const DRY_RUN: &str = "istio.io/dry-run";
 
-/// The policies that may decide about traffic to a service at a waypoint: those attached to the waypoint, its class or the service, and
-/// those of the workloads in `namespaces`, where the endpoints are.
-pub fn of_service(index: &Index, waypoint: &Key, service: &Object, namespaces: &BTreeSet<String>) -> Vec<Arc<RequestPolicy>> {
+/// The policies that may decide about traffic to a service at a waypoint: those attached to the waypoint, its class or the service; those
+/// attached to the other services to which its routes lead, as far as they go through the same waypoint (elsewhere it is for their own
+/// waypoint to say); and those of the workloads where the endpoints are.
+pub fn of_service<'a>(
+    index: &Index,
+    waypoint: &Key,
+    service: &Object,
+    destinations: impl Iterator<Item = &'a NamespacedHostname> + Clone,
+) -> Vec<Arc<RequestPolicy>> {
     let own = (service.metadata.namespace.as_str(), service.metadata.name.as_str());
     let targets = [Target::Service(own.0, own.1), Target::Gateway(&waypoint.0, &waypoint.1), Target::Class];
-    collected(index, &targets, namespaces)
+    let namespaces = destinations.clone().map(|host| host.namespace.to_string()).chain([own.0.to_owned()]).collect();
+    let mut policies = collected(index, &targets, &namespaces);
+    for host in destinations.collect::<BTreeSet<_>>() {
+        let Some(other) = index.service_named(&host.hostname).filter(|other| other.reference() != service.reference()) else { continue };
+        if waypoint::of_service(index, other).0.is_some_and(|attached| attached.gateway == *waypoint) {
+            policies.extend(leading_to(index, other, host));
+        }
+    }
+    policies
+}
+
+/// The policies that are attached to a service, for traffic that a route brings to it.
+fn leading_to(index: &Index, service: &Object, host: &NamespacedHostname) -> Vec<Arc<RequestPolicy>> {
+    let target = Target::Service(&service.metadata.namespace, &service.metadata.name);
+    let compiled = naming(index, target).filter_map(|object| compile(index.settings(), object).0);
+    compiled.map(|policy| Arc::new(RequestPolicy { attachment: Attachment::Destination(host.clone()), ..policy })).collect()
 }
 
 /// The policies that may decide about traffic that is addressed to workloads in `namespaces` and goes through a waypoint.
@@ -52,11 +75,7 @@ pub fn of_workloads(index: &Index, waypoint: &Key, namespaces: &BTreeSet<String>
 pub(crate) fn is_targeted(index: &Index, waypoint: &Key, service: Option<&Object>) -> bool {
     let own = service.map(|service| Target::Service(&service.metadata.namespace, &service.metadata.name));
     let targets = own.into_iter().chain([Target::Gateway(&waypoint.0, &waypoint.1), Target::Class]);
-    let named = |target: Target<'_>| {
-        let mut all = index.authorizations_in(target.namespace(index.settings()));
-        all.any(|object| object.authorization_policy().is_some_and(|policy| references(&policy.spec).any(|own| target.is(own))))
-    };
-    targets.into_iter().any(named)
+    targets.into_iter().any(|target| naming(index, target).next().is_some())
 }
 
 /// Something that a policy may be attached to.
@@ -68,8 +87,8 @@ enum Target<'a> {
     Class,
 }
 
-impl Target<'_> {
-    fn namespace<'a>(&'a self, settings: &'a Settings) -> &'a str {
+impl<'a> Target<'a> {
+    fn namespace(self, settings: &'a Settings) -> &'a str {
         match self {
             Self::Service(namespace, _) | Self::Gateway(namespace, _) => namespace,
             Self::Class => &settings.root_namespace,
@@ -85,14 +104,17 @@ impl Target<'_> {
     }
 }
 
+/// The policies that name a target.
+fn naming<'a>(index: &'a Index, target: Target<'a>) -> impl Iterator<Item = &'a Arc<Object>> {
+    let all = index.authorizations_in(target.namespace(index.settings()));
+    all.filter(move |object| object.authorization_policy().is_some_and(|policy| references(&policy.spec).any(|own| target.is(own))))
+}
+
 fn collected(index: &Index, targets: &[Target<'_>], namespaces: &BTreeSet<String>) -> Vec<Arc<RequestPolicy>> {
     let settings = index.settings();
     let mut keys = BTreeSet::new();
     let mut policies = Vec::new();
-    let attached = targets.iter().flat_map(|target| {
-        let all = index.authorizations_in(target.namespace(settings));
-        all.filter(move |object| object.authorization_policy().is_some_and(|policy| references(&policy.spec).any(|own| target.is(own))))
-    });
+    let attached = targets.iter().flat_map(|target| naming(index, *target));
     let root = settings.root_namespace.as_str();
     let places = namespaces.iter().map(String::as_str).filter(|namespace| *namespace != root).chain([root]);
     let loose = places

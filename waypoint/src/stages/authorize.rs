@@ -1,18 +1,15 @@
 //! Authorize: whether a request or a connection may be, against the original caller. The decisions are `model::authorize::request`'s.
 //!
 //! Twice: for what is addressed, with the service's port ([`target`]), before anything else looks at the request; and for the endpoint
-//! that was chosen, with its own port ([`endpoint`]), again for each try and mirror. No endpoint is called without an [`EndpointPermit`].
-
-use std::net::SocketAddr;
+//! that was chosen and the service that it was chosen of, with their own ports ([`endpoint`]), again for each try and mirror. No endpoint is called without an [`EndpointPermit`].
 
 use tropis_model::{
-    authorize::request::{self, RequestDenied, RequestPermit, StreamFacts},
+    authorize::request::{self, Endpoint, RequestDenied, RequestPermit, StreamFacts},
     request::RequestFacts,
     route::Host,
-    workload::Workload,
 };
 
-use super::report::Report;
+use super::{balance::Chosen, report::Report};
 use crate::request::Journey;
 
 /// The leave to look for an endpoint. Made only here.
@@ -33,20 +30,15 @@ pub fn target(journey: &Journey<'_>, report: &mut Report) -> Result<TargetPermit
 }
 
 /// Decides about a request by what selects the endpoint that was chosen for it.
-pub fn endpoint(
-    journey: &Journey<'_>,
-    workload: &Workload,
-    address: SocketAddr,
-    _target: TargetPermit,
-) -> Result<EndpointPermit, RequestDenied> {
-    let permit = request::endpoint(&journey.host.policies, &journey.facts, workload, address)?;
+pub fn endpoint(journey: &Journey<'_>, chosen: &Chosen, _target: TargetPermit) -> Result<EndpointPermit, RequestDenied> {
+    let permit = request::endpoint(&journey.host.policies, &journey.facts, of(chosen))?;
     note(&permit);
     Ok(EndpointPermit(()))
 }
 
 /// Whether a request that was let in, and lasts, would be let in again.
-pub fn is_still_allowed(host: &Host, facts: &RequestFacts<'_>, workload: &Workload, address: SocketAddr) -> bool {
-    request::target(&host.policies, facts).is_ok() && request::endpoint(&host.policies, facts, workload, address).is_ok()
+pub fn is_still_allowed(host: &Host, facts: &RequestFacts<'_>, endpoint: Endpoint<'_>) -> bool {
+    request::target(&host.policies, facts).is_ok() && request::endpoint(&host.policies, facts, endpoint).is_ok()
 }
 
 /// As [`target`], for a connection.
@@ -59,12 +51,16 @@ pub fn connection_target(host: &Host, facts: &StreamFacts<'_>) -> Result<TargetP
 pub fn connection_endpoint(
     host: &Host,
     facts: &StreamFacts<'_>,
-    workload: &Workload,
-    address: SocketAddr,
+    endpoint: Endpoint<'_>,
     _target: TargetPermit,
 ) -> Result<EndpointPermit, RequestDenied> {
-    note(&request::connection_endpoint(&host.policies, facts, workload, address)?);
+    note(&request::connection_endpoint(&host.policies, facts, endpoint)?);
     Ok(EndpointPermit(()))
+}
+
+/// What was chosen, as policies look at it.
+pub fn of(chosen: &Chosen) -> Endpoint<'_> {
+    Endpoint { pool: &chosen.current.state.key, workload: &chosen.workload, address: chosen.address }
 }
 
 /// What is only to be logged.

@@ -170,6 +170,34 @@ fn target_refs_and_target_ref_say_whose_requests_are_decided() {
 }
 
 #[test]
+fn a_route_to_another_service_does_not_step_around_its_target_refs() {
+    run(async {
+        let mesh = one().await;
+        let _apps = mesh.says("ratings", "v1", "near", "ratings").await;
+        let target = json!([{"group": "", "kind": "Service", "name": "ratings"}]);
+        let only = |namespace: &str| {
+            let operation = json!([{"operation": {"ports": ["9081"]}}]);
+            policy("p", &json!({"targetRefs": target, "rules": [{"from": [{"source": {"namespaces": [namespace]}}], "to": operation}]}))
+        };
+        let ask = async || mesh.send(get()).await;
+        mesh.apply([only("bank")]);
+        assert_eq!(ask().await.status, 200, "nothing goes to ratings");
+        mesh.route(&json!({"route": [{"destination": {"host": "ratings", "port": {"number": 9081}}}]}));
+        let refused = ask().await;
+        assert_eq!((refused.status, &*refused.body), (403, "RBAC: access denied"));
+        mesh.apply([only("shop")]);
+        assert_eq!(ask().await.body, "ratings", "the port is that of the service to which the route leads");
+        mesh.apply([policy("p", &json!({"targetRefs": target, "action": "DENY", "rules": [{}]}))]);
+        assert_eq!(ask().await.status, 403);
+        mesh.route(&json!({"mirror": {"host": "ratings", "port": {"number": 9080}}}));
+        mesh.seen.borrow_mut().clear();
+        assert_eq!(ask().await.body, "v1");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        assert_eq!(mesh.seen.borrow().len(), 1, "no copy goes where the request may not");
+    });
+}
+
+#[test]
 fn selector_decides_for_the_endpoint_that_carries_the_labels() {
     run(async {
         let mesh = Mesh::new();

@@ -202,9 +202,9 @@ impl Waypoint<'_> {
         let mut verdicts = Vec::new();
         for destination in chosen(&forward.destinations) {
             verdicts.extend(self.balance(destination, Some(facts), story, |found, story| {
-                let said = policy::explain_endpoint(&self.host.policies, facts, &found.workload, found.reach.address);
+                let said = policy::explain_endpoint(&self.host.policies, facts, endpoint(destination, found));
                 let what = format!("{} {} for {}", facts.method, facts.path, shown(&found.workload));
-                let decided = policy::endpoint(&self.host.policies, facts, &found.workload, found.reach.address);
+                let decided = policy::endpoint(&self.host.policies, facts, endpoint(destination, found));
                 asked(&what, &said, decided, story)
             }));
         }
@@ -313,11 +313,16 @@ impl Waypoint<'_> {
         for destination in chosen(destinations) {
             verdicts.extend(self.balance(destination, None, &mut story, |found, story| {
                 let what = format!("a connection for {}", shown(&found.workload));
-                asked(&what, &[], policy::connection_endpoint(&self.host.policies, &facts, &found.workload, found.reach.address), story)
+                asked(&what, &[], policy::connection_endpoint(&self.host.policies, &facts, endpoint(destination, found)), story)
             }));
         }
         story.ends(Verdict::of_any(&verdicts, "every destination has weight 0"))
     }
+}
+
+/// An endpoint, as policies look at it.
+fn endpoint<'a>(destination: &'a Destination, found: &'a Found) -> policy::Endpoint<'a> {
+    policy::Endpoint { pool: &destination.pool, workload: &found.workload, address: found.reach.address }
 }
 
 /// The status of a fault that takes every request.

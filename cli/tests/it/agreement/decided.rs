@@ -361,8 +361,8 @@ impl Here<'_> {
                 };
                 let Ok(path) = path else { return once.answer = Some(400) };
                 once.path = Some(path);
-                self.balance(once, &forward.destinations, Some(&facts), draw, |found| {
-                    policy::endpoint(&self.host.policies, &facts, &found.workload, found.reach.address)
+                self.balance(once, &forward.destinations, Some(&facts), draw, |endpoint| {
+                    policy::endpoint(&self.host.policies, &facts, endpoint)
                 });
             }
         }
@@ -381,9 +381,7 @@ impl Here<'_> {
         let tcp = || matching::tcp(self.host, port, destination, self.caller).map(|route| (&route.origin, &route.destinations));
         let Some((origin, destinations)) = found.or_else(tcp) else { return };
         once.route = Some((None, written(origin)));
-        self.balance(once, destinations, None, draw, |found| {
-            policy::connection_endpoint(&self.host.policies, &facts, &found.workload, found.reach.address)
-        });
+        self.balance(once, destinations, None, draw, |endpoint| policy::connection_endpoint(&self.host.policies, &facts, endpoint));
     }
 
     /// `waypoint/src/stages/balance.rs`, then the endpoint's policies, then its own node proxy.
@@ -393,7 +391,7 @@ impl Here<'_> {
         destinations: &[Destination],
         facts: Option<&RequestFacts<'_>>,
         draw: &mut Draw,
-        decide: impl Fn(&Found) -> Result<policy::RequestPermit, policy::RequestDenied>,
+        decide: impl Fn(policy::Endpoint<'_>) -> Result<policy::RequestPermit, policy::RequestDenied>,
     ) {
         let Some(destination) = pick::destination(destinations, draw) else { return };
         let name = self.pool(&destination.pool);
@@ -418,7 +416,7 @@ impl Here<'_> {
         let ask = Ask { hash, turn: self.turn, addressed, ..Ask::default() };
         let Ok(place) = endpoints.pick(&ask, |_| 0, draw) else { return once.empty_pool = Some(name) };
         let found = &members[place];
-        if let Err(denied) = decide(found) {
+        if let Err(denied) = decide(policy::Endpoint { pool: &destination.pool, workload: &found.workload, address: found.reach.address }) {
             let policies = denied.policies().iter().map(ToString::to_string).collect();
             once.endpoint = Some((Some(name), found.reach.address.to_string(), false, policies));
             return;

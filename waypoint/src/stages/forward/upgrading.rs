@@ -47,7 +47,7 @@ pub(super) async fn run(tries: &Tries<'_>, timeout: Option<Duration>, report: &m
     let current = worker.shared.pools.current(journey.view, tries.pool, tries.own.as_deref());
     let wish = Wish { hash: tries.key.hash, addressed: attempt::addressed(journey), ..Wish::default() };
     let chosen = balance::choose(worker, current, &wish)?;
-    let permit = authorize::endpoint(journey, &chosen.workload, chosen.address, tries.permit)?;
+    let permit = authorize::endpoint(journey, &chosen, tries.permit)?;
     report.chosen(&chosen, 1);
     let mut deadline = timeout.map(|limit| Deadline::new(limit, tries.upload.handle()));
     let answered = tokio::select! {

@@ -7,6 +7,7 @@ use crate::{identity::Identity, policy::StringMatch, request::RequestFacts, rout
 use super::{ServerName, StreamFacts};
 
 /// What is asked about. Without `request` it is a connection, and what only HTTP has is not there to be asked.
+#[derive(Clone, Copy)]
 pub(super) struct Asked<'a> {
     pub(super) request: Option<&'a RequestFacts<'a>>,
     pub(super) caller: &'a Caller,
@@ -28,6 +29,11 @@ impl<'a> Asked<'a> {
 
     pub(super) fn stream(facts: &StreamFacts<'a>) -> Self {
         Self { request: None, caller: facts.caller, port: facts.port, destination: facts.destination, server_name: facts.server_name }
+    }
+
+    /// The same, at the service to which a route leads.
+    pub(super) fn to(self, port: u16) -> Self {
+        Self { port, ..self }
     }
 
     /// The same, at the endpoint that was chosen.

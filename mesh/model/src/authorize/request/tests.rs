@@ -281,9 +281,15 @@ fn ports_are_the_services_for_a_target_and_the_endpoints_for_workloads() {
     let for_all = |policy| with(policy, |policy| policy.attachment = Attachment::Workloads { namespace: None, labels: BTreeMap::new() });
     let at_endpoint = |port| {
         let policies = [for_all(policy("p", RequestAction::Allow, vec![ports(port)]))];
-        endpoint(&policies, &sent.facts(), &workload(), ENDPOINT.parse().unwrap()).is_ok()
+        endpoint(&policies, &sent.facts(), at(&pool(), &workload())).is_ok()
     };
     assert!(at_endpoint(8080) && !at_endpoint(9080));
+    let at_destination = |port| {
+        let attached = |policy: &mut RequestPolicy| policy.attachment = Attachment::Destination(pool().host);
+        let policies = [with(policy("p", RequestAction::Allow, vec![ports(port)]), attached)];
+        endpoint(&policies, &sent.facts(), at(&pool(), &workload())).is_ok()
+    };
+    assert!(at_destination(7070) && !at_destination(8080) && !at_destination(9080));
     assert!(!sent.to(OperationMatch { not_ports: vec![9080], ..OperationMatch::default() }));
 }
 
@@ -502,7 +508,7 @@ fn explain_says_which_rule_of_each_policy_matched() {
     let sent = Sent::default();
     let said = |verdicts: Vec<Verdict<'_>>| verdicts.iter().map(|one| (one.policy.key.to_string(), one.rule)).collect::<Vec<_>>();
     assert_eq!(said(explain_target(&policies, &sent.facts())), [("shop/a".into(), Some(1)), ("shop/d".into(), None)]);
-    let at_endpoint = explain_endpoint(&policies, &sent.facts(), &workload(), ENDPOINT.parse().unwrap()).len();
+    let at_endpoint = explain_endpoint(&policies, &sent.facts(), at(&pool(), &workload())).len();
     assert_eq!(at_endpoint, 1);
 }
 
@@ -532,6 +538,15 @@ fn workload() -> Workload {
     workload
 }
 
+/// The pool to which a route led.
+fn pool() -> PoolKey {
+    PoolKey { host: NamespacedHostname { namespace: "shop".into(), hostname: "ratings".into() }, port: 7070, subset: None }
+}
+
+fn at<'a>(pool: &'a PoolKey, workload: &'a Workload) -> Endpoint<'a> {
+    Endpoint { pool, workload, address: ENDPOINT.parse().unwrap() }
+}
+
 #[test]
 fn selectors_are_decided_at_the_endpoint_and_targets_before() {
     let attached = |namespace: Option<&str>, labels: &[(&str, &str)]| Attachment::Workloads {
@@ -542,6 +557,8 @@ fn selectors_are_decided_at_the_endpoint_and_targets_before() {
     let (sent, workload) = (Sent::default(), workload());
     for (attachment, at_target, at_endpoint) in [
         (Attachment::Target, true, false),
+        (Attachment::Destination(pool().host), false, true),
+        (Attachment::Destination(NamespacedHostname { hostname: "other".into(), ..pool().host }), false, false),
         (attached(None, &[]), false, true),
         (attached(Some("shop"), &[]), false, true),
         (attached(Some("shop"), &[("app", "reviews")]), false, true),
@@ -550,11 +567,10 @@ fn selectors_are_decided_at_the_endpoint_and_targets_before() {
         (attached(Some("shop"), &[("missing", "")]), false, false),
     ] {
         let policies = deny(attachment.clone());
-        let address = ENDPOINT.parse().unwrap();
         assert_eq!(target(&policies, &sent.facts()).is_err(), at_target, "{attachment:?}");
-        assert_eq!(endpoint(&policies, &sent.facts(), &workload, address).is_err(), at_endpoint, "{attachment:?}");
+        assert_eq!(endpoint(&policies, &sent.facts(), at(&pool(), &workload)).is_err(), at_endpoint, "{attachment:?}");
         assert_eq!(connection_target(&policies, &sent.stream()).is_err(), at_target);
-        assert_eq!(connection_endpoint(&policies, &sent.stream(), &workload, address).is_err(), at_endpoint);
+        assert_eq!(connection_endpoint(&policies, &sent.stream(), at(&pool(), &workload)).is_err(), at_endpoint);
     }
 }
 
