@@ -1,5 +1,5 @@
 //! Every form of a message arrives as it was sent, whichever version of HTTP is spoken on either side; and nothing that is open is cut
-//! for being quiet.
+//! for being quiet, but for connections to endpoints that a peak left behind.
 
 use std::{
     net::SocketAddr,
@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
-    sync::mpsc,
+    sync::{Barrier, mpsc},
     task::{LocalSet, spawn_local},
 };
 use tropis_model::{
@@ -324,5 +324,41 @@ fn a_websocket_and_an_idle_connection_of_http1_are_not_cut_for_being_quiet() {
         socket.read_exact(&mut echoed).await.unwrap();
         assert_eq!(&echoed, b"ping");
         assert_eq!(crate::world::fetch(&mut idle, get("/again")).await, (200, "hello".into()));
+    });
+}
+
+#[test]
+fn connections_to_an_endpoint_that_a_peak_left_behind_are_closed() {
+    Simulated::run(|simulated| async move {
+        let world = &simulated.world;
+        world.reviews();
+        let all_are_there = Rc::new(Barrier::new(6));
+        let app = world
+            .app(move |_| {
+                let all_are_there = all_are_there.clone();
+                async move {
+                    all_are_there.wait().await;
+                    Response::new(full("hello"))
+                }
+            })
+            .await;
+        world.endpoint("reviews", "v1", &app);
+        let mut callers = Vec::new();
+        for _ in 0..6 {
+            let mut sender = world.http1("cart", "10.96.0.1:9080").await;
+            callers.push(spawn_local(async move { crate::world::fetch(&mut sender, get("/")).await }));
+        }
+        for caller in callers {
+            assert_eq!(caller.await.unwrap(), (200, "hello".into()));
+        }
+        let open_and_idle = || simulated.worker.connections.open();
+        simulated.pass(5).await;
+        assert_eq!(open_and_idle(), (6, 6));
+        simulated.pass(7).await;
+        assert_eq!(open_and_idle(), (4, 4));
+        simulated.pass(600).await;
+        assert_eq!(open_and_idle(), (4, 4));
+        simulated.pass(3600).await;
+        assert_eq!(open_and_idle(), (0, 0));
     });
 }

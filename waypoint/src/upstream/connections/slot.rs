@@ -5,7 +5,7 @@ use std::{
     fmt,
     net::SocketAddr,
     rc::Rc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use hyper::client::conn::{http1, http2};
@@ -14,6 +14,11 @@ use tropis_model::{limits, pool::Limits};
 
 use super::{Counts, Lease};
 use crate::body::RequestBody;
+
+/// Connections of HTTP/1.1 that a slot keeps for as long as its pool allows them to be idle.
+const SPARE_CONNECTIONS: usize = 4;
+/// How long it keeps those beyond: a peak that is over would hold 40 KiB a connection, for an hour by default.
+const SURPLUS_IDLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The slot of one endpoint and version.
 #[derive(Default)]
@@ -226,7 +231,13 @@ impl Slot {
     pub(super) fn sweep(&self, now: Instant) {
         let expired =
             |limits: &Limits, since: Instant| limits.idle_timeout.is_some_and(|limit| now.saturating_duration_since(since) >= limit);
-        self.idle.borrow_mut().retain(|idle| idle.one.is_reusable() && !expired(&idle.one.limits, idle.since));
+        let mut idle = self.idle.borrow_mut();
+        idle.retain(|idle| idle.one.is_reusable() && !expired(&idle.one.limits, idle.since));
+        // Those that were used last are at the end.
+        let surplus = idle.len().saturating_sub(SPARE_CONNECTIONS);
+        let unused = idle[..surplus].partition_point(|idle| now.saturating_duration_since(idle.since) >= SURPLUS_IDLE_LIMIT);
+        drop(idle.drain(..unused));
+        drop(idle);
         self.shared.borrow_mut().retain(|connection| {
             let limits = connection.limits.borrow();
             connection.is_reusable(&limits) && !(connection.streams.get() == 0 && expired(&limits, connection.idle_since.get()))
