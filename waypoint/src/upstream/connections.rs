@@ -15,7 +15,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::task::spawn_local;
-use tropis_model::limits::Overflow;
+use tropis_model::{limits::Overflow, pool::Limits};
 
 use self::slot::{Multiplexed, Slot};
 use super::{
@@ -61,6 +61,22 @@ pub enum AcquireError {
     Connect(#[from] ConnectError),
 }
 
+/// A request that waits for a connection.
+struct Waits<'a> {
+    counts: &'a Counts,
+    limits: &'a Limits,
+    version: HttpVersion,
+    slot: &'a Rc<Slot>,
+}
+
+/// What a request waited for.
+enum Turn {
+    /// A connection with room.
+    Free(Lease),
+    /// A place for a new one.
+    Connect(Held),
+}
+
 /// What makes a connection.
 struct Wanted<'a> {
     worker: &'a Rc<Worker>,
@@ -80,39 +96,29 @@ impl Connections {
         }
         let counts = &current.state.counts;
         let _pending = counts.take(Kind::PendingRequest, limits)?;
+        let waiting = Waits { counts, limits, version, slot: &slot };
+        let held = match waiting.turn().await? {
+            Turn::Free(lease) => return Ok(lease),
+            Turn::Connect(held) => held,
+        };
         // What makes a connection is rare and large: boxed, so that requests do not carry room for it.
-        let wanted = Wanted { worker, current, member, version };
-        let waiting = slot.start_waiting();
-        loop {
-            let news = slot.news.notified();
-            if let Some(lease) = slot.take(limits) {
-                return Ok(lease);
-            }
-            if version == HttpVersion::Http2 && slot.is_connecting() {
-                news.await;
-                continue;
-            }
-            // Connections of other endpoints and workers carry streams all the time: to wait for one of them may be to wait for ever.
-            if version == HttpVersion::Http2 && !slot.shares() {
-                drop(waiting);
-                return Box::pin(wanted.connect(&slot, counts.take_first_connection(limits))).await;
-            }
-            tokio::select! {
-                held = counts.take_connection(limits) => {
-                    drop(waiting);
-                    return Box::pin(wanted.connect(&slot, held)).await;
-                }
-                () = news => {}
-            }
-        }
+        Box::pin(Wanted { worker, current, member, version }.connect(&slot, held)).await
     }
 
     /// A connection of HTTP/1.1 for a request alone, which may turn it into something else.
     pub async fn exclusive(worker: &Rc<Worker>, current: &Current, member: &Member) -> Result<(Opened, Held), AcquireError> {
         let pool = &current.ready.pool;
-        let _pending = current.state.counts.take(Kind::PendingRequest, &pool.limits)?;
-        let held = current.state.counts.take_connection(&pool.limits).await;
-        Ok((connect::open(worker, &pool.key, member, &pool.limits, &pool.tls).await?, held))
+        let counts = &current.state.counts;
+        let _pending = counts.take(Kind::PendingRequest, &pool.limits)?;
+        let slot = worker.connections.slot(member, HttpVersion::Http1);
+        let held = tokio::select! {
+            biased;
+            error = slot.next_failure() => return Err(error.into()),
+            held = counts.take_connection(&pool.limits) => held,
+        };
+        let _connecting = slot.start_connecting();
+        let opened = connect::open(worker, &pool.key, member, &pool.limits, &pool.tls).await;
+        Ok((opened.inspect_err(|error| slot.failed(error))?, held))
     }
 
     /// How many connections are open, and how many of them carry nothing.
@@ -134,16 +140,60 @@ impl Connections {
     }
 }
 
+impl Waits<'_> {
+    /// Waits until a connection has room, or one may be made. One that cannot be made meanwhile is the answer of all who wait: were they to
+    /// try one after the other, each for its own time, the last would wait for the sum of it.
+    async fn turn(self) -> Result<Turn, ConnectError> {
+        let Self { counts, limits, version, slot } = self;
+        let _waiting = slot.start_waiting();
+        let failures = slot.failures();
+        // Until when others may go on connecting; their connections may come, and be full, again and again.
+        let mut patience = None;
+        loop {
+            let news = slot.news.notified();
+            if let Some(lease) = slot.take(limits) {
+                return Ok(Turn::Free(lease));
+            }
+            if let Some(error) = slot.failed_since(failures) {
+                return Err(error);
+            }
+            if version == HttpVersion::Http2 && slot.is_connecting() {
+                let after = limits.connect_timeout;
+                let end = *patience.get_or_insert_with(|| tokio::time::Instant::now() + after);
+                tokio::time::timeout_at(end, news).await.map_err(|_| ConnectError::Timeout { after })?;
+                continue;
+            }
+            // Connections of other endpoints and workers carry streams all the time: to wait for one of them may be to wait for ever.
+            if version == HttpVersion::Http2 && !slot.shares() {
+                return Ok(Turn::Connect(counts.take_first_connection(limits)));
+            }
+            patience = None;
+            tokio::select! {
+                biased;
+                () = news => {}
+                held = counts.take_connection(limits) => return Ok(Turn::Connect(held)),
+            }
+        }
+    }
+}
+
 impl Wanted<'_> {
     async fn connect(&self, slot: &Rc<Slot>, held: Held) -> Result<Lease, AcquireError> {
         let _connecting = slot.start_connecting();
+        let after = self.current.ready.pool.limits.connect_timeout;
+        // With HTTP's beginning, for which others wait as well.
+        let made = tokio::time::timeout(after, self.make(slot, held)).await.unwrap_or(Err(ConnectError::Timeout { after }));
+        Ok(made.inspect_err(|error| slot.failed(error))?)
+    }
+
+    async fn make(&self, slot: &Rc<Slot>, held: Held) -> Result<Lease, ConnectError> {
         let pool = &self.current.ready.pool;
         let opened = connect::open(self.worker, &pool.key, self.member, &pool.limits, &pool.tls).await?;
         let lease = match self.version {
             HttpVersion::Http1 => self.http1(slot, opened, held).await,
             HttpVersion::Http2 => self.http2(slot, opened, held).await,
         };
-        lease.map_err(|error| ConnectError::Handshake(Rc::new(error)).into())
+        lease.map_err(|error| ConnectError::Handshake(Rc::new(error)))
     }
 
     async fn http1(&self, slot: &Rc<Slot>, opened: Opened, held: Held) -> Result<Lease, hyper::Error> {
@@ -214,9 +264,12 @@ impl Wanted<'_> {
                         }
                     }
                     let end = connection.as_mut().poll(cx);
-                    // What the peer takes may have changed in this turn.
+                    // What the peer takes may have changed since the last turn.
                     if let Some(shared) = weak.upgrade() {
-                        shared.peer_streams.set(connection.current_max_send_streams());
+                        let streams = connection.current_max_send_streams();
+                        if shared.peer_streams.replace(streams) < streams {
+                            slot.news.notify_waiters();
+                        }
                     }
                     end
                 });

@@ -116,6 +116,13 @@ impl Counts {
         }
     }
 
+    /// Says again that a connection is wanted, if one is.
+    pub fn remind(&self) {
+        if self.is_wanted() {
+            self.wanted.notify_waiters();
+        }
+    }
+
     /// Waits for word that a connection is wanted, from now on, polled or not. Ask [`Self::is_wanted`] after this was made.
     pub fn heard(&self) -> Notified<'_> {
         self.wanted.notified()

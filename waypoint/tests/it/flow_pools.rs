@@ -1,11 +1,17 @@
 //! Pools over time: who waits for a connection gets one, and what is remembered about endpoints.
 
-use std::{net::SocketAddr, rc::Rc, time::Duration};
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
+use futures_util::future::join_all;
 use http::Response;
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::Notify,
     task::spawn_local,
 };
@@ -16,7 +22,11 @@ use tropis_model::{
     view::Change,
 };
 
-use crate::world::{App, World, fetch, forward, full, get, get2, host, own_address, pool, route, run, text, to};
+use crate::{
+    log,
+    raw::{RawHttp2, frame},
+    world::{App, Http2, World, fetch, forward, full, get, get2, host, own_address, pool, route, run, text, to},
+};
 
 /// A world whose one pool is changed by `change`.
 fn with_pool(change: impl FnOnce(&mut Pool)) -> World {
@@ -152,5 +162,136 @@ fn a_lower_limit_of_streams_holds_for_an_open_connection() {
         assert_eq!(app.connections.get(), 2);
         told.notify_waiters();
         assert_eq!(text(slow.await.unwrap().unwrap()).await.0, 200);
+    });
+}
+
+/// An address that answers no SYN for as long as what comes with it lives: its queue of connections is full.
+async fn answers_no_syn() -> (SocketAddr, (TcpListener, [TcpStream; 2])) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(own_address(), 0)).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let waiting = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+    (address, (listener, waiting))
+}
+
+/// `GET` on its way; its status, and how long that took.
+fn asks(mut sender: Http2, path: &'static str) -> tokio::task::JoinHandle<(u16, Duration)> {
+    spawn_local(async move {
+        let started = Instant::now();
+        let response = sender.send_request(get2(path)).await.unwrap();
+        (response.status().as_u16(), started.elapsed())
+    })
+}
+
+#[test]
+fn requests_of_http2_to_an_endpoint_that_does_not_answer_fail_together() {
+    const LIMIT: Duration = Duration::from_secs(1);
+    run(async {
+        let limits = Limits { connect_timeout: LIMIT, ..Limits::default() };
+        let world = with_pool(|pool| (pool.limits, pool.upstream_version) = (limits, UpstreamVersion::Http2));
+        let (address, _full) = answers_no_syn().await;
+        world.endpoint("reviews", "v1", &App::elsewhere(address));
+        let sender = world.http2("cart", "10.96.0.1:9080").await;
+        for answer in join_all((0..5).map(|_| asks(sender.clone(), "/together"))).await {
+            let (status, took) = answer.unwrap();
+            assert_eq!(status, 503);
+            assert!((LIMIT..LIMIT * 2).contains(&took), "{took:?}");
+        }
+        for line in log::all(&[("path", "/together")]) {
+            assert_eq!((&line["response_flags"], &line["reason"]), (&json!("UF"), &json!("connect_timeout")));
+        }
+    });
+}
+
+#[test]
+fn requests_that_wait_for_a_connection_that_cannot_be_made_fail_with_it() {
+    const LIMIT: Duration = Duration::from_secs(1);
+    run(async {
+        let limits = Limits { connect_timeout: LIMIT, max_connections: Some(1), ..Limits::default() };
+        let world = with_pool(|pool| pool.limits = limits);
+        let (address, _full) = answers_no_syn().await;
+        world.endpoint("reviews", "v1", &App::elsewhere(address));
+        let mut asking = Vec::new();
+        for upgrade in [None, None, None, Some("websocket")] {
+            let mut sender = world.http1("cart", "10.96.0.1:9080").await;
+            let mut request = get("/in-a-row");
+            if let Some(upgrade) = upgrade {
+                request.headers_mut().extend([(http::header::UPGRADE, upgrade.parse().unwrap())]);
+                request.headers_mut().extend([(http::header::CONNECTION, "upgrade".parse().unwrap())]);
+            }
+            asking.push(spawn_local(async move { fetch(&mut sender, request).await.0 }));
+        }
+        let started = Instant::now();
+        for answer in join_all(asking).await {
+            assert_eq!(answer.unwrap(), 503);
+        }
+        assert!(started.elapsed() < LIMIT * 2, "{:?}", started.elapsed());
+        let counts = &world.shared.pools.list()[0].current.state.counts;
+        assert_eq!(counts.under_way(), Default::default());
+    });
+}
+
+/// Who connects gives up, and leaves it to the next, who gives up as well.
+#[test]
+fn who_waits_for_others_to_connect_waits_no_longer_than_the_connect_timeout() {
+    const LIMIT: Duration = Duration::from_secs(2);
+    run(async {
+        let limits = Limits { connect_timeout: LIMIT, ..Limits::default() };
+        let world = with_pool(|pool| (pool.limits, pool.upstream_version) = (limits, UpstreamVersion::Http2));
+        let (address, _full) = answers_no_syn().await;
+        world.endpoint("reviews", "v1", &App::elsewhere(address));
+        let sender = world.http2("cart", "10.96.0.1:9080").await;
+        let pending = || world.shared.pools.list().first().map_or(0, |pool| pool.current.state.counts.under_way().pending_requests);
+        let mut asking = Vec::new();
+        for number in 1..=4 {
+            asking.push(asks(sender.clone(), "/patient"));
+            while pending() < number {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+        let patient = asking.pop().unwrap();
+        for impatient in &asking[..2] {
+            tokio::time::sleep(LIMIT * 2 / 5).await;
+            impatient.abort();
+        }
+        let (status, took) = patient.await.unwrap();
+        assert_eq!(status, 503);
+        // The third of the others began after four fifths of it, and has as long for itself.
+        assert!(took < LIMIT * 3 / 2, "{took:?}");
+    });
+}
+
+#[test]
+fn who_waits_for_a_stream_hears_that_the_endpoint_takes_more() {
+    run(async {
+        let limits = Limits { max_connections: Some(1), ..Limits::default() };
+        let world = with_pool(|pool| (pool.limits, pool.upstream_version) = (limits, UpstreamVersion::Http2));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        world.endpoint("reviews", "v1", &App::elsewhere(listener.local_addr().unwrap()));
+        let sender = world.http2("cart", "10.96.0.1:9080").await;
+        let first = asks(sender.clone(), "/first");
+        let mut endpoint = RawHttp2::accept(&listener, 1).await;
+        let answer = |stream| frame::new(frame::HEADERS, frame::END_HEADERS | frame::END_STREAM, stream, &[0x88]);
+        let stream = endpoint.request().await;
+        endpoint.send(&answer(stream)).await;
+        assert_eq!(first.await.unwrap().0, 200);
+        let mut asking = vec![asks(sender.clone(), "/takes-the-stream")];
+        let mut streams = vec![endpoint.request().await];
+        asking.extend((0..2).map(|_| asks(sender.clone(), "/waits")));
+        let pending = || world.shared.pools.list()[0].current.state.counts.under_way().pending_requests;
+        while pending() < 2 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        endpoint.takes(10).await;
+        while streams.len() < 3 {
+            streams.push(endpoint.request().await);
+        }
+        for stream in streams {
+            endpoint.send(&answer(stream)).await;
+        }
+        for answer in join_all(asking).await {
+            assert_eq!(answer.unwrap().0, 200);
+        }
     });
 }

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     time::timeout,
 };
 use tropis_model::{route::Host, service::AppProtocol};
@@ -141,11 +141,40 @@ pub(crate) struct RawHttp2 {
 impl RawHttp2 {
     /// Opens a connection, with the preface and empty settings.
     pub(crate) async fn open(at: SocketAddr) -> Self {
-        let mut connection = Self { stream: TcpStream::connect(at).await.unwrap(), read: Vec::new() };
+        Self::begin(TcpStream::connect(at).await.unwrap()).await
+    }
+
+    /// Begins with the preface and empty settings.
+    pub(crate) async fn begin(stream: TcpStream) -> Self {
+        let mut connection = Self { stream, read: Vec::new() };
         connection.stream.set_nodelay(true).unwrap();
         connection.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
         connection.send(&frame::new(frame::SETTINGS, 0, 0, &[])).await;
         connection
+    }
+
+    /// The other side of a connection, which takes so many streams at once.
+    pub(crate) async fn accept(listener: &TcpListener, streams: u32) -> Self {
+        let mut connection = Self { stream: listener.accept().await.unwrap().0, read: Vec::new() };
+        connection.takes(streams).await;
+        connection.stream.read_exact(&mut [0; 24]).await.unwrap();
+        connection
+    }
+
+    /// Says that so many streams are taken at once.
+    pub(crate) async fn takes(&mut self, streams: u32) {
+        let setting = [&3_u16.to_be_bytes()[..], &streams.to_be_bytes()].concat();
+        self.send(&frame::new(frame::SETTINGS, 0, 0, &setting)).await;
+    }
+
+    /// The stream of the next request.
+    pub(crate) async fn request(&mut self) -> u32 {
+        loop {
+            let (kind, _, stream, _) = self.next().await.expect("a request comes");
+            if kind == frame::HEADERS {
+                return stream;
+            }
+        }
     }
 
     /// Sends bytes. The waypoint may have closed already.

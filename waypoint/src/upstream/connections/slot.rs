@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tropis_model::{limits, pool::Limits};
 
 use super::{Counts, Lease};
-use crate::body::RequestBody;
+use crate::{body::RequestBody, stages::connect::ConnectError};
 
 /// Connections of HTTP/1.1 that a slot keeps for as long as its pool allows them to be idle.
 const SPARE_CONNECTIONS: usize = 4;
@@ -33,8 +33,13 @@ pub(super) struct Slot {
     connecting: Cell<usize>,
     /// Requests that wait here for a connection.
     waiting: Cell<usize>,
-    /// Told when a connection may have become free.
+    /// Told when a connection may have become free, or could not be made.
     pub(super) news: Notify,
+    /// How many connections could not be made, and why the last one could not.
+    failures: Cell<u64>,
+    failure: RefCell<Option<ConnectError>>,
+    /// Told when a connection could not be made.
+    failed: Notify,
 }
 
 struct Idle {
@@ -199,6 +204,35 @@ impl Slot {
         self.connecting.get() > 0
     }
 
+    /// A connection could not be made: the answer of all who wait for one, before any of them tries for as long again.
+    pub(super) fn failed(&self, error: &ConnectError) {
+        self.failures.set(self.failures.get() + 1);
+        self.failure.replace(Some(error.clone()));
+        self.failed.notify_waiters();
+    }
+
+    /// How many connections could not be made so far, for [`Self::failed_since`].
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.get()
+    }
+
+    /// Why a connection could not be made, if one could not since there were `before` failures.
+    pub(super) fn failed_since(&self, before: u64) -> Option<ConnectError> {
+        self.failure.borrow().clone().filter(|_| self.failures.get() > before)
+    }
+
+    /// Waits until a connection cannot be made, from the first poll on.
+    pub(super) async fn next_failure(&self) -> ConnectError {
+        let before = self.failures();
+        loop {
+            let failed = self.failed.notified();
+            if let Some(error) = self.failed_since(before) {
+                return error;
+            }
+            failed.await;
+        }
+    }
+
     /// Counts a connection that was opened; its number.
     pub(super) fn opened(&self) -> u64 {
         self.open.set(self.open.get() + 1);
@@ -238,10 +272,15 @@ impl Slot {
         let unused = idle[..surplus].partition_point(|idle| now.saturating_duration_since(idle.since) >= SURPLUS_IDLE_LIMIT);
         drop(idle.drain(..unused));
         drop(idle);
-        self.shared.borrow_mut().retain(|connection| {
+        let mut shared = self.shared.borrow_mut();
+        shared.retain(|connection| {
             let limits = connection.limits.borrow();
             connection.is_reusable(&limits) && !(connection.streams.get() == 0 && expired(&limits, connection.idle_since.get()))
         });
+        // A connection that is reminded looks how many streams its peer takes now, of which hyper tells nobody.
+        if let Some(connection) = shared.first().filter(|_| self.waiting.get() > 0) {
+            connection.counts.remind();
+        }
     }
 
     pub(super) fn is_unused(&self) -> bool {
