@@ -2,6 +2,7 @@
 //!
 //! Nothing is read that is not asked for, so a reader that stalls makes the writer wait.
 
+mod budget;
 pub mod download;
 mod upload;
 
@@ -10,6 +11,7 @@ use std::io;
 use thiserror::Error;
 
 pub use self::{
+    budget::Budget,
     download::{Payload, ResponseBody},
     upload::{RequestBody, Upload},
 };

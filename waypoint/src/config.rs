@@ -108,6 +108,9 @@ pub struct HttpLimits {
     pub sniff_wait: Duration,
     /// `TROPIS_MAX_BUFFERED_BODY_BYTES`: a request's body is kept for tries after the first up to this. 1 MiB, as in Istio.
     pub buffered_body_bytes: usize,
+    /// `TROPIS_MAX_BUFFERED_BYTES`: what one worker keeps of the bodies of all its requests together; a request that finds no room is sent
+    /// once. 16 MiB: a hundred times what ordinary requests need, and little beside what a flood of large ones could take.
+    pub kept_bytes: usize,
     /// `TROPIS_MAX_MIRRORS`: copies under way on one worker; more are left out. 1024.
     pub mirrors: usize,
 }
@@ -122,6 +125,7 @@ impl Default for HttpLimits {
             header_timeout: Duration::from_secs(60),
             sniff_wait: Duration::from_secs(1),
             buffered_body_bytes: 1024 * 1024,
+            kept_bytes: 16 * 1024 * 1024,
             mirrors: 1024,
         }
     }
@@ -195,6 +199,7 @@ fn http_limits(from: &Variables<'_>) -> Result<HttpLimits, InvalidSetting> {
         header_timeout: from.duration("TROPIS_HEADER_TIMEOUT", default.header_timeout)?,
         sniff_wait: from.duration("TROPIS_SNIFF_WAIT", default.sniff_wait)?,
         buffered_body_bytes: from.parsed("TROPIS_MAX_BUFFERED_BODY_BYTES", default.buffered_body_bytes, "a number of bytes")?,
+        kept_bytes: from.parsed("TROPIS_MAX_BUFFERED_BYTES", default.kept_bytes, "a number of bytes")?,
         mirrors: from.parsed("TROPIS_MAX_MIRRORS", default.mirrors, "a number")?,
     })
 }

@@ -54,7 +54,7 @@ pub async fn serve(
     NOT_THE_CALLERS.iter().for_each(|name| drop(parts.headers.remove(name)));
     let seen = entry.worker.shared.view.seen();
     let mut report = Box::new(Report::new(&entry, &seen, &parts));
-    let upload = Upload::new(body, entry.worker.shared.config.http.buffered_body_bytes);
+    let upload = Upload::new(body, entry.worker.shared.config.http.buffered_body_bytes, &entry.worker.kept_bodies);
     report.uploads(&upload);
     let answered = journey(&entry, seen.view, upgrades.as_ref(), &parts, &upload, &mut report).await;
     let response = match answered {

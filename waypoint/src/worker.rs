@@ -26,6 +26,7 @@ use tropis_net::{accept, drain::DrainSignal};
 
 use crate::{
     app::Shared,
+    body::Budget,
     config::PlainListener,
     metrics::CounterCache,
     stages::{accept::Room, report::format::Formats},
@@ -63,6 +64,8 @@ pub struct Worker {
     pub open_requests: Rc<Room>,
     /// Copies of requests under way.
     pub open_mirrors: Rc<Room>,
+    /// What requests under way keep of their bodies.
+    pub kept_bodies: Rc<Budget>,
     /// The workload that we are, once the control plane has said so.
     pub own: RefCell<Option<Arc<Workload>>>,
     own_version: Cell<u64>,
@@ -86,6 +89,7 @@ impl Worker {
             open_connections: Rc::default(),
             open_requests: Rc::default(),
             open_mirrors: Rc::default(),
+            kept_bodies: Rc::new(Budget::new(shared.config.http.kept_bytes)),
             own: RefCell::default(),
             own_version: Cell::new(u64::MAX),
             draw: RefCell::new(Draw::new(rand::random())),

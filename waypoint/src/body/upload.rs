@@ -1,6 +1,7 @@
 //! A request's body: read once from the caller, sent once for each try.
 //!
-//! While a route may try again, what was read is kept up to a limit; beyond it the body can be sent only once.
+//! While a route may try again, what was read is kept up to a limit, and while the worker's [`Budget`] for all bodies lasts; beyond either
+//! the body can be sent only once.
 
 use std::{
     cell::RefCell,
@@ -15,7 +16,10 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::BodyError;
+use super::{
+    BodyError,
+    budget::{Budget, Share},
+};
 
 /// What a kept frame counts as, at least: its place in the list, and what the allocator takes for it.
 const KEPT_FRAME_BYTES: usize = 256;
@@ -36,8 +40,10 @@ struct Source {
     kept: Vec<Kept>,
     /// The next of the kept frames that the reader sends.
     next: usize,
-    /// How much may still be kept.
+    /// How much may still be kept of this body.
     room: usize,
+    /// What is kept of the worker's budget.
+    share: Share,
     /// Not everything that was read is kept.
     is_cut: bool,
     bytes: u64,
@@ -69,8 +75,8 @@ impl Kept {
 }
 
 impl Upload {
-    /// Wraps what arrives, keeping at most `limit` bytes of it for tries after the first.
-    pub fn new(incoming: Incoming, limit: usize) -> Self {
+    /// Wraps what arrives, keeping at most `limit` bytes of it for tries after the first, and no more than `budget` leaves.
+    pub fn new(incoming: Incoming, limit: usize, budget: &Rc<Budget>) -> Self {
         if incoming.is_end_stream() {
             return Self { source: None };
         }
@@ -80,6 +86,7 @@ impl Upload {
             kept: Vec::new(),
             next: 0,
             room: limit,
+            share: budget.share(),
             is_cut: limit == 0,
             bytes: 0,
             is_ended: false,
@@ -139,12 +146,13 @@ impl Upload {
         Poll::Ready(source.progressed)
     }
 
-    /// A copy for a mirror, when the whole of it was read and kept.
+    /// A copy for a mirror, when the whole of it was read and kept, and the budget lasts for it.
     pub fn copy(&self) -> Option<RequestBody> {
         let Some(source) = &self.source else { return Some(RequestBody::empty()) };
         let source = source.borrow();
         let is_whole = (source.is_ended || source.incoming.is_end_stream()) && !source.is_cut && !source.is_broken;
-        is_whole.then(|| RequestBody::reading(Reading::Copy(source.kept.clone().into_iter())))
+        let share = source.share.again().filter(|_| is_whole)?;
+        Some(RequestBody::reading(Reading::Copy { kept: source.kept.clone().into_iter(), _share: share }))
     }
 
     /// A handle on the same body, for counting.
@@ -163,9 +171,14 @@ impl Source {
     /// Lets go of what is kept once all of it was sent and nobody will ask for it again.
     fn forget_sent(&mut self) {
         if self.is_cut && self.next >= self.kept.len() {
-            self.kept = Vec::new();
-            self.next = 0;
+            self.forget();
         }
+    }
+
+    fn forget(&mut self) {
+        self.kept = Vec::new();
+        self.next = 0;
+        self.share.clear();
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -200,18 +213,17 @@ impl Source {
 
     /// Counts a frame, and keeps it while there is room.
     fn take(&mut self, frame: &Frame<Bytes>) {
-        let length = frame.data_ref().map_or(0, Bytes::len);
-        self.bytes += length as u64;
+        self.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
         if self.incoming.is_end_stream() {
             self.is_ended = true;
         }
         if self.is_cut {
             return;
         }
-        let cost = length.max(KEPT_FRAME_BYTES);
-        if cost > self.room {
+        let cost = cost(frame);
+        if cost > self.room || !self.share.grow(cost) {
             self.is_cut = true;
-            self.kept = Vec::new();
+            self.forget();
             return;
         }
         self.room -= cost;
@@ -224,6 +236,13 @@ impl Source {
     }
 }
 
+/// What a frame counts as when it is kept.
+fn cost(frame: &Frame<Bytes>) -> usize {
+    let of_trailers = |trailers: &HeaderMap| trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let length = frame.data_ref().map(Bytes::len).or_else(|| frame.trailers_ref().map(of_trailers));
+    length.unwrap_or(0).max(KEPT_FRAME_BYTES)
+}
+
 /// The body of one try; `None` is no body. Boxed: hyper has room for 64 requests in each connection to an endpoint, 20 KiB of memory, and
 /// 16 with a body that is a pointer.
 #[derive(Debug)]
@@ -234,7 +253,7 @@ enum Reading {
     /// What is kept, then what comes.
     Live { source: Rc<RefCell<Source>>, number: u32 },
     /// What was kept when all had come.
-    Copy(std::vec::IntoIter<Kept>),
+    Copy { kept: std::vec::IntoIter<Kept>, _share: Share },
 }
 
 impl RequestBody {
@@ -255,7 +274,7 @@ impl Body for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let (source, number) = match self.get_mut().0.as_deref_mut() {
             None => return Poll::Ready(None),
-            Some(Reading::Copy(kept)) => return Poll::Ready(kept.next().map(|kept| Ok(kept.frame()))),
+            Some(Reading::Copy { kept, .. }) => return Poll::Ready(kept.next().map(|kept| Ok(kept.frame()))),
             Some(Reading::Live { source, number }) => (source, number),
         };
         let mut source = source.borrow_mut();
@@ -276,7 +295,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self.0.as_deref() {
             None => true,
-            Some(Reading::Copy(kept)) => kept.len() == 0,
+            Some(Reading::Copy { kept, .. }) => kept.len() == 0,
             Some(Reading::Live { source, .. }) => {
                 let source = source.borrow();
                 source.next >= source.kept.len() && (source.is_ended || source.incoming.is_end_stream())
@@ -287,7 +306,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self.0.as_deref() {
             None => SizeHint::with_exact(0),
-            Some(Reading::Copy(kept)) => {
+            Some(Reading::Copy { kept, .. }) => {
                 let length = |kept: &Kept| if let Kept::Data(data) = kept { data.len() as u64 } else { 0 };
                 SizeHint::with_exact(kept.as_slice().iter().map(length).sum())
             }

@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,6 +12,7 @@ use http::{Method, Request, Response};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use serde_json::json;
+use tokio::{sync::Notify, task::spawn_local};
 use tropis_model::{
     pool::{Limits, Pool},
     route::{Forward, PortProtocol, Retries, RetryOn, RouteAction},
@@ -23,7 +25,11 @@ use crate::{
 };
 
 fn world(change: impl FnOnce(&mut Forward, &mut Pool)) -> World {
-    let world = World::new();
+    world_with(&[], change)
+}
+
+fn world_with(settings: &[(&str, &str)], change: impl FnOnce(&mut Forward, &mut Pool)) -> World {
+    let world = World::at("127.0.0.1:0", settings);
     let (mut forward, mut pool) = (forward(vec![to("reviews", None)]), pool("reviews", None));
     change(&mut forward, &mut pool);
     let routes = vec![route("default", Vec::new(), RouteAction::Forward(Box::new(forward)))];
@@ -149,6 +155,54 @@ fn many_small_pieces_are_kept_only_as_far_as_their_cost_allows() {
         let few = Request::post("http://reviews/few").body(pieces(64, "x")).unwrap();
         assert_eq!(text(sender.send_request(few).await.unwrap()).await, (200, "64".into()));
         assert_eq!(served.get(), 3, "tried again");
+    });
+}
+
+#[test]
+fn bodies_are_kept_for_another_try_only_as_far_as_they_fit_on_their_worker_together() {
+    run(async {
+        let world = world_with(&[("TROPIS_MAX_BUFFERED_BYTES", "65536")], |forward, _| forward.retries = on_server_errors(1));
+        let (arrived, served, over) = (Rc::<Cell<usize>>::default(), Rc::<Cell<usize>>::default(), Arc::new(Notify::new()));
+        let app = world
+            .app({
+                let (arrived, served) = (arrived.clone(), served.clone());
+                move |request: Request<Incoming>| {
+                    let (arrived, served) = (arrived.clone(), served.clone());
+                    async move {
+                        let is_held = request.uri().path() == "/held";
+                        let mut body = request.into_body();
+                        while let Some(frame) = body.frame().await {
+                            arrived.set(arrived.get() + frame.unwrap().data_ref().map_or(0, Bytes::len) * usize::from(is_held));
+                        }
+                        served.set(served.get() + 1);
+                        let status = if is_held || served.get() % 2 == 0 { 200 } else { 503 };
+                        Response::builder().status(status).body(full("")).unwrap()
+                    }
+                }
+            })
+            .await;
+        world.endpoint("reviews", "v1", &app);
+        // 48 KiB come, and the end of it only when it is told to.
+        let held = futures_util::stream::unfold((0, over.clone()), |(sent, over)| async move {
+            if sent == 3 {
+                over.notified().await;
+                return None;
+            }
+            Some((Ok(Frame::data(Bytes::from_static(&[0; 16 * 1024]))), (sent + 1, over)))
+        });
+        let mut holder = world.http1("cart", "10.96.0.1:9080").await;
+        let holding = spawn_local(async move { fetch(&mut holder, post("/held", StreamBody::new(held).boxed_unsync())).await.0 });
+        while arrived.get() < 48 * 1024 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let mut sender = world.http1("cart", "10.96.0.1:9080").await;
+        let small = |path| post(path, full(vec![b'x'; 32 * 1024]));
+        assert_eq!(fetch(&mut sender, small("/no-room")).await.0, 503, "it is sent once");
+        assert_eq!(served.get(), 1);
+        over.notify_one();
+        assert_eq!(holding.await.unwrap(), 200);
+        assert_eq!(fetch(&mut sender, small("/room-again")).await.0, 200, "it is tried again");
+        assert_eq!(served.get(), 4);
     });
 }
 
