@@ -13,8 +13,8 @@ use crate::{
 /// The new path with its query. `matched` is the match that hit; without one, or without a `uri` in it, the prefix is `/`.
 ///
 /// A prefix and what follows it are joined as they are (`/a` to `/` makes `//c` of `/a/c`, as in Istio); only a path that would not begin
-/// with a slash gets one. Errors when two harmless halves make a dot segment (`/a` to `/b/` with `/a../c`): refuse it with 400, because
-/// the upstream would climb where policy saw none.
+/// with a slash gets one. Errors when two harmless halves make a dot segment (`/a` to `/b/` with `/a../c`), also one beside an escaped slash
+/// (`/a..%2Fc`): refuse it with 400, because the upstream would climb where policy saw none.
 pub fn path(rewrite: &PathRewrite, matched: Option<&RequestMatch>, path: &str, query: Option<&str>) -> Result<String, AmbiguousPath> {
     let mut changed = changed(rewrite, matched, path);
     if !changed.starts_with('/') {

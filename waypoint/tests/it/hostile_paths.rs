@@ -6,7 +6,7 @@ use tropis_model::{
     policy::{PolicyKey, StringMatch},
     request::{PathNormalization, canonical},
     request_policy::{Attachment, OperationMatch, PathMatch, RequestAction, RequestPolicy, RequestRule},
-    route::{Host, PortProtocol, RequestMatch, RouteAction, TextMatch},
+    route::{Host, PathRewrite, PortProtocol, RequestMatch, Rewrite, RouteAction, TextMatch},
     view::Change,
 };
 
@@ -176,6 +176,32 @@ fn should(seen: Seen, is_guarded: bool) -> (u16, Vec<(String, Vec<String>)>) {
 fn got(witness: &Witness) -> Vec<(String, Vec<String>)> {
     let owned = |values: Vec<&str>| values.into_iter().map(str::to_owned).collect();
     witness.take().iter().map(|sent| (sent.target().to_owned(), owned(sent.all("x-route")))).collect()
+}
+
+#[test]
+fn a_rewrite_makes_no_dot_segment_of_what_policy_saw_without_one() {
+    run(async {
+        let matched = RequestMatch { uri: Some(TextMatch::Prefix("/a".into())), ..RequestMatch::default() };
+        let mut rewriting = forward(vec![to("reviews", None)]);
+        rewriting.rewrite = Some(Rewrite { path: Some(PathRewrite::Matched("/b/".into())), authority: None });
+        let action = RouteAction::Forward(Box::new(rewriting));
+        let rewrites = host("reviews", PortProtocol::Http, vec![route("rewrites", vec![matched], action)], vec![pool("reviews", None)]);
+        let (world, witness) = before_witness(rewrites, &[]).await;
+        for (sent, arrives) in [
+            ("/ax", Some("/b/x")),
+            ("/a.%2Fadmin.", None),
+            ("/a..%2Fadmin", None),
+            ("/a..%5cadmin", None),
+            ("/a../admin", None),
+            ("/a...%2Fadmin", Some("/b/...%2Fadmin")),
+        ] {
+            for (way, ask) in ASKS {
+                assert_eq!(ask(&world, sent).await, if arrives.is_some() { 200 } else { 400 }, "{way}: {sent}");
+                let arrived: Vec<String> = witness.take().iter().map(|sent| sent.target().to_owned()).collect();
+                assert_eq!(arrived, Vec::from_iter(arrives), "{way}: {sent}");
+            }
+        }
+    });
 }
 
 /// On a port that nobody declared, what does not begin like HTTP is passed on as it is, and an application may find HTTP in it after all.

@@ -84,9 +84,10 @@ pub fn canonical(target: &str, normalization: PathNormalization) -> Result<Canon
     Ok(CanonicalPath { path: resolved.into(), query })
 }
 
-/// Whether a path has a segment `.` or `..`, escaped or not, with parameters or not.
+/// Whether a path has a segment `.` or `..`, escaped or not, with parameters or not; or would have one for a reader that decodes its
+/// slashes, in whichever case these are escaped.
 pub fn has_dot_segment(path: &str) -> bool {
-    path.split(['/', '\\']).any(|segment| dots(segment).is_some())
+    path.split(['/', '\\']).any(|segment| dots(segment).is_some() || hides_dots(segment))
 }
 
 /// A cheap look that most paths pass: nothing in it could need work.
@@ -161,9 +162,24 @@ fn resolve(path: &str) -> Result<String, AmbiguousPath> {
     Ok(resolved)
 }
 
-/// Whether a segment, whose escapes are in their only spelling, would hold a dot segment for a reader that decodes its slashes.
+/// Whether a segment would hold a dot segment for a reader that decodes its slashes.
 fn hides_dots(segment: &str) -> bool {
-    segment.contains('%') && segment.split("%2F").flat_map(|part| part.split("%5C")).any(|part| dots(part).is_some())
+    if !segment.contains('%') {
+        return false;
+    }
+    let mut rest = segment;
+    loop {
+        let Some(at) = escaped_slash(rest) else { return rest.len() < segment.len() && dots(rest).is_some() };
+        if dots(&rest[..at]).is_some() {
+            return true;
+        }
+        rest = &rest[at + 3..];
+    }
+}
+
+/// Where the first escaped slash begins.
+fn escaped_slash(text: &str) -> Option<usize> {
+    text.as_bytes().windows(3).position(|escape| escape[0] == b'%' && matches!(self::escaped(Some(&escape[1..])), Some(b'/' | b'\\')))
 }
 
 #[derive(PartialEq, Eq)]

@@ -113,6 +113,12 @@ fn a_rewrite_that_makes_a_dot_segment_is_refused() {
         (to("/b/.."), uri(TextMatch::PathPrefix("/a".into())), "/a/x"),
         (pattern("x", "."), prefix("/"), "/b/x./c"),
         (pattern("/a(.*)", "/b/\\1"), prefix("/"), "/a%2e%2e/c"),
+        (to("/b/"), prefix("/a"), "/a..%2Fadmin"),
+        (to("/b/"), prefix("/a"), "/a..%2fadmin"),
+        (to("/b/"), prefix("/a"), "/a.%5Cadmin"),
+        (to("/b%2F"), prefix("/a"), "/a..%2Fadmin"),
+        (to("/b%2f"), prefix("/a"), "/a.."),
+        (pattern("x", "%2F"), prefix("/"), "/bx..xadmin"),
     ] {
         assert_eq!(path(&rewrite, Some(&matched), from, None), Err(AmbiguousPath::RewrittenDotSegment), "{from}");
     }
@@ -263,9 +269,9 @@ fn what_is_no_header_is_an_error() {
 proptest! {
     #[test]
     fn a_rewritten_path_begins_with_a_slash_and_has_no_new_dot_segment(
-        matched in "/[ab./]{0,3}",
-        replacement in "[/ab.]{0,4}",
-        rest in "[/ab.]{0,5}",
+        matched in "/([ab./]|%2F){0,3}",
+        replacement in "([/ab.]|%2f|%5C){0,4}",
+        rest in "([/ab.]|%2F|%5c){0,5}",
     ) {
         let from = format!("{matched}{rest}");
         for matched in [prefix(&matched), uri(TextMatch::PathPrefix(matched.as_str().into())), RequestMatch::default()] {
