@@ -5,6 +5,7 @@
 
 pub mod attempt;
 pub mod deadline;
+mod framing;
 pub(crate) mod head;
 mod mirror;
 mod upgrading;
@@ -26,12 +27,12 @@ use tropis_model::{
     workload::Workload,
 };
 
-pub use self::upgrading::Upgrading;
 use self::{
     attempt::{Attempt, Failed},
     deadline::Deadline,
     head::Outgoing,
 };
+pub use self::{framing::MalformedResponse, upgrading::Upgrading};
 use super::{
     Failure,
     authorize::TargetPermit,
@@ -71,7 +72,7 @@ pub enum ForwardError {
     },
     /// The endpoint's response is none.
     #[error("the endpoint's response is malformed")]
-    Malformed(#[source] Rc<hyper::Error>),
+    Malformed(#[source] MalformedResponse),
     /// The caller broke off while it sent its body.
     #[error("the caller broke off while it sent its body")]
     Caller(#[source] Rc<hyper::Error>),

@@ -16,6 +16,7 @@ mod flow_pools;
 mod hostile_floods;
 mod hostile_hosts;
 mod hostile_paths;
+mod hostile_responses;
 mod hostile_smuggling;
 mod log;
 mod pools;

@@ -11,7 +11,7 @@ use tropis_model::{
     service::AppProtocol,
 };
 
-use super::{ForwardError, Tries, deadline, deadline::Deadline, head};
+use super::{ForwardError, MalformedResponse, Tries, deadline, deadline::Deadline, framing, head};
 use crate::{
     body::{Payload, RequestBody, download::Relayed},
     reply::grpc_status_in,
@@ -153,6 +153,7 @@ impl Attempt<'_, '_> {
             match lease.send(request).await {
                 Ok(response) => {
                     let took = sent_at.elapsed();
+                    framing::check(&response, false).map_err(Ended::of_malformed)?;
                     return Ok(Exchanged { response, lease, held, took });
                 }
                 Err(mut error) => match error.take_message() {
@@ -173,11 +174,7 @@ impl Attempt<'_, '_> {
             return Ended { failed: ForwardError::Caller(cause).into(), seen: outlier::Outcome::Reset };
         }
         if cause.is_parse() || cause.is_parse_too_large() || cause.is_parse_status() {
-            let failed = Failed {
-                failure: Box::new(ForwardError::Malformed(cause).into()),
-                outcome: Some(TryOutcome::Reset { request_sent: true }),
-            };
-            return Ended { failed, seen: outlier::Outcome::Broken };
+            return Ended::of_malformed(MalformedResponse::Unreadable(cause));
         }
         let outcome = match is_refused_stream(&cause) {
             true => TryOutcome::RefusedStream,
@@ -208,6 +205,12 @@ struct Ended {
 }
 
 impl Ended {
+    fn of_malformed(malformed: MalformedResponse) -> Self {
+        let failure = Box::new(ForwardError::Malformed(malformed).into());
+        let failed = Failed { failure, outcome: Some(TryOutcome::Reset { request_sent: true }) };
+        Self { failed, seen: outlier::Outcome::Broken }
+    }
+
     fn of_connection(error: AcquireError) -> Self {
         match error {
             AcquireError::Full(overflow) => Self { failed: BalanceError::Full(overflow).into(), seen: outlier::Outcome::Connected },

@@ -7,7 +7,7 @@ use std::{rc::Rc, time::Duration};
 use tokio::{sync::oneshot, task::spawn_local};
 use tropis_model::outlier;
 
-use super::{ForwardError, Tries, attempt, deadline, deadline::Deadline, head};
+use super::{ForwardError, Tries, attempt, deadline, deadline::Deadline, framing, head};
 use crate::{
     body::{Payload, download::Relayed},
     request::Answered,
@@ -121,5 +121,6 @@ async fn exchange(
         let closed = error.is_closed() || error.is_canceled() || error.is_incomplete_message();
         (ForwardError::Reset { closed, cause: Rc::new(error) }.into(), outlier::Outcome::Reset)
     })?;
+    framing::check(&response, true).map_err(|malformed| (ForwardError::Malformed(malformed).into(), outlier::Outcome::Broken))?;
     Ok(Exchanged { response, upstream, held_connection, held_request })
 }
