@@ -75,19 +75,22 @@ impl<'e> Exchange<'e> {
     }
 }
 
-/// Passes a request through the filters, until one answers it.
-pub async fn request(exchange: &mut Exchange<'_>, report: &mut Report) -> Option<Answer> {
+/// Passes a request through the filters, until one answers it, or fails.
+pub async fn request(exchange: &mut Exchange<'_>, report: &mut Report) -> Result<Option<Answer>, RouteError> {
     for filter in ORDER {
         let answer = match filter {
             Filter::Fault => fault::request(exchange, report).await,
             Filter::Cors => cors::request(exchange),
-            Filter::Headers => headers::request(exchange),
+            Filter::Headers => {
+                headers::request(exchange)?;
+                None
+            }
         };
         if answer.is_some() {
-            return answer;
+            return Ok(answer);
         }
     }
-    None
+    Ok(None)
 }
 
 /// Passes a response through the filters.

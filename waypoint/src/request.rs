@@ -116,7 +116,7 @@ async fn journey(
     let permit = authorize::target(&journey, report)?;
     let routed = report.routed(worker.draw(|draw| route::find(&host, &facts, draw))?);
     let mut exchange = filters::Exchange::new(&journey, &routed, parts);
-    let answered = match filters::request(&mut exchange, report).await {
+    let answered = match filters::request(&mut exchange, report).await? {
         Some(answer) => Answered::Response(local(answer, report)),
         None => act(&journey, &routed, permit, &mut exchange, upload, report).await?,
     };

@@ -6,28 +6,23 @@ use tropis_model::{
     route::{HeaderChanges, HeaderOperations},
 };
 
-use super::{Answer, Exchange};
-use crate::stages::{Failure, route::RouteError};
+use super::Exchange;
+use crate::stages::route::RouteError;
 
-pub(super) fn request(exchange: &mut Exchange<'_>) -> Option<Answer> {
+pub(super) fn request(exchange: &mut Exchange<'_>) -> Result<(), RouteError> {
     let changes = [Some(&exchange.route().headers), exchange.routed.destination().map(|destination| &destination.headers)];
     let changes: [Option<&HeaderOperations>; 2] =
         changes.map(|changes| changes.map(|changes| &changes.request).filter(|one| !is_empty(one)));
     if changes.iter().all(Option::is_none) {
-        return None;
+        return Ok(());
     }
     let mut headers = exchange.parts.headers.clone();
     for operations in changes.into_iter().flatten() {
-        match rewrite::headers(operations, &mut headers, rewrite::literal) {
-            Ok(authority) => exchange.authority = authority.or(exchange.authority.take()),
-            Err(error) => {
-                let failure = Failure::from(RouteError::Header(error));
-                return Some(Answer { reply: *failure.reply, flags: failure.flags, details: "invalid_header_change" });
-            }
-        }
+        let authority = rewrite::headers(operations, &mut headers, rewrite::literal).map_err(RouteError::Header)?;
+        exchange.authority = authority.or(exchange.authority.take());
     }
     exchange.changed = Some(headers);
-    None
+    Ok(())
 }
 
 pub(super) fn response(exchange: &Exchange<'_>, response: &mut HeaderMap) -> Result<(), RouteError> {

@@ -321,3 +321,18 @@ fn a_policy_that_selects_the_endpoint_is_decided_for_it() {
         assert_eq!((world.get("/").await.0, world.get("/").await.0), (200, 200), "the policy is gone");
     });
 }
+
+#[test]
+fn a_header_change_that_makes_no_header_says_so_in_the_log() {
+    run(async {
+        let world = World::new();
+        let mut changes = route("changes", vec![], to_reviews());
+        changes.headers.request.set = vec![("no header".into(), "x".into())];
+        world.service("reviews", "10.96.0.1", AppProtocol::Http11, routes(vec![changes]));
+        assert_eq!(world.get("/no/header").await.0, 500);
+        let line = log::wait_for(&[("path", "/no/header")]).await;
+        assert_eq!((&line["stage"], &line["reason"]), (&json!("route"), &json!("bad_request")));
+        assert_eq!(line["response_code_details"], json!("invalid_header_change"));
+        assert!(log::text(&line["upstream_transport_failure_reason"]).contains("no header"), "{line}");
+    });
+}
