@@ -193,14 +193,21 @@ impl PodHandle {
         Ok(())
     }
 
-    /// The memory of its processes that is theirs alone, in bytes (`RssAnon` of proc(5)).
-    pub fn resident_bytes(&self) -> u64 {
-        let own = |id: u32| {
-            let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
-            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-            line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
-        };
-        cgroup::processes(&self.pod.group).into_iter().map(own).sum()
+    /// The memory of its processes that is theirs alone, in bytes (`RssAnon` of proc(5)). Fails once they are gone: nobody's memory is not
+    /// little memory.
+    pub fn resident_bytes(&self) -> io::Result<u64> {
+        memory_of(cgroup::processes(&self.pod.group))
+    }
+
+    /// Keeps in `highest` the most memory that they have had ([`Self::resident_bytes`]); ends when they are gone.
+    pub async fn watch_memory(&self, highest: &mut u64) -> io::Error {
+        loop {
+            match self.resident_bytes() {
+                Ok(bytes) => *highest = bytes.max(*highest),
+                Err(gone) => return gone,
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     fn launch(&self, arguments: &[&str]) -> Launch {
@@ -247,5 +254,32 @@ impl PodProcess {
     /// Whether it still runs.
     pub fn runs(&self) -> bool {
         self.process.status().is_none()
+    }
+}
+
+/// See [`PodHandle::resident_bytes`]. One of several processes may have ended just now.
+fn memory_of(processes: impl IntoIterator<Item = u32>) -> io::Result<u64> {
+    let own = |id: u32| {
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+        Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+    };
+    match processes.into_iter().filter_map(own).sum() {
+        0 => Err(io::Error::new(io::ErrorKind::NotFound, "none of its processes is there any more")),
+        bytes => Ok(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_that_of_processes_that_are_there() {
+        let own = std::process::id();
+        assert!(memory_of([own]).unwrap() > 0);
+        assert!(memory_of([own, u32::MAX]).unwrap() > 0);
+        assert_eq!(memory_of([u32::MAX]).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(memory_of([]).is_err());
     }
 }
