@@ -1,8 +1,8 @@
 //! The relay: bytes between two streams until both directions have ended, with nothing added and nothing lost.
 //!
 //! Each direction ends by itself: a FIN is passed on at once and the other direction goes on. A reset is passed on as a reset. There
-//! is no idle timeout; who wants one watches the control and stops it. The loop allocates nothing, locks nothing and logs nothing (buffers: `block.rs`; what a side of the relay has
-//! to offer: [`RelayStream`]). Where to start: [`relay`].
+//! is no idle timeout; who wants one watches the control and stops it. The loop allocates nothing, locks nothing and logs nothing
+//! (buffers: `block.rs`; what a side of the relay has to offer: [`RelayStream`]). Where to start: [`relay`].
 
 mod control;
 mod direction;
