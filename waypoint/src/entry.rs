@@ -10,6 +10,7 @@ use std::{
 
 use http::HeaderValue;
 use tropis_model::{
+    attached::is_ours,
     identity::Identity,
     route::{Caller, Host},
     view::View,
@@ -37,10 +38,21 @@ pub struct Entry {
     pub addressed: Addressed,
     /// Its identity was proved, and ours to it.
     pub mutual_tls: bool,
+    /// The way of what is addressed, as the view of this version says.
+    way: Cell<(u64, Way)>,
     /// The host that was made up for a workload that is addressed itself, with the view's version that it is of.
-    /// Whether what is addressed has another way now, as the view of this version says.
-    pub left: Cell<(u64, bool)>,
     made: RefCell<Option<(u64, Arc<Host>)>>,
+}
+
+/// Whether what a connection addresses is reached through this waypoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// It is.
+    Here,
+    /// It goes through another one, or through none; it is served still, for what is under way.
+    Elsewhere,
+    /// It is not known here any more: what is asked of it is refused.
+    Nowhere,
 }
 
 impl Entry {
@@ -62,7 +74,7 @@ impl Entry {
             source_text,
             addressed,
             mutual_tls,
-            left: Cell::new((u64::MAX, false)),
+            way: Cell::new((u64::MAX, Way::Here)),
             made: RefCell::default(),
         }
     }
@@ -83,6 +95,30 @@ impl Entry {
                 Ok(host)
             }
         }
+    }
+
+    /// The way of what is addressed now. Looked up once a view.
+    pub fn way(&self) -> Way {
+        let view = self.worker.shared.view.load();
+        let (version, way) = self.way.get();
+        if version == view.version() {
+            return way;
+        }
+        let way = self.way_in(&view);
+        self.way.set((view.version(), way));
+        way
+    }
+
+    fn way_in(&self, view: &View) -> Way {
+        if self.host(view).is_err() {
+            return Way::Nowhere;
+        }
+        let config = &self.worker.shared.config;
+        let (Addressed::Service { name, .. }, Some(waypoint)) = (&self.addressed, view.waypoint(&config.gateway)) else { return Way::Here };
+        let own = view.service(name).and_then(|service| service.waypoint.as_ref());
+        // Behind a listener of our own nobody is attached.
+        let by_tunnel = self.caller.identity.is_some();
+        if by_tunnel && !own.is_some_and(|own| is_ours(view, waypoint, &config.network, own)) { Way::Elsewhere } else { Way::Here }
     }
 }
 

@@ -23,7 +23,6 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Notify;
 use tropis_net::drain::{DrainSignal, Phase};
 
 use self::{
@@ -32,7 +31,7 @@ use self::{
 };
 use crate::{
     config::HttpLimits,
-    entry::Entry,
+    entry::{Entry, Way},
     request,
     stages::identify::{IdentifyError, Unreadable},
     stream::Stream,
@@ -88,7 +87,7 @@ async fn serve_http1(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
             let (entry, drain) = (entry.clone(), drain.clone());
             async move {
                 let mut response = serving.await?;
-                let ends = unreadable.is_some() || drain.phase() > Phase::Running || leaving::has_left(&entry);
+                let ends = unreadable.is_some() || drain.phase() > Phase::Running || entry.way() != Way::Here;
                 if ends && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                     // Nobody knows where the next request begins, or it goes another way.
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -100,18 +99,18 @@ async fn serve_http1(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
     let followed = Followed::new(stream, follower, limits.header_timeout);
     let mut connection = http1_builder(limits).serve_connection(TokioIo::new(followed), service);
     let (mut to_drain, mut to_cut) = (drain.clone(), drain);
-    let (mut draining, mut cut) = (pin!(late_in_drain(&mut to_drain, quiet_drain(&entry))), pin!(to_cut.cut()));
-    let mut is_draining = false;
+    let (mut idle, mut cut) = (pin!(idle_too_long(&entry, &mut to_drain)), pin!(to_cut.cut()));
+    let mut is_ending = false;
     let end = loop {
         tokio::select! {
             // What has arrived is served before anything is closed.
             biased;
             end = &mut connection => break end,
-            () = &mut draining, if !is_draining => {
-                is_draining = true;
+            () = &mut idle, if !is_ending => {
+                is_ending = true;
                 std::pin::Pin::new(&mut connection).graceful_shutdown();
             }
-            () = &mut cut, if is_draining => return,
+            () = &mut cut => return,
         }
     };
     match end {
@@ -148,23 +147,34 @@ fn buffer_bytes(limits: &HttpLimits) -> usize {
 /// How long connections without a request stay in a drain, in which each response asks its caller not to send another: as long as Istio's
 /// proxies stay, `terminationDrainDuration`.
 const QUIET_DRAIN: Duration = Duration::from_secs(5);
+/// How long a connection of HTTP/2 stays when what it addresses has another way: whoever is told at once to open another one may be sent
+/// here again, since node proxies hear of it in the same moment.
+const HEARSAY: Duration = Duration::from_secs(1);
 
 /// As long, or half of the time that there is.
-pub fn quiet_drain(entry: &Entry) -> Duration {
+fn quiet_drain(entry: &Entry) -> Duration {
     QUIET_DRAIN.min(entry.worker.shared.config.drain_limit / 2)
 }
 
-/// Waits until a drain has gone on for so long. Until then a connection without requests stays: one may be on its way already, and each
-/// response tells the caller not to send another (`connection: close`).
-pub async fn late_in_drain(drain: &mut DrainSignal, quiet: Duration) {
-    drain.draining().await;
-    tokio::time::sleep(quiet).await;
+/// Waits until a connection without requests has no reason to stay: a drain has gone on for long, or what is addressed has had another way
+/// for as long. Until then it stays: a request may be on its way already, and each response tells the caller not to send another
+/// (`connection: close`).
+pub async fn idle_too_long(entry: &Entry, drain: &mut DrainSignal) {
+    let quiet = quiet_drain(entry);
+    let late_in_drain = async {
+        drain.draining().await;
+        tokio::time::sleep(quiet).await;
+    };
+    tokio::select! {
+        () = late_in_drain => {}
+        () = leaving::left(entry, quiet) => {}
+    }
 }
 
 async fn serve_http2(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
-    let (churn, left) = (Rc::new(Churn::default()), Rc::new(Notify::new()));
+    let churn = Rc::new(Churn::default());
     let service = service_fn({
-        let (entry, churn, left) = (entry.clone(), churn.clone(), left.clone());
+        let (entry, churn) = (entry.clone(), churn.clone());
         move |mut request: Request<Incoming>| {
             let turn = churn.begin();
             let limit = entry.worker.shared.config.http.headers;
@@ -172,9 +182,6 @@ async fn serve_http2(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
                 request.extensions_mut().insert(Unreadable::Headers { limit });
             }
             arrival::http2(request.headers_mut());
-            if leaving::has_left(&entry) {
-                left.notify_one();
-            }
             let serving = Box::pin(request::serve(entry.clone(), None, request));
             async move { serving.await.map(|response| response.map(|body| Answering::new(body, turn))) }
         }
@@ -182,21 +189,23 @@ async fn serve_http2(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
     let limits = &entry.worker.shared.config.http;
     let mut connection = pin!(http2_builder(limits).serve_connection(TokioIo::new(stream), service));
     let (mut to_drain, mut to_cut) = (drain.clone(), drain);
-    let (mut draining, mut cut) = (pin!(to_drain.draining()), pin!(to_cut.cut()));
-    let (mut is_draining, mut is_leaving) = (false, false);
+    let ending = async {
+        tokio::select! {
+            () = to_drain.draining() => {}
+            () = leaving::left(&entry, HEARSAY.min(quiet_drain(&entry))) => {}
+        }
+    };
+    let (mut ending, mut cut) = (pin!(ending), pin!(to_cut.cut()));
+    let mut is_ending = false;
     let end = loop {
         tokio::select! {
             biased;
             end = &mut connection => break end,
-            () = &mut draining, if !is_draining => {
-                is_draining = true;
+            () = &mut ending, if !is_ending => {
+                is_ending = true;
                 connection.as_mut().graceful_shutdown();
             }
-            () = left.notified(), if !is_draining && !is_leaving => {
-                is_leaving = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = &mut cut, if is_draining => return,
+            () = &mut cut => return,
             () = churn.too_much() => {
                 tracing::warn!(caller = %entry.source_address, "a connection of HTTP/2 gives its requests up as soon as it has made them");
                 connection.as_mut().graceful_shutdown();

@@ -117,12 +117,11 @@ async fn serve_stream(entry: Rc<Entry>, stream: Stream, mut drain: DrainSignal) 
         Err(error) => return refused(&error.into(), entry.source_address),
     };
     let limits = &entry.worker.shared.config.http;
-    let quiet = http_server::quiet_drain(&entry);
     let sniffed = tokio::select! {
         biased;
         sniffed = sniff::protocol(stream, protocol, limits) => sniffed,
         // It has said nothing yet.
-        () = http_server::late_in_drain(&mut drain, quiet) => return,
+        () = http_server::idle_too_long(&entry, &mut drain) => return,
     };
     match sniffed {
         Ok((Sniffed::Http(spoken), stream)) => http_server::serve(entry, stream, spoken, drain).await,

@@ -1,27 +1,35 @@
-//! Whether what a connection addresses has another way now: its service is not, or no longer, attached to this waypoint, which knows it still
-//! for what is under way. Then the connection ends with the response that it is about, and its caller's next one takes the other way.
+//! What a connection addresses may get another way while the connection is open: its service is not, or no longer, attached to this
+//! waypoint, which knows it still for what is under way; then it is forgotten. The connection ends, also when nobody asks anything on it,
+//! and its caller's next one takes the other way.
 
-use tropis_model::{attached::is_ours, view::View};
+use std::{future::pending, time::Duration};
 
-use crate::{entry::Entry, stages::resolve::Addressed};
+use tokio::time::{Instant, sleep_until};
 
-/// Whether the caller had better open another connection. Looked up once a view.
-pub(super) fn has_left(entry: &Entry) -> bool {
-    let view = entry.worker.shared.view.load();
-    let (version, left) = entry.left.get();
-    if version == view.version() {
-        return left;
+use crate::entry::{Entry, Way};
+
+/// Waits until what the connection addresses has had another way for so long; no longer once it is forgotten, since what still comes is
+/// refused.
+pub(super) async fn left(entry: &Entry, quiet: Duration) {
+    let mut changes = entry.worker.shared.view.subscribe();
+    let mut since = None;
+    loop {
+        match entry.way() {
+            Way::Here => since = None,
+            Way::Elsewhere => _ = since.get_or_insert_with(Instant::now),
+            Way::Nowhere => return,
+        }
+        let is_over = async {
+            match since {
+                Some(since) => sleep_until(since + quiet).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            () = is_over => return,
+            changed = changes.changed() => if changed.is_err() {
+                pending::<()>().await;
+            },
+        }
     }
-    let left = goes_elsewhere(entry, &view);
-    entry.left.set((view.version(), left));
-    left
-}
-
-fn goes_elsewhere(entry: &Entry, view: &View) -> bool {
-    let Addressed::Service { name, .. } = &entry.addressed else { return false };
-    let shared = &entry.worker.shared;
-    let (Some(waypoint), Some(service)) = (view.waypoint(&shared.config.gateway), view.service(name)) else { return false };
-    // Behind a listener of our own nobody is attached.
-    let by_tunnel = entry.caller.identity.is_some();
-    by_tunnel && !service.waypoint.as_ref().is_some_and(|own| is_ours(view, waypoint, &shared.config.network, own))
 }
