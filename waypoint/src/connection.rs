@@ -40,7 +40,7 @@ pub async fn serve(entry: Rc<Entry>, stream: Stream, server_name: ServerName<Str
         reached = reach(&entry, server_name, &mut report) => reached,
         () = drain.cut() => return,
     };
-    let Reached { opened, chosen, _held } = match reached {
+    let Reached { opened, host, chosen, _held } = match reached {
         Ok(reached) => reached,
         Err(failure) => {
             // The stream is dropped unanswered: a tunnel is reset, as the caller's own connection would be.
@@ -49,7 +49,7 @@ pub async fn serve(entry: Rc<Entry>, stream: Stream, server_name: ServerName<Str
     };
     let control = report.control();
     report.relaying();
-    let mut revoked = std::pin::pin!(revoked(&entry, server_name, &chosen, changes));
+    let mut revoked = std::pin::pin!(revoked(&entry, server_name, host, &chosen, changes));
     let mut time_is_up = std::pin::pin!(time_is_up(&control, &chosen.current.ready.pool.limits));
     let options = RelayOptions { control: control.clone() };
     let mut relaying = std::pin::pin!(relay(stream, opened.stream, &options));
@@ -99,11 +99,12 @@ async fn silent(control: &RelayControl, limit: Option<Duration>) {
     }
 }
 
-/// Waits until policy, as it changes, no longer allows the connection. What is no longer attached is no longer allowed.
-async fn revoked(entry: &Entry, server_name: ServerName<&str>, chosen: &Chosen, mut changes: watch::Receiver<u64>) {
+/// Waits until policy, as it changes, no longer allows the connection. A `host` that is no longer known here is no denial: its last policies
+/// hold on.
+async fn revoked(entry: &Entry, server_name: ServerName<&str>, mut host: Arc<Host>, chosen: &Chosen, mut changes: watch::Receiver<u64>) {
     while changes.changed().await.is_ok() {
         let view = entry.worker.shared.view.load();
-        let Ok(host) = entry.host(&view) else { return };
+        host = entry.host(&view).unwrap_or(host);
         let facts = facts(entry, server_name);
         let permit = authorize::connection_target(&host, &facts);
         let workload = view.workload(&chosen.workload.uid).unwrap_or(&chosen.workload);
@@ -124,6 +125,7 @@ fn facts<'f>(entry: &'f Entry, server_name: ServerName<&'f str>) -> StreamFacts<
 /// What it takes to relay.
 struct Reached {
     opened: Opened,
+    host: Arc<Host>,
     chosen: Chosen,
     _held: Held,
 }
@@ -150,7 +152,7 @@ async fn reach(entry: &Rc<Entry>, server_name: ServerName<&str>, report: &mut Re
     chosen.current.state.record(&chosen.member, outcome, worker.shared.pools.now(), own.as_deref());
     let opened = opened?;
     report.connected(opened.local);
-    Ok(Reached { opened, chosen, _held: held })
+    Ok(Reached { opened, host, chosen, _held: held })
 }
 
 /// The destination: by the TLS routes if it is TLS, then by the TCP routes.

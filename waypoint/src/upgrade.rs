@@ -13,6 +13,7 @@ use tropis_model::{
     outcome::{Reason, Side, Stage},
     pool::PoolKey,
     request::RequestFacts,
+    route::Host,
     view::View,
     workload::Workload,
 };
@@ -47,6 +48,7 @@ pub struct Upgrade {
 /// What policies may ask about a request, kept for longer than the request.
 pub struct Asked {
     entry: Rc<Entry>,
+    host: Arc<Host>,
     method: String,
     scheme: String,
     authority: String,
@@ -71,6 +73,7 @@ impl Asked {
         let facts = &journey.facts;
         Box::new(Self {
             entry: journey.entry.clone(),
+            host: journey.host.clone(),
             method: facts.method.to_owned(),
             scheme: facts.scheme.to_owned(),
             authority: facts.authority.to_owned(),
@@ -83,20 +86,26 @@ impl Asked {
         })
     }
 
-    /// Waits until policy, as it changes, no longer allows it. What is no longer attached is no longer allowed.
+    /// Waits until policy, as it changes, no longer allows it. A host that is no longer known here is no denial: its last policies hold on.
     async fn revoked(&self) {
         let current = &self.entry.worker.shared.view;
         let mut changes = current.subscribe();
-        // What changed before the first look counts as well.
-        while self.is_allowed(&current.load()) {
+        let mut host = self.host.clone();
+        loop {
+            // What changed before the first look counts as well.
+            let view = current.load();
+            host = self.entry.host(&view).unwrap_or(host);
+            if !self.is_allowed(&host, &view) {
+                return;
+            }
+            drop(view);
             if changes.changed().await.is_err() {
                 std::future::pending().await
             }
         }
     }
 
-    fn is_allowed(&self, view: &View) -> bool {
-        let Ok(host) = self.entry.host(view) else { return false };
+    fn is_allowed(&self, host: &Host, view: &View) -> bool {
         let facts = RequestFacts {
             method: &self.method,
             scheme: &self.scheme,
@@ -112,7 +121,7 @@ impl Asked {
             token: None,
         };
         let workload = view.workload(&self.workload.uid).unwrap_or(&self.workload);
-        authorize::is_still_allowed(&host, &facts, Endpoint { pool: &self.pool, workload, address: self.address })
+        authorize::is_still_allowed(host, &facts, Endpoint { pool: &self.pool, workload, address: self.address })
     }
 }
 

@@ -3,12 +3,17 @@
 use std::time::{Duration, Instant};
 
 use http::Response;
-use tokio::io::AsyncReadExt;
-use tropis_model::{service::Service, view::Change};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tropis_model::{
+    route::PortProtocol,
+    service::{AppProtocol, Service},
+    view::Change,
+};
 
 use crate::{
-    flow_connections::behind,
-    world::{App, Http1, Http2, World, full, get, get2, name, run, text},
+    flow_connections::{behind, denies, echoes, under},
+    log,
+    world::{App, Http1, Http2, World, echo, full, get, get2, host, name, plain_host, pool, run, text},
 };
 
 const REVIEWS: &str = "10.96.0.1:9080";
@@ -167,5 +172,57 @@ fn no_connection_answers_twice_that_nothing_is_attached() {
                 kept.ends().await;
             }
         }
+    });
+}
+
+#[test]
+fn a_tcp_connection_goes_on_when_its_service_is_forgotten() {
+    run(async {
+        let world = World::new();
+        world.service("db", "10.96.0.3", AppProtocol::Tcp, host("db", PortProtocol::Tcp, Vec::new(), vec![pool("db", None)]));
+        let app = App::elsewhere(echo().await);
+        let workload = world.endpoint("db", "v1", &app);
+        let mut caller = world.tunnel("cart", "10.96.0.3:9080").await.unwrap();
+        caller.write_all(b"1").await.unwrap();
+        assert_eq!(caller.read_u8().await.unwrap(), b'1');
+        leaves(&world, "db");
+        is_forgotten(&world, "db");
+        world.apply([Change::RemoveAddress(workload.uid.0.clone())]);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        caller.write_all(b"2").await.unwrap();
+        assert_eq!(caller.read_u8().await.unwrap(), b'2', "nobody denied it");
+        // Known again, its policies are asked again.
+        let db = || host("db", PortProtocol::Tcp, Vec::new(), vec![pool("db", None)]);
+        world.service("db", "10.96.0.3", AppProtocol::Tcp, db());
+        world.apply([under(denies("cart"), db())]);
+        assert!(matches!(caller.read(&mut [0]).await, Ok(0) | Err(_)));
+    });
+}
+
+#[test]
+fn a_websocket_goes_on_when_its_service_is_forgotten() {
+    run(async {
+        let world = World::new();
+        world.reviews();
+        let app = echoes(&world).await;
+        let workload = world.endpoint("reviews", "v1", &app);
+        let mut socket = world.tunnel("cart", REVIEWS).await.unwrap();
+        let head = b"GET /outlives HTTP/1.1\r\nHost: reviews\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        socket.write_all(head).await.unwrap();
+        let mut read = Vec::new();
+        while !read.ends_with(b"\r\n\r\n") {
+            assert_ne!(socket.read_buf(&mut read).await.unwrap(), 0, "{}", String::from_utf8_lossy(&read));
+        }
+        leaves(&world, "reviews");
+        is_forgotten(&world, "reviews");
+        world.apply([Change::RemoveAddress(workload.uid.0.clone())]);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        socket.write_all(b"2").await.unwrap();
+        assert_eq!(socket.read_u8().await.unwrap(), b'2', "nobody denied it");
+        world.reviews();
+        world.apply([under(denies("cart"), plain_host("reviews"))]);
+        assert!(matches!(socket.read(&mut [0]).await, Ok(0) | Err(_)));
+        let line = log::wait_for(&[("path", "/outlives")]).await;
+        assert_eq!(log::text(&line["reason"]), "permit_revoked");
     });
 }
