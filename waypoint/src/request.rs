@@ -125,7 +125,10 @@ async fn journey(
             filters::response(&exchange, response.headers_mut())?;
             Answered::Response(response)
         }
-        upgraded @ Answered::Upgraded(..) => upgraded,
+        Answered::Upgraded(mut response, upgrading) => {
+            filters::response(&exchange, response.headers_mut())?;
+            Answered::Upgraded(response, upgrading)
+        }
     })
 }
 

@@ -13,7 +13,7 @@ use tropis_model::{
     policy::{PolicyKey, StringMatch},
     request_policy::{Attachment, RequestAction, RequestPolicy, RequestRule, SourceMatch},
     resolve::HBONE_PORT,
-    route::{Host, PortProtocol},
+    route::{Host, PortProtocol, RouteAction},
     service::AppProtocol,
     view::Change,
     workload::{GatewayAddress, GatewayDestination, Workload},
@@ -21,7 +21,7 @@ use tropis_model::{
 
 use crate::{
     log,
-    world::{App, Seen, World, fetch, full, get, host, name, own_address, plain_host, pool, run, says},
+    world::{App, Seen, World, fetch, forward, full, get, host, name, own_address, plain_host, pool, route, run, says, to},
 };
 
 /// The service `db` as plain TCP.
@@ -108,6 +108,27 @@ fn a_denial_ends_an_open_websocket() {
         assert!(matches!(socket.read(&mut [0]).await, Ok(0) | Err(_)));
         let line = log::wait_for(&[("path", "/denied-later")]).await;
         assert_eq!((log::text(&line["reason"]), log::text(&line["stage"])), ("permit_revoked".into(), "relay".into()));
+    });
+}
+
+#[test]
+fn response_headers_of_a_route_are_on_an_upgraded_answer_too() {
+    run(async {
+        let world = World::new();
+        let mut marked = route("marked", Vec::new(), RouteAction::Forward(Box::new(forward(vec![to("reviews", None)]))));
+        marked.headers.response.set = vec![("x-by".into(), "route".into())];
+        let host = host("reviews", PortProtocol::Http, vec![marked], vec![pool("reviews", None)]);
+        world.service("reviews", "10.96.0.1", AppProtocol::Http11, host);
+        let app = echoes(&world).await;
+        world.endpoint("reviews", "v1", &app);
+        let mut socket = world.tunnel("cart", "10.96.0.1:9080").await.unwrap();
+        socket.write_all(b"GET / HTTP/1.1\r\nHost: reviews\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n1").await.unwrap();
+        let mut read = Vec::new();
+        while !read.ends_with(b"\r\n\r\n1") {
+            assert_ne!(socket.read_buf(&mut read).await.unwrap(), 0, "{}", String::from_utf8_lossy(&read));
+        }
+        let head = String::from_utf8(read).unwrap();
+        assert!(head.starts_with("HTTP/1.1 101") && head.contains("\r\nx-by: route\r\n"), "{head}");
     });
 }
 
