@@ -44,6 +44,12 @@ const LET_IN: [Load; 4] = [
 ];
 const DENIED: [Load; 2] = [load(Family::V4, "near", Protocol::Http1, true), load(Family::V6, "far", Protocol::Http2, true)];
 
+/// Ways on which somebody asks once and keeps the connection, idle for longer than a waypoint knows what has left it, to ask again.
+const IDLE: [Way; 2] = [
+    Way { family: Family::V4, service: "near", protocol: Protocol::Http1 },
+    Way { family: Family::V6, service: "far", protocol: Protocol::Http2 },
+];
+
 /// What [`guard`] makes.
 const GUARD: [(&str, &str); 2] = [("AuthorizationPolicy", "guard"), ("PeerAuthentication", "guard")];
 
@@ -112,6 +118,7 @@ async fn under_load(shop: &Shop<'_>, seconds: u64, change: impl Future<Output = 
     let before = arrived(shop).await?;
     let span = seconds.to_string();
     let calls = try_join_all(LET_IN.iter().map(|load| call(shop, &shop.client, load, &span, RATE)));
+    let idle = try_join_all(IDLE.iter().map(|way| call_twice(shop, *way, seconds)));
     let refused = try_join_all(DENIED.iter().map(|load| call(shop, &shop.other, load, &span, DENIED_RATE)));
     let begun = Instant::now();
     let change = async {
@@ -120,7 +127,7 @@ async fn under_load(shop: &Shop<'_>, seconds: u64, change: impl Future<Output = 
         change.await?;
         Ok(begun.elapsed())
     };
-    let (calls, refused, took) = tokio::try_join!(calls, refused, change)?;
+    let (calls, idle, refused, took) = tokio::try_join!(calls, idle, refused, change)?;
     println!("{}: all of it in {:.1} s of {seconds}", shop.namespace, took.as_secs_f64());
     ensure!(took < Duration::from_secs(seconds), "the load was over before the change: {took:?}");
     let mut failed = Vec::new();
@@ -130,13 +137,19 @@ async fn under_load(shop: &Shop<'_>, seconds: u64, change: impl Future<Output = 
             failed.push(told(*way, calls));
         }
     }
+    for (way, calls) in IDLE.iter().zip(&idle) {
+        println!("{way}, idle in between: {:?}, {} on a second connection", calls.statuses, calls.moved);
+        if !calls.ok || calls.statuses.get(&200) != Some(&2) {
+            failed.push(told(*way, calls));
+        }
+    }
     for (Load { way, .. }, calls) in DENIED.iter().zip(&refused) {
         println!("{way}, denied: {:?} {:?}", calls.statuses, calls.errors);
         ensure!(!calls.statuses.contains_key(&200), "{way}: a denied request passed: {}", told(*way, calls));
     }
     ensure!(failed.is_empty(), "requests failed: {failed:#?}");
     let reached = arrived(shop).await? - before;
-    let answered: u64 = calls.iter().map(|calls| calls.answered).sum();
+    let answered: u64 = calls.iter().chain(&idle).map(|calls| calls.answered).sum();
     println!("{}: {answered} POSTs answered, {reached} reached the application, each once", shop.namespace);
     ensure!(reached == answered, "{reached} POSTs reached the application, {answered} were answered");
     Ok(())
@@ -147,6 +160,15 @@ async fn call(shop: &Shop<'_>, pod: &PodHandle, load: &Load, seconds: &str, rate
     let mut options = vec!["--for", seconds, "--rate", rate, "-c", "4", "-X", "POST", "--body", "200", "--nonce", &nonce, "--timeline"];
     options.extend(load.fresh.then_some("--fresh"));
     shop.call(pod, load.way, "/", &options).await
+}
+
+/// Asks once, and again shortly before the load is over: on the same connection, if that is still open.
+async fn call_twice(shop: &Shop<'_>, way: Way, seconds: u64) -> anyhow::Result<Calls> {
+    let nonce = format!("idle-{}-{}-{seconds}-", way.service, way.protocol.flag());
+    // The second of two is due when nearly all of the time is over.
+    let rate = (1.0 / (seconds as f64 * 0.95)).to_string();
+    let options = ["-n", "2", "--rate", &rate, "-X", "POST", "--body", "200", "--nonce", &nonce, "--timeline"];
+    shop.call(&shop.client, way, "/", &options).await
 }
 
 /// What failed of a load, and when: milliseconds since its first answer.

@@ -154,12 +154,15 @@ impl Worker {
     async fn next(&self) -> Option<u64> {
         let shared = &self.shared;
         let number = shared.next.fetch_add(1, Ordering::Relaxed);
+        if number >= shared.count {
+            return None;
+        }
         if let Some(rate) = shared.call.rate {
             let due = shared.started + Duration::from_secs_f64(number as f64 / rate.max(0.001));
             tokio::time::sleep_until(due.into()).await;
         }
         let over = shared.call.duration.is_some_and(|duration| shared.started.elapsed() >= duration);
-        (number < shared.count && !over).then_some(number)
+        (!over).then_some(number)
     }
 
     /// One request, on the connection that is open or on a new one. If the open one had ended before anything was done with the
