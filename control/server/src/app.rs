@@ -140,11 +140,7 @@ impl App {
             ready: self.readiness.task("objects"),
             metrics: self.metrics.clone(),
         };
-        self.tasks.spawn(Watch::new(settings, config.automatic_waypoint_drain, told).run(
-            source.watch(),
-            inventory_asks,
-            self.stop.clone(),
-        ));
+        self.tasks.spawn(Watch::new(settings, config.waypoint_drain, told).run(source.watch(), inventory_asks, self.stop.clone()));
         Ok(())
     }
 

@@ -72,9 +72,10 @@ pub(crate) struct Arguments {
     /// says otherwise for it.
     #[arg(long, env = "TROPIS_AUTOMATIC_WAYPOINTS", default_value = "ByNeed", value_parser = automatic_waypoints)]
     automatic_waypoints: AutomaticWaypoints,
-    /// How long such a waypoint runs on after nothing goes through it any more, in seconds, for connections that are under way.
-    #[arg(long, env = "TROPIS_AUTOMATIC_WAYPOINT_DRAIN_SECONDS", default_value_t = 30)]
-    automatic_waypoint_drain: u64,
+    /// How long what is open through a waypoint has to end, in seconds: for so long any waypoint still serves what has left it, and one that
+    /// was made by need runs on after nothing goes through it any more.
+    #[arg(long, env = "TROPIS_WAYPOINT_DRAIN_SECONDS", default_value_t = 30)]
+    waypoint_drain: u64,
     /// Lifetime of a certificate whose request names none, and of tropisd's own, in seconds.
     #[arg(long, env = "DEFAULT_WORKLOAD_CERT_TTL_SECONDS", default_value_t = 86_400)]
     default_certificate_lifetime: u64,
@@ -143,7 +144,7 @@ pub(crate) struct Config {
     pub(crate) trusted_account: String,
     pub(crate) sidecar_labels: bool,
     pub(crate) automatic_waypoints: AutomaticWaypoints,
-    pub(crate) automatic_waypoint_drain: Duration,
+    pub(crate) waypoint_drain: Duration,
     pub(crate) default_certificate_lifetime: Duration,
     pub(crate) longest_certificate_lifetime: Duration,
     pub(crate) longest_connection: Option<Duration>,
@@ -193,7 +194,7 @@ impl Config {
             network: arguments.network,
             sidecar_labels: arguments.sidecar_labels,
             automatic_waypoints: arguments.automatic_waypoints,
-            automatic_waypoint_drain: Duration::from_secs(arguments.automatic_waypoint_drain),
+            waypoint_drain: Duration::from_secs(arguments.waypoint_drain),
             default_certificate_lifetime: Duration::from_secs(default),
             longest_certificate_lifetime: Duration::from_secs(longest),
             longest_connection: (arguments.max_connection_age > 0).then(|| Duration::from_secs(arguments.max_connection_age)),

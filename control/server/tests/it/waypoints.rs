@@ -163,7 +163,7 @@ fn attached(view: &Arc<Mutex<View>>) -> bool {
 
 #[tokio::test]
 async fn a_namespace_that_needs_a_waypoint_gets_one_and_loses_it_when_it_needs_it_no_more() {
-    let tropisd = Tropisd::start(&["--automatic-waypoint-drain", "1"]);
+    let tropisd = Tropisd::start(&["--waypoint-drain", "1"]);
     tropisd.ready().await;
     let (nodes, _nodes_status, _nodes_stop) = follow_node(&tropisd);
     tropisd.apply("objects/paid.yaml", ROUTED);
