@@ -212,17 +212,38 @@ impl<'a> Rendering<'a> {
 
     /// Routes of TLS connections that come to a port of a host.
     pub(crate) fn tls(&self, port: u16, host: &str) -> Vec<Arc<TlsRoute>> {
-        self.l4(|object| l4::tls(self, object, port, host))
+        self.l4(|object| l4::tls(self, object, port, host), l4::refuse_tls)
     }
 
     /// Routes of connections that come to a port.
     pub(crate) fn tcp(&self, port: u16) -> Vec<Arc<TcpRoute>> {
-        self.l4(|object| l4::tcp(self, object, port))
+        self.l4(|object| l4::tcp(self, object, port), l4::refuse_tcp)
     }
 
-    fn l4<T>(&self, routes: impl Fn(&'a Arc<Object>) -> Vec<T>) -> Vec<Arc<T>> {
+    /// All routes of one kind; where there are too many, what no route before takes is refused and falls to none of another kind.
+    fn l4<T>(&self, routes: impl Fn(&'a Arc<Object>) -> Vec<T>, refuse: impl Fn(T) -> (Origin, T)) -> Vec<Arc<T>> {
         // The last place is for what goes to the service itself.
-        self.used.iter().flat_map(|object| routes(object)).map(Arc::new).take(bounds::ROUTES - 1).collect()
+        const PLACES: usize = bounds::ROUTES - 1;
+        let all = self.used.iter().flat_map(|object| routes(object).into_iter().map(move |route| (*object, route)));
+        let mut all: Vec<(&Arc<Object>, T)> = all.take(PLACES + 1).collect();
+        if all.len() > PLACES {
+            all.truncate(PLACES);
+            if let Some((object, route)) = all.pop() {
+                let (origin, refusal) = refuse(route);
+                self.tell_l4(object, &origin);
+                all.push((object, refusal));
+            }
+        }
+        all.into_iter().map(|(_, route)| Arc::new(route)).collect()
+    }
+
+    fn tell_l4(&self, object: &Object, origin: &Origin) {
+        let finding = Finding::new(Level::Error, codes::UNREADABLE_VALUE, object.reference())
+            .field(origin.field.to_string())
+            .problem("has one match too many for the host, all its VirtualServices together")
+            .accepted(format!("fewer than {} matches of rules for tls, and of rules for tcp", bounds::ROUTES))
+            .effect("connections that no match before it takes are closed");
+        self.findings.borrow_mut().insert(origin.field.to_string(), finding);
     }
 
     /// What was found to be wrong on the way.

@@ -220,6 +220,37 @@ fn matches_that_a_rule_and_its_delegate_make_together_are_refused_as_a_rule_when
 }
 
 #[test]
+fn connections_are_refused_where_there_are_too_many_routes_for_them() {
+    let rendered = |kind: &str, matches: usize| {
+        let entry = |number: usize| match kind {
+            "tls" => json!({"sniHosts": ["web"], "destinationSubnets": [format!("10.{}.{}.0/24", number / 256, number % 256)]}),
+            _ => json!({"destinationSubnets": [format!("10.{}.{}.0/24", number / 256, number % 256)]}),
+        };
+        let rules = |from: usize, count: usize| json!({"match": times(count, |number| entry(from + number)), "route": route()});
+        let rules: Vec<Value> = (0..matches).step_by(1000).map(|from| rules(from, (matches - from).min(1000))).collect();
+        let mut compiler = mesh();
+        compiler.apply(&Arc::new(decode(object("VirtualService", "v", json!({"hosts": ["web"], kind: rules}))).unwrap().0));
+        let web = compiler.index().service(&("shop".to_owned(), "web".to_owned())).unwrap().clone();
+        let (host, findings) = compile(compiler.index(), &("shop".to_owned(), "gw".to_owned()), &web);
+        let port = &host.ports[&81];
+        let tls = port.tls.iter().map(|route| (route.destination_blocks.len(), route.destinations.len()));
+        let tcp = port.tcp.iter().map(|route| (route.destination_blocks.len(), route.destinations.len()));
+        let mut routes: Vec<(usize, usize)> = if kind == "tls" { tls.collect() } else { tcp.collect() };
+        let told: Vec<String> = findings.iter().map(|finding| finding.field.clone().unwrap_or_default()).collect();
+        // What no rule takes goes to the service itself.
+        if routes.last() == Some(&(0, 1)) {
+            routes.pop();
+        }
+        (routes.len(), routes.last().copied(), told)
+    };
+    for kind in ["tls", "tcp"] {
+        assert_eq!(rendered(kind, bounds::ROUTES - 1), (bounds::ROUTES - 1, Some((1, 1)), vec![]), "{kind}");
+        let refused = (bounds::ROUTES - 1, Some((0, 0)), vec![format!("spec.{kind}[4]")]);
+        assert_eq!(rendered(kind, bounds::ROUTES), refused, "{kind}");
+    }
+}
+
+#[test]
 fn more_policies_than_a_waypoint_takes_deny_everything() {
     let policy = |number: usize| {
         let key = tropis_model::policy::PolicyKey(format!("shop/{number}").into());

@@ -10,7 +10,7 @@ use tropis_crds::{
         virtual_service::{L4Match, RouteDestination, TlsMatch},
     },
 };
-use tropis_model::route::{Destination, HeaderChanges, TcpRoute, TlsRoute};
+use tropis_model::route::{Destination, HeaderChanges, Origin, TcpRoute, TlsRoute};
 
 use super::{Rendering, action::weight, counting, counts, origin};
 use crate::index::full_host;
@@ -55,6 +55,25 @@ pub(super) fn tcp(rendering: &Rendering<'_>, object: &Arc<Object>, port: u16) ->
         }));
     }
     routes
+}
+
+/// In place of a route of TLS connections: takes all of its host, and leads nowhere.
+pub(super) fn refuse_tls(route: TlsRoute) -> (Origin, TlsRoute) {
+    let origin = route.origin.clone();
+    (origin, TlsRoute { destination_blocks: Vec::new(), destinations: Vec::new(), ..route })
+}
+
+/// In place of a route of connections: takes all, and leads nowhere.
+pub(super) fn refuse_tcp(route: TcpRoute) -> (Origin, TcpRoute) {
+    let origin = route.origin.clone();
+    let refusal = TcpRoute {
+        origin: route.origin,
+        destination_blocks: Vec::new(),
+        source_labels: Default::default(),
+        source_namespace: None,
+        destinations: Vec::new(),
+    };
+    (origin, refusal)
 }
 
 fn destinations(rendering: &Rendering<'_>, object: &Arc<Object>, route: &[RouteDestination], port: u16) -> Vec<Destination> {
