@@ -343,7 +343,9 @@ impl Compiler {
             return;
         };
         let (mut now, wanted, findings) = attached_service(&self.index, &object);
-        let found = if self.opening { Binding::found(&object) } else { None };
+        // Whoever may write a Service's status does not choose its waypoint.
+        let may_carry = |found: &Key| waypoint::may_carry(&self.index, found, &key.0);
+        let found = if self.opening { Binding::found(&object).filter(may_carry) } else { None };
         let at_once = self.at_once(wanted.as_ref(), found.as_ref(), Some(&object), self.services.contains_key(&key));
         let present = self.waypoints.service(&self.index, &key, &Wish { wanted: wanted.as_ref(), found, at_once });
         match Binding::of(&self.index, &object, wanted.as_ref(), present.as_ref()) {

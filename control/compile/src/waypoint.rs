@@ -185,6 +185,11 @@ fn usable(index: &Index, key: &Key, namespace: &str, traffic: Traffic) -> Result
     Ok(Attached { gateway: key.clone(), address })
 }
 
+/// Whether a waypoint, were it named, would take a namespace's Services.
+pub(crate) fn may_carry(index: &Index, key: &Key, namespace: &str) -> bool {
+    usable(index, key, namespace, Traffic::Services).is_ok()
+}
+
 /// Why nothing goes through a waypoint that is named.
 fn obstacle(found: &Result<Attached, Obstacle>) -> Option<Obstacle> {
     match found {

@@ -549,6 +549,30 @@ fn a_change_of_waypoints_that_was_under_way_goes_on_after_a_restart() {
 }
 
 #[test]
+fn a_waypoint_that_a_status_names_and_that_does_not_take_the_namespace_is_not_believed() {
+    let mut mesh = Mesh::new(json!({}));
+    mesh.namespace("elsewhere", json!({}));
+    mesh.gateway("elsewhere", "theirs", json!({}), "Same", true);
+    mesh.gateway("shop", "two", json!({}), "Same", true);
+    let forged = |mesh: &mut Mesh, ready: bool| {
+        mesh.gateway("shop", "two", json!({}), "Same", ready);
+        let message = "Successfully attached to waypoint elsewhere/theirs";
+        mesh.apply(json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "web", "namespace": "shop", "labels": {"istio.io/use-waypoint": "two"}},
+            "spec": {"selector": {"app": "web"}, "clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80}]},
+            "status": {"conditions": [{
+                "type": "istio.io/WaypointBound", "status": "True", "reason": "WaypointAccepted", "message": message,
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }]},
+        }));
+        present(mesh, "web")
+    };
+    assert_eq!(forged(&mut mesh, false), None);
+    assert_eq!(forged(&mut mesh, true), at("shop", "two"));
+}
+
+#[test]
 fn a_namespaces_policy_lets_in_only_waypoints_that_carry_something_of_the_namespace() {
     let mut mesh = Mesh::new(json!({}));
     mesh.namespace("elsewhere", json!({}));
