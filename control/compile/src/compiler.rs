@@ -223,9 +223,10 @@ impl Compiler {
         self.waypoints.left()
     }
 
-    /// Nothing is under way any more through a waypoint that was left; takes effect with [`Self::changes`].
-    pub fn release(&mut self, left: &Left) {
-        self.waypoints.release(left);
+    /// Nothing is under way any more through a waypoint that was left; takes effect with [`Self::changes`]. Says whether the waypoint is to
+    /// forget it: what was acknowledged about it before counts no more ([`Left::take_from`]).
+    pub fn release(&mut self, left: &Left) -> bool {
+        self.waypoints.release(left)
     }
 
     /// Whether something goes through a waypoint until another one, that it wants, is ready for it.

@@ -126,8 +126,18 @@ impl Attach {
         for left in &left {
             let acknowledged = |generation| *known.entry(generation).or_insert_with(|| has(clients, generation));
             if self.exits.is_out(left, generation, acknowledged, now) {
-                compiler.release(left);
+                self.release(compiler, left);
             }
+        }
+    }
+
+    /// A waypoint that was left forgets something. What is waited for now is not to let it carry that again, before it has acknowledged it
+    /// anew.
+    fn release(&mut self, compiler: &mut Compiler, left: &Left) {
+        if compiler.release(left)
+            && let Some(admission) = self.admissions.get_mut(left.waypoint())
+        {
+            left.take_from(&mut admission.served);
         }
     }
 

@@ -37,6 +37,22 @@ pub struct Left {
     pub(super) of: Of,
 }
 
+impl Left {
+    /// The waypoint.
+    pub fn waypoint(&self) -> &Key {
+        &self.waypoint
+    }
+
+    /// Takes it from what the waypoint may carry.
+    pub fn take_from(&self, served: &mut Arc<Served>) {
+        let served = Arc::make_mut(served);
+        _ = match &self.of {
+            Of::Service(key) => served.services.remove(key),
+            Of::Pod(key) => served.pods.remove(key),
+        };
+    }
+}
+
 /// What left it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Of {
@@ -188,24 +204,21 @@ impl Waypoints {
         services.chain(pods).map(|(waypoint, of)| Left { waypoint: waypoint.clone(), of })
     }
 
-    /// Nothing of it is under way through the waypoint that it left.
-    pub(super) fn release(&mut self, left: &Left) {
+    /// Nothing of it is under way through the waypoint that it left. Says whether that one is to forget it.
+    pub(super) fn release(&mut self, left: &Left) -> bool {
         let (places, key) = match &left.of {
             Of::Service(key) => (&mut self.services, key),
             Of::Pod(key) => (&mut self.pods, key),
         };
         self.anew |= places.release(key, &left.waypoint);
         if places.told().get(key).is_some_and(|told| told.contains(&left.waypoint)) {
-            return;
+            return false;
         }
         // It is told to forget it: should it come back, its acknowledgement counts anew.
         for served in [&mut self.known, &mut self.carried].into_iter().filter_map(|all| all.get_mut(&left.waypoint)) {
-            let served = Arc::make_mut(served);
-            _ = match &left.of {
-                Of::Service(key) => served.services.remove(key),
-                Of::Pod(key) => served.pods.remove(key),
-            };
+            left.take_from(served);
         }
+        true
     }
 
     /// Waypoints that are waited for by what goes through none meanwhile.

@@ -573,6 +573,28 @@ fn a_waypoint_that_a_status_names_and_that_does_not_take_the_namespace_is_not_be
 }
 
 #[test]
+fn what_is_released_while_its_acknowledgement_is_waited_for_is_not_carried_after_that() {
+    let mut mesh = published();
+    mesh.gateway("shop", "two", json!({}), "Same", true);
+    mesh.service("web", json!({"istio.io/use-waypoint": "two"}));
+    present(&mut mesh, "web");
+    settle(&mut mesh, "two");
+    mesh.service("young", json!({"istio.io/use-waypoint": "gw"}));
+    present(&mut mesh, "young");
+    mesh.compiler.acknowledged(&key("shop", "gw"));
+    // What gw knows now is waited for, and web among it is forgotten meanwhile.
+    let mut waiting = mesh.compiler.acquainted(&key("shop", "gw")).unwrap();
+    let left: Vec<_> = mesh.compiler.left().collect();
+    assert_eq!((left.len(), left[0].waypoint()), (1, &key("shop", "gw")));
+    assert!(mesh.compiler.release(&left[0]));
+    left[0].take_from(&mut waiting);
+    mesh.compiler.carry(&key("shop", "gw"), waiting);
+    mesh.service("web", json!({"istio.io/use-waypoint": "gw"}));
+    assert_eq!(present(&mut mesh, "web"), at("shop", "two"), "gw has not acknowledged it anew");
+    assert_eq!(present(&mut mesh, "young"), at("shop", "gw"));
+}
+
+#[test]
 fn a_namespaces_policy_lets_in_only_waypoints_that_carry_something_of_the_namespace() {
     let mut mesh = Mesh::new(json!({}));
     mesh.namespace("elsewhere", json!({}));
