@@ -114,11 +114,17 @@ impl Entry {
             return Way::Nowhere;
         }
         let config = &self.worker.shared.config;
-        let (Addressed::Service { name, .. }, Some(waypoint)) = (&self.addressed, view.waypoint(&config.gateway)) else { return Way::Here };
-        let own = view.service(name).and_then(|service| service.waypoint.as_ref());
-        // Behind a listener of our own nobody is attached.
-        let by_tunnel = self.caller.identity.is_some();
-        if by_tunnel && !own.is_some_and(|own| is_ours(view, waypoint, &config.network, own)) { Way::Elsewhere } else { Way::Here }
+        let Some(waypoint) = view.waypoint(&config.gateway) else { return Way::Here };
+        let is_here = match &self.addressed {
+            // Behind a listener of our own nobody is attached.
+            _ if self.caller.identity.is_none() => true,
+            Addressed::Service { name, .. } => {
+                let own = view.service(name).and_then(|service| service.waypoint.as_ref());
+                own.is_some_and(|own| is_ours(view, waypoint, &config.network, own))
+            }
+            Addressed::Workload { uid, .. } => !waypoint.elsewhere.contains(uid),
+        };
+        if is_here { Way::Here } else { Way::Elsewhere }
     }
 }
 

@@ -45,6 +45,9 @@ pub const TOLD_VALUES: usize = 2 * VALUES;
 /// Labels of one selector; Kubernetes' own objects have some dozens at most.
 pub const LABELS: usize = 256;
 
+/// Workloads that a waypoint is told to be reached another way. Whoever is not among them is served all the same.
+pub const ELSEWHERE: usize = 16_384;
+
 /// Points of a ring (Envoy's own limit).
 pub const RING_POINTS: u32 = 8_388_608;
 /// Entries of Maglev's table (Envoy's own limit).

@@ -1,10 +1,10 @@
 //! A waypoint as it knows itself: what it serves, and what holds for all of its traffic.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{address::NamespacedHostname, request_policy::RequestPolicy};
+use crate::{address::NamespacedHostname, request_policy::RequestPolicy, workload::WorkloadUid};
 
 /// A waypoint's own configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +19,9 @@ pub struct Waypoint {
     pub policies: Vec<Arc<RequestPolicy>>,
     /// How requests are logged; `None` logs nothing.
     pub access_log: Option<AccessLogFormat>,
+    /// Workloads that it serves and that nobody is to reach through it any more, or yet: whoever is connected to one had better connect
+    /// again.
+    pub elsewhere: BTreeSet<WorkloadUid>,
 }
 
 /// `istio.io/waypoint-for`.

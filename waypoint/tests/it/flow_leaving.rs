@@ -8,6 +8,7 @@ use tropis_model::{
     route::PortProtocol,
     service::{AppProtocol, Service},
     view::Change,
+    waypoint::Waypoint,
 };
 
 use crate::{
@@ -104,6 +105,27 @@ fn idle_connections_end_while_the_service_that_leaves_is_still_served() {
         let mut late = world.http1("cart", REVIEWS).await;
         let answer = late.send_request(get("/")).await.unwrap();
         assert_eq!((answer.status().as_u16(), answer.headers()["connection"].to_str().unwrap()), (200, "close"));
+    });
+}
+
+#[test]
+fn idle_connections_end_while_the_pod_that_leaves_is_still_served() {
+    run(async {
+        let world = World::at("127.0.0.1:0", &SHORT_DRAIN);
+        let app = answering(&world).await;
+        let workload = world.endpoint("reviews", "v1", &app);
+        world.apply([behind("waypoint", &workload)]);
+        let address = app.address.to_string();
+        let kept = Kept::each(&world, &address).await;
+        let mut busy = Kept::each(&world, &address).await;
+        let known = world.shared.view.load().waypoint("shop/waypoint").unwrap().clone();
+        world.apply([Change::Waypoint(Waypoint { elsewhere: [workload.uid].into(), ..Waypoint::clone(&known) }.into())]);
+        for kept in &mut busy {
+            assert_eq!(kept.asks().await, Some((200, "served".into())), "what is on its way is served");
+        }
+        for kept in kept.iter().chain(&busy) {
+            kept.ends().await;
+        }
     });
 }
 

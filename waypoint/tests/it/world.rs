@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     future::Future,
     net::{IpAddr, SocketAddr},
@@ -213,6 +213,7 @@ impl World {
             serves: Serves::All,
             policies: Vec::new(),
             access_log: Some(AccessLogFormat::Json),
+            elsewhere: BTreeSet::new(),
         };
         world.apply([Change::Waypoint(Arc::new(waypoint))]);
         world

@@ -67,7 +67,7 @@ impl Places {
         self.told.iter().filter(move |(_, told)| told.contains(waypoint)).map(|(key, _)| key)
     }
 
-    /// Decides about one, and says which waypoint it goes through now and whether other waypoints are told of it.
+    /// Decides about one, and says which waypoint it goes through now and whether waypoints are told anything new of that.
     pub(super) fn decide(&mut self, key: &Key, question: &Question<'_>, in_use: impl Fn(&Key) -> bool) -> (Option<Key>, bool) {
         let mut place = self.places.remove(key).unwrap_or_else(|| Place { present: question.found.clone(), ..Place::default() });
         let present = question.wanted.and_then(|wanted| {
@@ -77,14 +77,16 @@ impl Places {
             }
             place.present.clone().filter(|present| *present != wanted.gateway && in_use(present))
         });
-        if let Some(left) = place.present.take().filter(|left| present.as_ref() != Some(left)) {
+        let moves = place.present != present;
+        if let Some(left) = place.present.take().filter(|_| moves) {
             place.former.insert(left);
         }
         place.former.retain(|former| present.as_ref() != Some(former));
         place.wanted = question.wanted.map(|wanted| wanted.gateway.clone());
         place.present.clone_from(&present);
         let ready = question.wanted.is_some_and(|wanted| wanted.address.is_some());
-        (present, self.put(key, place, ready))
+        let told = self.put(key, place, ready);
+        (present, told || moves)
     }
 
     /// It is gone. Says whether a waypoint was told of it.

@@ -11,6 +11,7 @@ use std::{
 use tropis_crds::{Finding, Object};
 use tropis_model::{
     address::NamespacedHostname,
+    bounds,
     pool::LocalityPreference,
     request_policy::{Attachment, RequestPolicy},
     route::Host,
@@ -72,6 +73,18 @@ fn as_served(service: &Arc<Service>, own: Option<&GatewayAddress>) -> Arc<Servic
     Arc::new(Service { waypoint: None, ..Service::clone(service) })
 }
 
+/// Of the pods that a waypoint is told of those that go through another one, or through none. It serves them, which is why they are told
+/// it as theirs.
+fn elsewhere(parts: &Parts<'_>, pods: &BTreeSet<Key>, own: Option<&GatewayAddress>) -> BTreeSet<WorkloadUid> {
+    if pods.is_empty() {
+        return BTreeSet::new();
+    }
+    let goes = |workload: &&Arc<Workload>| own.is_some() && workload.waypoint.as_ref() == own;
+    let told = |workload: &&Arc<Workload>| pods.contains(&(workload.namespace.to_string(), workload.name.to_string()));
+    let elsewhere = parts.workloads.iter().filter(|workload| !goes(workload) && told(workload));
+    elsewhere.map(|workload| workload.uid.clone()).take(bounds::ELSEWHERE).collect()
+}
+
 /// What is told to a waypoint of a kind.
 fn told_of(through: &HashMap<Key, BTreeSet<Key>>, gateway: &Key) -> BTreeSet<Key> {
     through.iter().filter(|(_, told)| told.contains(gateway)).map(|(own, _)| own.clone()).collect()
@@ -123,6 +136,7 @@ impl Scope {
             serves: super::serves(gateway),
             policies: request_policy::bounded(request_policy::of_workloads(index, &key, &namespaces)),
             access_log: index.settings().access_log.clone(),
+            elsewhere: elsewhere(parts, &pods, own_address.as_ref()),
         }));
         scope.served = Arc::new(Served { services: served, pods });
         scope.label_keys = scope.named_labels();

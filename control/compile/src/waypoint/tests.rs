@@ -549,6 +549,34 @@ fn a_change_of_waypoints_that_was_under_way_goes_on_after_a_restart() {
 }
 
 #[test]
+fn a_waypoint_is_told_which_of_its_pods_go_another_way() {
+    let mut mesh = Mesh::new(json!({}));
+    let elsewhere = |view: &View| view.waypoint("shop/gw").unwrap().elsewhere.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let is_told_as_own = |view: &View| {
+        let mut workloads = view.workloads();
+        workloads.any(|workload| {
+            &*workload.name == "web-1" && workload.waypoint.as_ref().is_some_and(|own| own.destination.to_string().contains("/gw."))
+        })
+    };
+    mesh.gateway("shop", "gw", json!({"istio.io/waypoint-for": "all"}), "Same", true);
+    mesh.gateway("shop", "two", json!({"istio.io/waypoint-for": "all"}), "Same", true);
+    mesh.pod("web-1", "web", "web", json!({"istio.io/use-waypoint": "gw"}));
+    let (view, _) = told(&mut mesh, "gw", &View::default());
+    assert_eq!((elsewhere(&view), is_told_as_own(&view)), (vec![], true));
+    mesh.compiler.opened();
+    mesh.pod("web-1", "web", "web", json!({"istio.io/use-waypoint": "two"}));
+    let (view, _) = told(&mut mesh, "gw", &view);
+    assert_eq!((elsewhere(&view), is_told_as_own(&view)), (vec![], true), "two has not acknowledged");
+    settle(&mut mesh, "two");
+    let (view, _) = told(&mut mesh, "gw", &view);
+    assert_eq!((elsewhere(&view), is_told_as_own(&view)), (vec!["Kubernetes//Pod/shop/web-1".to_owned()], true), "for what is under way");
+    let left: Vec<_> = mesh.compiler.left().collect();
+    assert!(mesh.compiler.release(&left[0]));
+    let (view, _) = told(&mut mesh, "gw", &view);
+    assert_eq!((elsewhere(&view), is_told_as_own(&view)), (vec![], false));
+}
+
+#[test]
 fn a_waypoint_that_a_status_names_and_that_does_not_take_the_namespace_is_not_believed() {
     let mut mesh = Mesh::new(json!({}));
     mesh.namespace("elsewhere", json!({}));

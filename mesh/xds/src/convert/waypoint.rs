@@ -8,6 +8,7 @@ use tropis_model::{
     request_policy::RequestPolicy,
     route::{Host, HostPort, PortProtocol},
     waypoint::{AccessLogFormat, Serves, Waypoint},
+    workload::WorkloadUid,
 };
 use tropis_proto::waypoint::{self as wire, access_log};
 
@@ -100,6 +101,10 @@ pub(super) fn waypoint(wire: wire::Waypoint, strings: &mut Interner) -> Result<W
         },
         policies: policies(wire.policies, strings)?,
         access_log: wire.access_log.map(|found| access_log(found, strings)).transpose()?,
+        elsewhere: (parts::list("elsewhere", bounds::ELSEWHERE, wire.elsewhere, |uid| parts::name("elsewhere", &uid, strings))?
+            .into_iter())
+        .map(WorkloadUid)
+        .collect(),
     })
 }
 
@@ -131,5 +136,6 @@ pub(super) fn waypoint_to_wire(waypoint: &Waypoint) -> wire::Waypoint {
         .into(),
         policies: waypoint.policies.iter().map(|found| request_policy::to_wire(found)).collect(),
         access_log: waypoint.access_log.as_ref().map(|found| wire::AccessLog { format: Some(format(found)) }),
+        elsewhere: waypoint.elsewhere.iter().map(|uid| uid.0.to_string()).collect(),
     }
 }

@@ -353,6 +353,7 @@ fn waypoint() -> Change {
         serves: Serves::All,
         policies: Vec::new(),
         access_log: None,
+        elsewhere: Default::default(),
     }))
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proptest::collection::btree_map;
+use proptest::collection::{btree_map, btree_set};
 use tropis_model::{
     pool::{
         Balancer, Distribution, HashAlgorithm, HashKey, Http2Keepalive, Limits, LocalityMatch, LocalityPreference, OutlierDetection, Pool,
@@ -17,6 +17,7 @@ use tropis_model::{
         RouteAction, TcpRoute, TextMatch, TlsRoute, UnanchoredPattern, ValueMatch,
     },
     waypoint::{AccessLogFormat, Serves, Waypoint},
+    workload::WorkloadUid,
 };
 use tropis_proto::{HOST_TYPE, WAYPOINT_TYPE, waypoint as message};
 
@@ -372,13 +373,17 @@ fn host() -> impl Strategy<Value = Host> {
 fn waypoint() -> impl Strategy<Value = Waypoint> {
     let log = prop_oneof![Just(AccessLogFormat::Json), maybe(word()).prop_map(AccessLogFormat::Text)];
     let serves = select(vec![Serves::Services, Serves::Workloads, Serves::All, Serves::Nothing]);
-    (hostname(), hostname(), serves, vec(policy(), 0..2), maybe(log)).prop_map(|(key, service, serves, policies, access_log)| Waypoint {
-        key: key.to_string().into(),
-        service,
-        serves,
-        policies,
-        access_log,
-    })
+    let elsewhere = btree_set(word().prop_map(WorkloadUid), 0..3);
+    (hostname(), hostname(), serves, vec(policy(), 0..2), maybe(log), elsewhere).prop_map(
+        |(key, service, serves, policies, access_log, elsewhere)| Waypoint {
+            key: key.to_string().into(),
+            service,
+            serves,
+            policies,
+            access_log,
+            elsewhere,
+        },
+    )
 }
 
 proptest! {
@@ -582,4 +587,5 @@ fn a_waypoint_that_says_nothing_sound_is_refused() {
     assert_eq!(refusal(&|w| w.service_hostname = String::new()), "service_hostname is empty");
     assert_eq!(refusal(&|w| w.serves = 4), "serves: the value 4 is not known");
     assert_eq!(refusal(&|w| w.access_log = Some(Default::default())), "access_log is empty");
+    assert_eq!(refusal(&|w| w.elsewhere = vec![String::new()]), "elsewhere is empty");
 }

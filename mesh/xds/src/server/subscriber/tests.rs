@@ -56,6 +56,7 @@ fn own() -> Change {
         serves: Serves::Services,
         policies: Vec::new(),
         access_log: None,
+        elsewhere: Default::default(),
     }))
 }
 
