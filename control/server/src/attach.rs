@@ -111,7 +111,9 @@ impl Attach {
     pub(crate) fn follow(&mut self, compiler: &mut Compiler, clients: &Clients, generation: u64, now: Instant) {
         for waypoint in self.acknowledged.keys().filter(|waypoint| !self.admissions.contains_key(*waypoint)).cloned().collect::<Vec<_>>() {
             if let Some(served) = compiler.acquainted(&waypoint) {
-                self.admissions.insert(waypoint, Admission { generation, until: now + LONGEST_WAIT, served });
+                // Of what node proxies have already, no acknowledgement will tell.
+                let until = if has(clients, generation) { now } else { now + LONGEST_WAIT };
+                self.admissions.insert(waypoint, Admission { generation, until, served });
             }
         }
         let held = compiler.held();
@@ -165,4 +167,45 @@ fn has(clients: &Clients, generation: u64) -> bool {
 /// Whose table a waypoint is told.
 pub(crate) fn audience(waypoint: &Key) -> Audience {
     Audience::Waypoint(format!("{}/{}", waypoint.0, waypoint.1).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use tropis_compile::Settings;
+    use tropis_source::dir::snapshot;
+
+    use super::*;
+
+    const SHOP: &str = "\
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: waypoint, namespace: shop}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+status: {addresses: [{type: Hostname, value: waypoint.shop.svc.cluster.local}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop, labels: {istio.io/use-waypoint: waypoint}}
+spec: {clusterIP: 10.96.0.9, clusterIPs: [10.96.0.9], ports: [{port: 80}]}
+";
+
+    #[test]
+    fn what_node_proxies_have_already_is_not_waited_for() {
+        let mut compiler = Compiler::new(Settings::default());
+        for object in snapshot::of_text("shop.yaml", SHOP.to_owned()).objects {
+            compiler.apply(&object);
+        }
+        compiler.changes();
+        assert_eq!(compiler.waypoints().len(), 1);
+        let waypoint = ("shop".to_owned(), "waypoint".to_owned());
+        compiler.acknowledged(&waypoint);
+        compiler.changes();
+        // No node proxy is connected: none has less than any generation.
+        let (mut attach, clients, now) = (Attach::new(Duration::ZERO), Clients::default(), Instant::now());
+        attach.acknowledged.insert(waypoint.clone(), 1);
+        attach.follow(&mut compiler, &clients, 1, now);
+        assert_eq!(attach.due(now), Some(now));
+        attach.acknowledge(&mut compiler, &clients, now);
+        assert!(compiler.acquainted(&waypoint).is_none(), "it carries all that it knows");
+    }
 }
