@@ -29,6 +29,10 @@ use crate::{mesh::Mesh, render};
 
 /// A larger pool is not asked for each of its endpoints.
 const DRAWS_MAX: usize = 4096;
+/// What a caller gets for a request that policy refuses, for one that nobody serves, and for a connection that ends in either way.
+const FORBIDDEN: &str = "403";
+const UNAVAILABLE: &str = "503";
+const RESET: &str = "reset";
 /// All requests.
 const ALL_PPM: u32 = 1_000_000;
 
@@ -118,7 +122,7 @@ impl Waypoint<'_> {
         let verdict = self.with_facts(caller, |facts| {
             let said = policy::explain_target(&self.host.policies, facts);
             let what = format!("{} {} at {}", facts.method, facts.path, self.named());
-            if let Some(refused) = asked(&what, &said, policy::target(&self.host.policies, facts), &mut story) {
+            if let Some(refused) = asked(&what, &said, policy::target(&self.host.policies, facts), FORBIDDEN, &mut story) {
                 story.decided.refused_by = refused.refused_by;
                 return refused.verdict;
             }
@@ -205,7 +209,7 @@ impl Waypoint<'_> {
                 let said = policy::explain_endpoint(&self.host.policies, facts, endpoint(destination, found));
                 let what = format!("{} {} for {}", facts.method, facts.path, shown(&found.workload));
                 let decided = policy::endpoint(&self.host.policies, facts, endpoint(destination, found));
-                asked(&what, &said, decided, story)
+                asked(&what, &said, decided, FORBIDDEN, story)
             }));
         }
         Verdict::of_any(&verdicts, "503, every destination has weight 0")
@@ -224,11 +228,12 @@ impl Waypoint<'_> {
             Addressed::Service { .. } => render::pool(&destination.pool),
             Addressed::Workload { .. } => self.named(),
         };
+        let gets = if facts.is_some() { UNAVAILABLE } else { RESET };
         let Some(pool) = self.host.pools.get(&destination.pool) else {
             let because = vec!["no Service or no subset of a DestinationRule is called so".to_owned()];
             story.step("balance", format!("{name} does not exist"), because);
             story.decided.empty_pools.insert(name.clone());
-            return vec![Verdict::Refused(format!("503, {name} does not exist (flag NC)"))];
+            return vec![Verdict::Refused(format!("{gets}, {name} does not exist (flag NC)"))];
         };
         let members = reach::find(self.view, &self.gateway, &self.question.caller.network, pool);
         let choosable = self.choosable(pool, &members, facts);
@@ -238,7 +243,7 @@ impl Waypoint<'_> {
         story.step("balance", format!("{name}: {count}{selected}, by {}{}", render::balancer(&pool.balancer), limits(pool)), told);
         if choosable.is_empty() {
             story.decided.empty_pools.insert(name.clone());
-            return vec![Verdict::Refused(format!("503, {name} has no healthy endpoint (flag UH)"))];
+            return vec![Verdict::Refused(format!("{gets}, {name} has no healthy endpoint (flag UH)"))];
         }
         let verdicts = choosable.into_iter().map(|place| {
             let found = &members[place];
@@ -292,7 +297,7 @@ impl Waypoint<'_> {
         let (port, destination) = (self.addressed.port(), self.addressed.address());
         let facts = StreamFacts { caller, port, destination, server_name };
         let what = format!("a connection to {}", self.named());
-        if let Some(refused) = asked(&what, &[], policy::connection_target(&self.host.policies, &facts), &mut story) {
+        if let Some(refused) = asked(&what, &[], policy::connection_target(&self.host.policies, &facts), RESET, &mut story) {
             story.decided.refused_by = refused.refused_by;
             return story.ends(refused.verdict);
         }
@@ -304,7 +309,7 @@ impl Waypoint<'_> {
         };
         let Some((origin, destinations)) = found else {
             story.step("route", "no route takes connections", Vec::new());
-            return story.ends(Verdict::Refused("no route matches (flag NR)".to_owned()));
+            return story.ends(Verdict::Refused(format!("{RESET}, no route matches (flag NR)")));
         };
         let origin = render::origin(origin);
         story.step("route", format!("{origin}: {}", render::destinations(destinations).join(", ")), Vec::new());
@@ -313,10 +318,11 @@ impl Waypoint<'_> {
         for destination in chosen(destinations) {
             verdicts.extend(self.balance(destination, None, &mut story, |found, story| {
                 let what = format!("a connection for {}", shown(&found.workload));
-                asked(&what, &[], policy::connection_endpoint(&self.host.policies, &facts, endpoint(destination, found)), story)
+                let decided = policy::connection_endpoint(&self.host.policies, &facts, endpoint(destination, found));
+                asked(&what, &[], decided, RESET, story)
             }));
         }
-        story.ends(Verdict::of_any(&verdicts, "every destination has weight 0"))
+        story.ends(Verdict::of_any(&verdicts, "reset, every destination has weight 0"))
     }
 }
 
@@ -340,8 +346,8 @@ fn chosen(destinations: &[Destination]) -> impl Iterator<Item = &Destination> {
     destinations.iter().filter(move |destination| alone || destination.weight > 0)
 }
 
-/// Tells what policies said; an ending only if they refuse.
-fn asked(what: &str, said: &[Said<'_>], decided: Result<RequestPermit, RequestDenied>, story: &mut Story) -> Option<Ending> {
+/// Tells what policies said; an ending only if they refuse, with what the caller gets then.
+fn asked(what: &str, said: &[Said<'_>], decided: Result<RequestPermit, RequestDenied>, gets: &str, story: &mut Story) -> Option<Ending> {
     let because: Vec<String> = said.iter().map(verdict).collect();
     match decided {
         Ok(permit) => {
@@ -355,7 +361,7 @@ fn asked(what: &str, said: &[Said<'_>], decided: Result<RequestPermit, RequestDe
         }
         Err(denied) => {
             story.step("authorize", format!("{what}: refused, {denied}"), because);
-            Some(Ending::refused(format!("403, {denied}"), denied.policies().iter().map(ToString::to_string)))
+            Some(Ending::refused(format!("{gets}, {denied}"), denied.policies().iter().map(ToString::to_string)))
         }
     }
 }

@@ -62,6 +62,14 @@ fn a_method_that_nobody_allows_is_refused_at_the_waypoint() {
 }
 
 #[test]
+fn a_connection_is_reset_where_a_request_would_be_answered() {
+    let mut asked = arguments("sleep", "reviews:9080");
+    asked.server_name = Some("reviews.shop.svc.cluster.local".to_owned());
+    let story = tell(&shop(), &asked);
+    assert!(matches!(story.verdict(), Verdict::Refused(reason) if reason.starts_with("reset, ")), "{}", story.text());
+}
+
+#[test]
 fn a_pod_that_is_called_itself_still_refuses_who_goes_around_its_waypoint() {
     let story = tell(&shop(), &arguments("sleep", "pod/reviews-v1:8080"));
     assert!(matches!(story.verdict(), Verdict::Refused(reason) if reason.contains("shop/reviews-readers")), "{}", story.text());
