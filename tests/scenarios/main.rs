@@ -11,6 +11,7 @@ mod canary;
 mod circuit_breaking;
 mod encryption;
 mod enrolment;
+mod explain;
 mod failure;
 mod foreign_proxy;
 mod hostile_http;

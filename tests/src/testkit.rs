@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub enum FailureKind {
     /// `ECONNREFUSED`: nobody listens, or the mesh refuses.
     Refused,
-    /// `ECONNRESET`, or `EPIPE` after the other side had finished: a TCP reset arrived.
+    /// `ECONNRESET`, or `EPIPE` after the other side had finished, or `ENOTCONN` at once: a TCP reset arrived.
     Reset,
     /// Nothing happened for the time allowed.
     Timeout,
@@ -42,8 +42,8 @@ impl FailureKind {
         use io::ErrorKind as E;
         match error.kind() {
             E::ConnectionRefused => Self::Refused,
-            // `EPIPE` is how Linux reports a reset that met a half-closed socket.
-            E::ConnectionReset | E::BrokenPipe | E::ConnectionAborted => Self::Reset,
+            // `EPIPE` is how Linux reports a reset that met a half-closed socket, `ENOTCONN` one that came before the peer was asked for.
+            E::ConnectionReset | E::BrokenPipe | E::ConnectionAborted | E::NotConnected => Self::Reset,
             E::TimedOut => Self::Timeout,
             E::UnexpectedEof => Self::Closed,
             E::HostUnreachable | E::NetworkUnreachable => Self::Unreachable,
@@ -349,6 +349,7 @@ mod tests {
             (libc::ECONNREFUSED, FailureKind::Refused),
             (libc::ECONNRESET, FailureKind::Reset),
             (libc::EPIPE, FailureKind::Reset),
+            (libc::ENOTCONN, FailureKind::Reset),
             (libc::ETIMEDOUT, FailureKind::Timeout),
             (libc::EHOSTUNREACH, FailureKind::Unreachable),
             (libc::ENETUNREACH, FailureKind::Unreachable),

@@ -2,6 +2,7 @@
 //! `ztunnel` and `waypoint` make on what they are sent.
 
 mod decided;
+mod drawn;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +11,8 @@ use serde_json::Value;
 
 use crate::mesh::Mesh as State;
 use decided::{Decided, Mesh};
-use world::{Question, World};
+use drawn::Question;
+use world::World;
 
 /// Worlds of twenty questions each.
 const WORLDS: u64 = 50;
@@ -54,16 +56,8 @@ fn explain_agrees_with_the_proxies_on_a_thousand_random_questions() {
 
 /// The same in the program's words.
 fn explained(state: &State, question: &Question) -> Decided {
-    let source = format!("{}.{}", question.source.0, question.source.1);
-    let destination = format!("{}{}", question.destination, question.target);
-    let headers: Vec<String> = question.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
-    let mut arguments = vec!["explain", &source, &destination, "--method", question.method, "-o", "json"];
-    for header in &headers {
-        arguments.extend(["-H", header]);
-    }
-    arguments.extend(question.authority.iter().flat_map(|authority| ["--authority", authority]));
-    arguments.extend(question.server_name.iter().flat_map(|name| ["--server-name", name]));
-    arguments.extend(question.ipv6.then_some("-6"));
+    let arguments = question.arguments();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let story: Value = serde_json::from_str(&state.done(&arguments)).unwrap();
     let decided = &story["decided"];
     let text = |value: &Value| value.as_str().map(ToOwned::to_owned);

@@ -32,7 +32,7 @@ use tropis_proto::xds::Resource;
 use tropis_source::dir::snapshot;
 use tropis_xds::convert::{Interner, decode, encode};
 
-use super::world::Question;
+use super::drawn::Question;
 
 /// So many draws show whatever may be drawn in these meshes.
 const DRAWS: u64 = 96;
@@ -312,7 +312,7 @@ impl Here<'_> {
     /// `waypoint/src/request.rs`.
     fn request(&self, once: &mut Once, draw: &mut Draw) {
         let question = self.question;
-        let authority = question.authority.map_or_else(|| question.destination.replace("pod/", ""), ToOwned::to_owned);
+        let authority = question.authority();
         let path = canonical(question.target, PathNormalization::default());
         let (Ok(_), Ok(path)) = (canonical_host(&authority), path) else { return once.answer = Some(400) };
         let mut headers = HeaderMap::new();
