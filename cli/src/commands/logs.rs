@@ -1,40 +1,51 @@
-//! `tropis logs`: the log of a program, or every line that the mesh wrote about a pod.
+//! `tropis logs`: the log of a program or of a waypoint, or every line that the mesh wrote about a pod.
+//!
+//! A program of a node logs to `PROGRAM.NODE.log`, a container to `NAMESPACE.POD.CONTAINER.log`. What applications say is not the
+//! mesh's: it is neither searched nor believed.
+
+mod line;
 
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
-    path::PathBuf,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, bail};
-use serde_json::Value;
+use tropis_compile::waypoint::GATEWAY_NAME;
+use tropis_crds::{Kind, Object};
 
 use crate::{
-    arguments::{Format, Options},
+    arguments::Options,
     names::{self, Name},
     state::State,
 };
+use line::Line;
 
 /// What a log is called besides its program and node: `ztunnel.a.log`.
 const ENDING: &str = ".log";
+/// The programs of nodes; what else logs is a container.
+const PROGRAMS: [&str; 3] = ["redirector", "tropisd", "ztunnel"];
 /// How often a followed log is looked at.
 const FOLLOW_PERIOD: Duration = Duration::from_millis(200);
-/// The fields that stand in front without their names.
-const FIRST: [&str; 4] = ["time", "level", "scope", "message"];
 
 const EXAMPLES: &str = "\
 Examples:
   tropis logs tropisd
   tropis logs ztunnel.a --tail 20
-  tropis logs reviews-v1.shop -f        access lines about the pod, of whichever proxy";
+  tropis logs waypoint.shop -f          a waypoint, all its pods
+  tropis logs reviews-v1.shop           what every proxy said about the pod, waypoints too
+  tropis logs shop.reviews-v1.reviews   what a container wrote: NAMESPACE.POD.CONTAINER";
 
 /// What may be typed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// A program (ztunnel, ztunnel.NODE, tropisd, redirector), or a pod.
-    #[arg(value_name = "PROGRAM|POD")]
+    /// A program (ztunnel, ztunnel.NODE, tropisd, redirector), a waypoint, or a pod.
+    #[arg(value_name = "PROGRAM|WAYPOINT|POD")]
     name: String,
     /// Only the last lines.
     #[arg(long, value_name = "LINES")]
@@ -44,45 +55,45 @@ pub(crate) struct Arguments {
     follow: bool,
 }
 
+/// A pod that lines are asked about.
+#[derive(Debug)]
+struct AboutPod {
+    name: Name,
+    /// Its addresses, of both families.
+    addresses: Vec<IpAddr>,
+}
+
+/// Which lines are shown.
+#[derive(Debug)]
+struct Selection {
+    paths: Vec<PathBuf>,
+    /// Only those about this pod.
+    about: Option<AboutPod>,
+}
+
 pub(crate) async fn run(options: &Options, arguments: &Arguments, out: &mut impl Write) -> anyhow::Result<()> {
     let state = State::open(&options.state)?;
-    let all = files(&state)?;
-    let own: Vec<PathBuf> = all.iter().filter(|(name, _)| is_of(name, &arguments.name)).map(|(_, path)| path.clone()).collect();
-    let (paths, pod) = match own.is_empty() {
-        false => (own, None),
-        true => (all.iter().map(|(_, path)| path.clone()).collect(), Some(pod(options, &state, &arguments.name, &all)?)),
-    };
-    let raw = options.output != Format::Table;
-    let mut logs = Vec::new();
-    for path in paths {
-        let file = fs::File::open(&path).with_context(|| format!("read {}", path.display()))?;
-        logs.push((BufReader::new(file), String::new()));
-    }
-    let mut lines: Vec<Line> = Vec::new();
-    for (log, rest) in &mut logs {
-        lines.extend(read(log, rest)?.into_iter().filter(|line| line.is_about(pod.as_ref())));
-    }
-    // Lines that are no JSON have no time and stay in front, where a program says why it did not start.
-    lines.sort_by(|one, other| one.time().cmp(other.time()));
+    let Selection { paths, about } = select(&files(&state)?, &state.snapshot().objects, &arguments.name, options.namespace())?;
+    let mut logs = paths.iter().map(|path| Log::open(path)).collect::<anyhow::Result<Vec<Log>>>()?;
+    let lines = read_all(&mut logs, about.as_ref())?;
     let from = lines.len().saturating_sub(arguments.tail.unwrap_or(usize::MAX));
     for line in &lines[from..] {
-        writeln!(out, "{}", line.shown(raw))?;
+        write!(out, "{}", line.shown(options.output)?)?;
     }
     if !arguments.follow {
         return Ok(());
     }
+    drop(lines);
     loop {
         out.flush()?;
         tokio::time::sleep(FOLLOW_PERIOD).await;
-        for (log, rest) in &mut logs {
-            for line in read(log, rest)?.iter().filter(|line| line.is_about(pod.as_ref())) {
-                writeln!(out, "{}", line.shown(raw))?;
-            }
+        for line in read_all(&mut logs, about.as_ref())? {
+            write!(out, "{}", line.shown(options.output)?)?;
         }
     }
 }
 
-/// The logs of programs, by `PROGRAM.NODE`.
+/// The logs, by name without ending.
 fn files(state: &State) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let folder = state.logs();
     let entries = fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))?;
@@ -92,20 +103,90 @@ fn files(state: &State) -> anyhow::Result<Vec<(String, PathBuf)>> {
     Ok(files)
 }
 
-/// Whether a log is the one that is meant: by its whole name, or by its program.
-fn is_of(log: &str, wanted: &str) -> bool {
-    log == wanted || log.split_once('.').is_some_and(|(program, _)| program == wanted)
+/// What a name means, in this order: one log by its whole name, a program, a waypoint (its Gateway, or a pod of it), another pod.
+fn select(logs: &[(String, PathBuf)], objects: &[Arc<Object>], text: &str, namespace: &str) -> anyhow::Result<Selection> {
+    let pods: Vec<&Object> = objects.iter().map(AsRef::as_ref).filter(|object| object.kind == Kind::Pod).collect();
+    let paths = |wanted: &dyn Fn(&str) -> bool| -> Vec<PathBuf> {
+        logs.iter().filter(|(log, _)| wanted(log)).map(|(_, path)| path.clone()).collect()
+    };
+    // A namespace may be called like a program.
+    let program = |log: &str| {
+        let program = PROGRAMS.into_iter().find(|program| log.split_once('.').is_some_and(|(first, _)| first == *program))?;
+        (!pods.iter().any(|pod| is_of(log, pod))).then_some(program)
+    };
+    for own in [paths(&|log| log == text), paths(&|log| program(log) == Some(text))] {
+        if !own.is_empty() {
+            return Ok(Selection { paths: own, about: None });
+        }
+    }
+    let name = names::name(text, namespace)?;
+    let of_waypoint = |pod: &&Object| pod.label(GATEWAY_NAME).is_some();
+    let pod = pods.iter().copied().find(|pod| pod.metadata.namespace == name.namespace && pod.metadata.name == name.name);
+    let own_pods = |pod: &&Object| pod.metadata.namespace == name.namespace && pod.label(GATEWAY_NAME) == Some(&name.name);
+    let mut instances: Vec<&Object> = pods.iter().copied().filter(own_pods).collect();
+    if instances.is_empty() {
+        instances.extend(pod.filter(of_waypoint));
+    }
+    if !instances.is_empty() {
+        let own = paths(&|log| instances.iter().any(|pod| is_of(log, pod)));
+        anyhow::ensure!(!own.is_empty(), "no pod of waypoint {}/{} has written a log yet", name.namespace, name.name);
+        return Ok(Selection { paths: own, about: None });
+    }
+    let Some(pod) = pod else {
+        let known: Vec<&str> = logs.iter().map(|(name, _)| name.as_str()).collect();
+        bail!(
+            "{text:?} is neither a program with a log, nor a waypoint or a pod in namespace {}\nLogs: {}",
+            name.namespace,
+            known.join(", ")
+        );
+    };
+    let proxies: Vec<&Object> = pods.iter().copied().filter(of_waypoint).collect();
+    let of_mesh = paths(&|log| program(log).is_some() || proxies.iter().any(|pod| is_of(log, pod)));
+    Ok(Selection { paths: of_mesh, about: Some(AboutPod { addresses: addresses(pod), name }) })
 }
 
-/// A pod that exists.
-fn pod(options: &Options, state: &State, text: &str, logs: &[(String, PathBuf)]) -> anyhow::Result<Name> {
-    let pod = names::name(text, options.namespace())?;
-    let object = tropis_crds::ObjectRef::new(tropis_crds::Kind::Pod, pod.namespace.as_str(), pod.name.as_str());
-    if !state.snapshot().objects.iter().any(|own| own.reference() == object) {
-        let known: Vec<&str> = logs.iter().map(|(name, _)| name.as_str()).collect();
-        bail!("{text:?} is neither a program with a log nor a pod in namespace {}\nLogs: {}", pod.namespace, known.join(", "));
+/// Whether a log, `NAMESPACE.POD.CONTAINER`, is a pod's. A pod's name may have dots in it, the others have none.
+fn is_of(log: &str, pod: &Object) -> bool {
+    let container = log.split_once('.').and_then(|(namespace, rest)| Some((namespace, rest.rsplit_once('.')?)));
+    container.is_some_and(|(namespace, (name, _))| namespace == pod.metadata.namespace && name == pod.metadata.name)
+}
+
+/// The addresses that a pod has.
+fn addresses(pod: &Object) -> Vec<IpAddr> {
+    let Some(status) = pod.pod().and_then(|pod| pod.status.as_ref()) else { return Vec::new() };
+    let texts = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()).chain(status.pod_ip.as_deref());
+    texts.filter_map(|text| text.parse().ok()).collect()
+}
+
+/// A log that is read on.
+struct Log {
+    reader: BufReader<fs::File>,
+    /// A half-written line waits here for its end.
+    rest: String,
+}
+
+impl Log {
+    fn open(path: &Path) -> anyhow::Result<Self> {
+        let file = fs::File::open(path).with_context(|| format!("read {}", path.display()))?;
+        Ok(Self { reader: BufReader::new(file), rest: String::new() })
     }
-    Ok(pod)
+}
+
+/// The lines that logs have more, in the order of their times.
+fn read_all(logs: &mut [Log], about: Option<&AboutPod>) -> anyhow::Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    for log in logs {
+        let mut last = None;
+        for mut line in read(&mut log.reader, &mut log.rest)? {
+            // What has no time belongs to what was written before it; in front, a program says why it did not start.
+            last = line.time.or(last);
+            line.time = last;
+            lines.push(line);
+        }
+    }
+    lines.retain(|line| about.is_none_or(|pod| line.is_about(pod)));
+    lines.sort_by_key(|line| line.time);
+    Ok(lines)
 }
 
 /// The whole lines that a log has more; what is left of a half-written one waits in `rest`.
@@ -118,63 +199,9 @@ fn read(log: &mut impl BufRead, rest: &mut String) -> anyhow::Result<Vec<Line>> 
     Ok(lines)
 }
 
-#[derive(Debug)]
-struct Line {
-    text: String,
-    value: Value,
-}
-
-impl Line {
-    fn new(text: &str) -> Self {
-        Self { text: text.to_owned(), value: serde_json::from_str(text).unwrap_or_default() }
-    }
-
-    fn time(&self) -> &str {
-        self.value["time"].as_str().unwrap_or_default()
-    }
-
-    /// Whether a pod is at one of the ends, or named; every line is about nobody in particular.
-    fn is_about(&self, pod: Option<&Name>) -> bool {
-        let Some(pod) = pod else { return true };
-        let end =
-            |end: &str| self.value[format!("{end}.workload")] == *pod.name && self.value[format!("{end}.namespace")] == *pod.namespace;
-        let (slash, dot) = (format!("{}/{}", pod.namespace, pod.name), format!("{}.{}", pod.name, pod.namespace));
-        let named = |value: &Value| value.as_str().is_some_and(|text| text == slash || text == dot);
-        end("src") || end("dst") || self.value["pod"].as_str().is_some() && named(&self.value["pod"])
-    }
-
-    /// Time, level, scope and message, then the fields; `raw` as it was written.
-    fn shown(&self, raw: bool) -> String {
-        let Some(fields) = self.value.as_object().filter(|_| !raw) else { return self.text.clone() };
-        let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        let mut parts: Vec<String> = FIRST.iter().filter_map(|name| Some(plain(fields.get(*name)?))).collect();
-        let rest = fields.iter().filter(|(name, _)| !FIRST.contains(&name.as_str()));
-        parts.extend(rest.map(|(name, value)| match plain(value) {
-            text if text.is_empty() || text.contains([' ', '"', '=']) => format!("{name}={text:?}"),
-            text => format!("{name}={text}"),
-        }));
-        parts.join("  ")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_line_is_shown_for_people_and_kept_for_programs() {
-        let text = r#"{"level":"info","time":"2026-01-01T00:00:00Z","scope":"access","message":"connection complete","src.workload":"sleep","src.namespace":"shop","bytes_sent":12,"error":"no way"}"#;
-        let line = Line::new(text);
-        assert_eq!(line.shown(true), text);
-        assert_eq!(
-            line.shown(false),
-            "2026-01-01T00:00:00Z  info  access  connection complete  src.workload=sleep  src.namespace=shop  bytes_sent=12  error=\"no way\""
-        );
-        assert_eq!(Line::new("thread main panicked").shown(false), "thread main panicked");
-        let pod = |name: &str| names::name(name, "shop").unwrap();
-        assert!(line.is_about(Some(&pod("sleep"))) && line.is_about(None));
-        assert!(!line.is_about(Some(&pod("sleep.other"))) && !line.is_about(Some(&pod("reviews"))));
-    }
 
     #[test]
     fn a_half_written_line_waits_for_its_end() {
@@ -182,11 +209,5 @@ mod tests {
         assert_eq!(read(&mut "{\"a\":1}\n{\"b\"".as_bytes(), &mut rest).unwrap().len(), 1);
         let lines = read(&mut ":2}\n".as_bytes(), &mut rest).unwrap();
         assert_eq!(lines[0].value["b"], 2);
-    }
-
-    #[test]
-    fn logs_are_found_by_program_or_by_program_and_node() {
-        assert!(is_of("ztunnel.a", "ztunnel") && is_of("ztunnel.a", "ztunnel.a"));
-        assert!(!is_of("ztunnel.a", "ztunnel.b") && !is_of("ztunnel.a", "zt"));
     }
 }
