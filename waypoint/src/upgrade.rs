@@ -24,7 +24,7 @@ use crate::{
     request::Journey,
     stages::{authorize, balance::Chosen, report::Report},
     stream::Stream,
-    upstream::{counts::Held, pools::Active},
+    upstream::{connections::HandedOver, counts::Held, pools::Active},
 };
 
 /// What a connection goes on with after its last request.
@@ -36,13 +36,13 @@ pub struct UpgradeSlot {
 /// An upgrade that both sides agreed to.
 pub struct Upgrade {
     /// The endpoint's side, when HTTP/1.1 has let go of it.
-    pub upstream: oneshot::Receiver<Stream>,
+    pub upstream: oneshot::Receiver<HandedOver>,
     /// The request that asked for it.
     pub asked: Box<Asked>,
     /// Its report.
     pub report: Box<Report>,
     /// Its places in the pool.
-    pub held: (Held, Held, Active),
+    pub held: (Held, Active),
 }
 
 /// What policies may ask about a request, kept for longer than the request.
@@ -130,7 +130,7 @@ pub async fn go_on(slot: &UpgradeSlot, downstream: Stream) {
     let left = slot.left.borrow_mut().take();
     let Some(upgrade) = left else { return downstream.linger().await };
     let Upgrade { upstream, asked, mut report, held } = upgrade;
-    let Ok(upstream) = upstream.await else {
+    let Ok((upstream, held_connection)) = upstream.await else {
         return report.ended(Stage::Relay, Reason::UpstreamReset, Side::Upstream);
     };
     let control = report.control();
@@ -144,7 +144,7 @@ pub async fn go_on(slot: &UpgradeSlot, downstream: Stream) {
         }
         outcome = &mut relaying => outcome,
     };
-    drop(held);
+    drop((held, held_connection));
     report.relayed(&outcome);
 }
 

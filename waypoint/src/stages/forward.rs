@@ -103,6 +103,8 @@ pub struct Tries<'t> {
     pub upload: &'t Upload,
     /// The pool that was drawn.
     pub pool: &'t Arc<Pool>,
+    /// It asks to change the protocol.
+    pub upgrades: bool,
     /// The workload that we are.
     pub own: Option<Arc<Workload>>,
     /// The hash of its key.
@@ -134,9 +136,10 @@ pub async fn run(
     let timeout = deadline::of(forward.timeout, &journey.facts, report.is_grpc());
     let own = worker.own(journey.view);
     let key = worker.draw(|draw| balance::key(&pool, &journey.facts, draw));
-    let tries =
-        Tries { journey, forward, permit, outgoing, upload, pool: &pool, own, key, trying: Cell::default(), tried: RefCell::default() };
-    let answered = match tries.outgoing.wants_upgrade() && journey.upgrades.is_some() {
+    let upgrades = outgoing.wants_upgrade() && journey.upgrades.is_some();
+    let (trying, tried) = (Cell::default(), RefCell::default());
+    let tries = Tries { journey, forward, permit, outgoing, upload, pool: &pool, upgrades, own, key, trying, tried };
+    let answered = match upgrades {
         true => Box::pin(upgrading::run(&tries, timeout, report)).await,
         false => tries.run(timeout, report).await.map(Answered::Response),
     };

@@ -166,7 +166,7 @@ fn a_lower_limit_of_streams_holds_for_an_open_connection() {
 }
 
 /// An address that answers no SYN for as long as what comes with it lives: its queue of connections is full.
-async fn answers_no_syn() -> (SocketAddr, (TcpListener, [TcpStream; 2])) {
+pub(crate) async fn answers_no_syn() -> (SocketAddr, (TcpListener, [TcpStream; 2])) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::new(own_address(), 0)).unwrap();
     let listener = socket.listen(1).unwrap();
@@ -176,7 +176,7 @@ async fn answers_no_syn() -> (SocketAddr, (TcpListener, [TcpStream; 2])) {
 }
 
 /// `GET` on its way; its status, and how long that took.
-fn asks(mut sender: Http2, path: &'static str) -> tokio::task::JoinHandle<(u16, Duration)> {
+pub(crate) fn asks(mut sender: Http2, path: &'static str) -> tokio::task::JoinHandle<(u16, Duration)> {
     spawn_local(async move {
         let started = Instant::now();
         let response = sender.send_request(get2(path)).await.unwrap();

@@ -41,6 +41,12 @@ const RESPONSES: &[(&str, &str, &str)] = &[
         "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
         "it changes the protocol, which nobody asked for",
     ),
+    ("no-http", "SSH-2.0-OpenSSH_9.9\r\n\r\n", "it cannot be read"),
+    (
+        "many-headers",
+        "HTTP/1.1 200 OK\r\na: 1\r\na: 2\r\na: 3\r\na: 4\r\na: 5\r\na: 6\r\na: 7\r\na: 8\r\na: 9\r\na: 10\r\na: 11\r\n\r\n",
+        "it cannot be read",
+    ),
 ];
 
 /// An endpoint that answers the first request on each connection with the response whose name is its path; any other well.
@@ -70,7 +76,7 @@ async fn answers_by_path(world: &World) {
 #[test]
 fn a_response_that_can_be_cut_in_two_ways_is_a_protocol_error() {
     run(async {
-        let world = plain_world(plain_host("reviews"), &[]);
+        let world = plain_world(plain_host("reviews"), &[("TROPIS_MAX_HEADERS", "10")]);
         answers_by_path(&world).await;
         let mut http2 = world.http2("cart", "10.96.0.1:9080").await;
         for (name, _, why) in RESPONSES {
@@ -90,14 +96,17 @@ fn a_response_that_can_be_cut_in_two_ways_is_a_protocol_error() {
 #[test]
 fn the_same_as_the_answer_to_an_upgrade_is_one_too() {
     run(async {
-        let world = plain_world(plain_host("reviews"), &[]);
+        let world = plain_world(plain_host("reviews"), &[("TROPIS_MAX_HEADERS", "10")]);
         answers_by_path(&world).await;
-        for (name, expected) in [("short-length", 502), ("gzip", 502), ("unasked-upgrade", 101)] {
+        let names = [("short-length", 502), ("gzip", 502), ("no-http", 502), ("many-headers", 502), ("unasked-upgrade", 101)];
+        for (name, expected) in names {
             let request = format!("GET /up/{name} HTTP/1.1\r\nHost: reviews\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
             let request = if expected == 101 { request } else { request.replace("upgrade\r\nUpgrade", "upgrade, close\r\nUpgrade") };
             let answer = until_closed(&world, request.as_bytes()).await;
             assert_eq!(answers(&answer), [expected], "{name}");
         }
-        assert_eq!(log::wait_for(&[("path", "/up/gzip")]).await["response_flags"], json!("UPE"));
+        for path in ["/up/gzip", "/up/no-http", "/up/many-headers"] {
+            assert_eq!(log::wait_for(&[("path", path)]).await["response_flags"], json!("UPE"), "{path}");
+        }
     });
 }

@@ -24,7 +24,8 @@ use crate::{
     world::{Body, World, fetch, forward, full, host, pool, route, run, text, to},
 };
 
-fn world(change: impl FnOnce(&mut Forward, &mut Pool)) -> World {
+/// A world whose one route and pool are changed by `change`.
+pub(crate) fn world(change: impl FnOnce(&mut Forward, &mut Pool)) -> World {
     world_with(&[], change)
 }
 

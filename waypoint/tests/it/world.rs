@@ -288,6 +288,20 @@ impl World {
     where
         F: Future<Output = Response<Body>> + 'static,
     {
+        self.tunnelled_after(Duration::ZERO, at, account, answer).await
+    }
+
+    /// The same, where each tunnel is accepted after so long.
+    pub(crate) async fn tunnelled_after<F>(
+        &self,
+        after: Duration,
+        at: IpAddr,
+        account: &str,
+        answer: impl Fn(Request<Incoming>) -> F + 'static,
+    ) -> App
+    where
+        F: Future<Output = Response<Body>> + 'static,
+    {
         let answer: Answer = Rc::new(move |request| Box::pin(answer(request)));
         let listener = TcpListener::bind(SocketAddr::new(at, HBONE_PORT)).await.unwrap();
         let certificates = Certificates::new(self.authority.clone());
@@ -303,8 +317,11 @@ impl World {
                 spawn_local(session.serve(drain.signal(), move |tunnel| {
                     connections.set(connections.get() + 1);
                     assert_eq!(tunnel.peer(), &identity("waypoint"), "the tunnel speaks for the waypoint");
-                    let stream = tunnel.accept(None).unwrap();
-                    spawn_local(serve(TokioIo::new(stream), answer.clone()));
+                    let answer = answer.clone();
+                    spawn_local(async move {
+                        tokio::time::sleep(after).await;
+                        serve(TokioIo::new(tunnel.accept(None).unwrap()), answer).await;
+                    });
                 }));
             }
         });
@@ -397,6 +414,12 @@ async fn serve_socket(io: TokioIo<TcpStream>, answer: Answer) {
     });
     let builder = hyper_util::server::conn::auto::Builder::new(LocalExecutor);
     let _ = builder.serve_connection_with_upgrades(io, service).await;
+}
+
+/// Answers the requests of a connection that was accepted by hand.
+pub(crate) fn answers_on(stream: TcpStream, text: &'static str) {
+    let answer: Answer = Rc::new(move |_| Box::pin(std::future::ready(Response::new(full(text)))));
+    spawn_local(serve(TokioIo::new(stream), answer));
 }
 
 /// A request without body.

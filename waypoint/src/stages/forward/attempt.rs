@@ -4,6 +4,7 @@ use std::{error::Error, rc::Rc, time::Instant};
 
 use http::{HeaderName, HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
+use tokio::sync::oneshot;
 use tropis_model::{
     outlier::{self, status_of_grpc},
     pool::{Pool, UpstreamVersion},
@@ -22,9 +23,8 @@ use crate::{
         report::Report,
     },
     upstream::{
-        connections::{AcquireError, Connections, HttpVersion, Lease},
+        connections::{AcquireError, Connections, HandedOver, HttpVersion, Lease},
         counts::{Held, Kind},
-        pools::Active,
     },
 };
 
@@ -56,9 +56,11 @@ impl<E: Into<Failure>> From<E> for Failed {
 
 /// The head of a response, and what its body comes on.
 pub struct Received {
-    response: Response<Incoming>,
+    pub(super) response: Response<Incoming>,
     lease: Lease,
-    held: (Held, Active),
+    pub(super) handed_over: Option<oneshot::Receiver<HandedOver>>,
+    pub(super) held: Held,
+    pub(super) chosen: Chosen,
     took: std::time::Duration,
 }
 
@@ -74,7 +76,7 @@ impl Received {
         head::remove_hop_by_hop(&mut parts.headers);
         parts.headers.insert(SERVICE_TIME, HeaderValue::from(self.took.as_millis() as u64));
         parts.version = Version::HTTP_11;
-        let relayed = Relayed { body, lease: Some(self.lease), held: Some(self.held), deadline };
+        let relayed = Relayed { body, lease: Some(self.lease), held: Some((self.held, self.chosen.active)), deadline };
         Response::from_parts(parts, Payload::Upstream(Box::new(relayed)))
     }
 }
@@ -100,9 +102,8 @@ impl Attempt<'_, '_> {
         match ended {
             Ok(exchanged) => {
                 self.record(&chosen, seen(&exchanged.response));
-                let Chosen { active, .. } = chosen;
-                let Exchanged { response, lease, held, took } = exchanged;
-                Ok(Received { response, lease, held: (held, active), took })
+                let Exchanged { response, lease, handed_over, held, took } = exchanged;
+                Ok(Received { response, lease, handed_over, held, chosen, took })
             }
             Err(Ended { failed, seen }) => {
                 // An endpoint is not to blame for a limit of ours, nor for a caller who breaks off.
@@ -134,8 +135,7 @@ impl Attempt<'_, '_> {
     async fn exchange(&self, chosen: &Chosen, _permit: authorize::EndpointPermit, report: &mut Report) -> Result<Exchanged, Ended> {
         let tries = self.tries;
         let worker = &tries.journey.entry.worker;
-        let version = version(tries.journey, tries.pool);
-        let mut request = tries.outgoing.request(tries.journey.facts.headers, self.number, version, tries.upload.body());
+        let (version, mut request) = self.request();
         let mut stale = 0;
         loop {
             let acquired = Connections::acquire(worker, &chosen.current, &chosen.member, version).await;
@@ -149,12 +149,13 @@ impl Attempt<'_, '_> {
                 }
             };
             report.connected(lease.local());
+            let handed_over = tries.upgrades.then(|| lease.hand_over());
             let sent_at = Instant::now();
             match lease.send(request).await {
                 Ok(response) => {
                     let took = sent_at.elapsed();
-                    framing::check(&response, false).map_err(Ended::of_malformed)?;
-                    return Ok(Exchanged { response, lease, held, took });
+                    framing::check(&response, tries.upgrades).map_err(Ended::of_malformed)?;
+                    return Ok(Exchanged { response, lease, handed_over, held, took });
                 }
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if stale < STALE_CONNECTIONS => {
@@ -165,6 +166,16 @@ impl Attempt<'_, '_> {
                 },
             }
         }
+    }
+
+    /// The request, and the version of HTTP that it is sent by.
+    fn request(&self) -> (HttpVersion, Request<RequestBody>) {
+        let Tries { journey, outgoing, upload, pool, .. } = self.tries;
+        if self.tries.upgrades {
+            return (HttpVersion::Http1, outgoing.upgrade_request(journey.facts.headers, upload.body()));
+        }
+        let version = version(journey, pool);
+        (version, outgoing.request(journey.facts.headers, self.number, version, upload.body()))
     }
 
     /// What a broken exchange means; `unsent` is the request where nothing of it went out.
@@ -194,6 +205,7 @@ impl Attempt<'_, '_> {
 struct Exchanged {
     response: Response<Incoming>,
     lease: Lease,
+    handed_over: Option<oneshot::Receiver<HandedOver>>,
     held: Held,
     took: std::time::Duration,
 }

@@ -12,7 +12,7 @@ use hyper::client::conn::{http1, http2};
 use tokio::sync::Notify;
 use tropis_model::{limits, pool::Limits};
 
-use super::{Counts, Lease};
+use super::{Counts, Lease, making::Heir};
 use crate::{body::RequestBody, stages::connect::ConnectError};
 
 /// Connections of HTTP/1.1 that a slot keeps for as long as its pool allows them to be idle.
@@ -29,8 +29,10 @@ pub(super) struct Slot {
     shared: RefCell<Vec<Rc<Multiplexed>>>,
     open: Cell<usize>,
     next_number: Cell<u64>,
-    /// Connections that are being made; others wait for one of HTTP/2.
+    /// Connections that are being made.
     connecting: Cell<usize>,
+    /// Requests that wait for the one that they began.
+    awaiting: Cell<usize>,
     /// Requests that wait here for a connection.
     waiting: Cell<usize>,
     /// Told when a connection may have become free, or could not be made.
@@ -38,8 +40,6 @@ pub(super) struct Slot {
     /// How many connections could not be made, and why the last one could not.
     failures: Cell<u64>,
     failure: RefCell<Option<ConnectError>>,
-    /// Told when a connection could not be made.
-    failed: Notify,
 }
 
 struct Idle {
@@ -56,6 +56,7 @@ pub(super) struct Single {
     pub(super) born: Instant,
     pub(super) limits: Limits,
     pub(super) counts: Counts,
+    pub(super) heir: Heir,
 }
 
 impl Single {
@@ -132,10 +133,19 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Says that a connection is being made, until it is dropped.
-pub(super) struct Connecting<'a>(&'a Slot);
+/// Says that a request waits for the connection that it began, until it is dropped.
+pub(super) struct Awaiting<'a>(&'a Slot);
 
-impl Drop for Connecting<'_> {
+impl Drop for Awaiting<'_> {
+    fn drop(&mut self) {
+        self.0.awaiting.set(self.0.awaiting.get() - 1);
+    }
+}
+
+/// Says that a connection is being made, until it is dropped.
+pub(super) struct Connecting(Rc<Slot>);
+
+impl Drop for Connecting {
     fn drop(&mut self) {
         self.0.connecting.set(self.0.connecting.get() - 1);
         self.0.news.notify_waiters();
@@ -194,9 +204,24 @@ impl Slot {
         Waiting(self)
     }
 
-    pub(super) fn start_connecting(&self) -> Connecting<'_> {
+    /// Requests that wait here.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.get()
+    }
+
+    pub(super) fn start_connecting(self: &Rc<Self>) -> Connecting {
         self.connecting.set(self.connecting.get() + 1);
-        Connecting(self)
+        Connecting(self.clone())
+    }
+
+    pub(super) fn start_awaiting(&self) -> Awaiting<'_> {
+        self.awaiting.set(self.awaiting.get() + 1);
+        Awaiting(self)
+    }
+
+    /// Connections that are being made though the request that began each has given up: they are for who waits.
+    pub(super) fn orphans(&self) -> usize {
+        self.connecting.get().saturating_sub(self.awaiting.get())
     }
 
     /// Whether a connection is being made.
@@ -208,7 +233,6 @@ impl Slot {
     pub(super) fn failed(&self, error: &ConnectError) {
         self.failures.set(self.failures.get() + 1);
         self.failure.replace(Some(error.clone()));
-        self.failed.notify_waiters();
     }
 
     /// How many connections could not be made so far, for [`Self::failed_since`].
@@ -219,18 +243,6 @@ impl Slot {
     /// Why a connection could not be made, if one could not since there were `before` failures.
     pub(super) fn failed_since(&self, before: u64) -> Option<ConnectError> {
         self.failure.borrow().clone().filter(|_| self.failures.get() > before)
-    }
-
-    /// Waits until a connection cannot be made, from the first poll on.
-    pub(super) async fn next_failure(&self) -> ConnectError {
-        let before = self.failures();
-        loop {
-            let failed = self.failed.notified();
-            if let Some(error) = self.failed_since(before) {
-                return error;
-            }
-            failed.await;
-        }
     }
 
     /// Counts a connection that was opened; its number.
