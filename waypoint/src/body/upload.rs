@@ -46,6 +46,8 @@ struct Source {
     share: Share,
     /// Not everything that was read is kept.
     is_cut: bool,
+    /// Something was read.
+    is_begun: bool,
     bytes: u64,
     is_ended: bool,
     is_broken: bool,
@@ -88,6 +90,7 @@ impl Upload {
             room: limit,
             share: budget.share(),
             is_cut: limit == 0,
+            is_begun: false,
             bytes: 0,
             is_ended: false,
             is_broken: false,
@@ -112,7 +115,7 @@ impl Upload {
     pub fn is_replayable(&self) -> bool {
         self.source.as_ref().is_none_or(|source| {
             let source = source.borrow();
-            !source.is_broken && (!source.is_cut || source.bytes == 0)
+            !source.is_broken && (!source.is_cut || !source.is_begun)
         })
     }
 
@@ -213,6 +216,7 @@ impl Source {
 
     /// Counts a frame, and keeps it while there is room.
     fn take(&mut self, frame: &Frame<Bytes>) {
+        self.is_begun = true;
         self.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
         if self.incoming.is_end_stream() {
             self.is_ended = true;

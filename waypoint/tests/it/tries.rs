@@ -14,7 +14,7 @@ use hyper::body::{Frame, Incoming};
 use serde_json::json;
 use tokio::{sync::Notify, task::spawn_local};
 use tropis_model::{
-    pool::{Limits, Pool},
+    pool::{Limits, Pool, UpstreamVersion},
     route::{Forward, PortProtocol, Retries, RetryOn, RouteAction},
     service::AppProtocol,
 };
@@ -205,6 +205,43 @@ fn bodies_are_kept_for_another_try_only_as_far_as_they_fit_on_their_worker_toget
         assert_eq!(fetch(&mut sender, small("/room-again")).await.0, 200, "it is tried again");
         assert_eq!(served.get(), 4);
     });
+}
+
+/// A trailer and nothing else.
+fn trailer_alone() -> Body {
+    let trailers = http::HeaderMap::from_iter([(http::HeaderName::from_static("x-sum"), http::HeaderValue::from_static("1"))]);
+    BodyExt::boxed_unsync(StreamBody::new(futures_util::stream::iter([Ok(Frame::trailers(trailers))])))
+}
+
+#[test]
+fn trailers_that_nobody_kept_are_in_every_try_that_is_made() {
+    for (budget, expected) in [("0", vec![true]), ("65536", vec![true, true])] {
+        run(async {
+            let world = world_with(&[("TROPIS_MAX_BUFFERED_BYTES", budget)], |forward, pool| {
+                forward.retries = on_server_errors(1);
+                pool.upstream_version = UpstreamVersion::Http2;
+            });
+            let seen = Rc::new(RefCell::new(Vec::new()));
+            let app = world
+                .app({
+                    let seen = seen.clone();
+                    move |request: Request<Incoming>| {
+                        let seen = seen.clone();
+                        async move {
+                            let body = request.into_body().collect().await.unwrap();
+                            seen.borrow_mut().push(body.trailers().is_some_and(|trailers| trailers.contains_key("x-sum")));
+                            Response::builder().status(503).body(full("")).unwrap()
+                        }
+                    }
+                })
+                .await;
+            world.endpoint("reviews", "v1", &app);
+            let mut sender = world.http2("cart", "10.96.0.1:9080").await;
+            let request = Request::post("http://reviews/trailers").body(trailer_alone()).unwrap();
+            assert_eq!(sender.send_request(request).await.unwrap().status(), 503);
+            assert_eq!(*seen.borrow(), expected, "with a budget of {budget}");
+        });
+    }
 }
 
 #[test]
