@@ -11,8 +11,10 @@ mod leaving;
 
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     pin::pin,
     rc::Rc,
+    task::Poll,
     time::Duration,
 };
 
@@ -96,10 +98,10 @@ async fn serve_http1(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
             }
         }
     });
-    let followed = Followed::new(stream, follower, limits.header_timeout);
+    let followed = Followed::new(stream, follower.clone(), limits.header_timeout);
     let mut connection = http1_builder(limits).serve_connection(TokioIo::new(followed), service);
     let (mut to_drain, mut to_cut) = (drain.clone(), drain);
-    let (mut idle, mut cut) = (pin!(idle_too_long(&entry, &mut to_drain)), pin!(to_cut.cut()));
+    let (mut idle, mut cut) = (pin!(idle_between_heads(&entry, &mut to_drain, &follower)), pin!(to_cut.cut()));
     let mut is_ending = false;
     let end = loop {
         tokio::select! {
@@ -169,6 +171,13 @@ pub async fn idle_too_long(entry: &Entry, drain: &mut DrainSignal) {
         () = late_in_drain => {}
         () = leaving::left(entry, quiet) => {}
     }
+}
+
+/// The same for HTTP/1.1, where hyper takes a connection for idle on which a head has come in part. That is waited for: it comes, or is late
+/// ([`Followed`]). Each byte of it wakes the connection, and this with it.
+async fn idle_between_heads(entry: &Entry, drain: &mut DrainSignal, follower: &RefCell<Follower>) {
+    idle_too_long(entry, drain).await;
+    poll_fn(|_| if follower.borrow().is_within_head() { Poll::Pending } else { Poll::Ready(()) }).await;
 }
 
 async fn serve_http2(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {

@@ -83,8 +83,12 @@ impl Follower {
 
     /// Which request's head is awaited, if it is one: the first, or one that has begun.
     fn awaited_head(&self) -> Option<u64> {
-        let has_begun = self.at == At::Headers || (self.at == At::RequestLine && !self.line.is_empty());
-        (has_begun || (self.heads == 0 && self.at == At::RequestLine)).then_some(self.heads)
+        (self.is_within_head() || (self.heads == 0 && self.at == At::RequestLine)).then_some(self.heads)
+    }
+
+    /// Whether a head has begun to come.
+    pub(super) fn is_within_head(&self) -> bool {
+        self.at == At::Headers || (self.at == At::RequestLine && !self.line.is_empty())
     }
 
     /// Takes the next bytes.

@@ -109,6 +109,30 @@ fn idle_connections_end_while_the_service_that_leaves_is_still_served() {
 }
 
 #[test]
+fn a_head_that_has_begun_to_come_is_answered_before_its_connection_ends() {
+    run(async {
+        let world = World::at("127.0.0.1:0", &SHORT_DRAIN);
+        world.reviews();
+        let app = answering(&world).await;
+        world.endpoint("reviews", "v1", &app);
+        let mut caller = world.tunnel("cart", REVIEWS).await.unwrap();
+        caller.write_all(b"GET /whole HTTP/1.1\r\nHost: reviews\r\n\r\nGET /in-part HTTP/1.1\r\nHo").await.unwrap();
+        let mut read = Vec::new();
+        while !read.ends_with(b"served") {
+            assert_ne!(caller.read_buf(&mut read).await.unwrap(), 0, "{}", String::from_utf8_lossy(&read));
+        }
+        leaves(&world, "reviews");
+        // Twice as long as connections without requests stay.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        caller.write_all(b"st: reviews\r\n\r\n").await.unwrap();
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(PATIENCE, caller.read_to_end(&mut rest)).await;
+        let rest = String::from_utf8_lossy(&rest);
+        assert!(ended.is_ok() && rest.starts_with("HTTP/1.1 200") && rest.contains("connection: close"), "{ended:?} {rest:?}");
+    });
+}
+
+#[test]
 fn idle_connections_end_while_the_pod_that_leaves_is_still_served() {
     run(async {
         let world = World::at("127.0.0.1:0", &SHORT_DRAIN);
