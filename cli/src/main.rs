@@ -8,6 +8,7 @@ mod control;
 mod mesh;
 mod names;
 mod output;
+mod place;
 mod pods;
 mod render;
 mod state;

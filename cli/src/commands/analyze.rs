@@ -1,6 +1,12 @@
 //! `tropis analyze`: what is wrong in files, or in the mesh, in the words of every other place that tells it.
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use anyhow::bail;
 use clap::ValueEnum;
@@ -16,6 +22,7 @@ use crate::{
     control,
     mesh::Mesh,
     output,
+    place::Placed,
     state::State,
 };
 
@@ -80,12 +87,13 @@ pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Res
     let suppressed: Vec<Suppression> = arguments.suppress.iter().map(|text| Suppression::read(text)).collect::<Result<_, _>>()?;
     let mut findings = findings(options, &arguments.paths).await?;
     let namespace = options.namespace.as_deref().filter(|_| !arguments.all_namespaces);
-    findings.retain(|finding| {
+    findings.retain(|Found { finding, .. }| {
         let here = namespace.is_none_or(|namespace| [namespace, ""].contains(&finding.object.namespace.as_str()));
         here && !suppressed.iter().any(|one| one.covers(finding))
     });
-    let failed = findings.iter().any(|finding| finding.level >= arguments.failure_threshold.level());
-    findings.retain(|finding| finding.level >= arguments.output_threshold.level());
+    let failed = findings.iter().any(|found| found.finding.level >= arguments.failure_threshold.level());
+    findings.retain(|found| found.finding.level >= arguments.output_threshold.level());
+    let findings = placed(findings);
     let text = match options.output {
         Format::Table => text(&findings, namespace),
         format => output::value(format, &findings)?,
@@ -93,14 +101,21 @@ pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Res
     Ok((text, if failed { ExitCode::from(FOUND) } else { ExitCode::SUCCESS }))
 }
 
+/// A finding, and the folder that its file is named from.
+#[derive(Debug, PartialEq, Eq)]
+struct Found {
+    finding: Finding,
+    root: PathBuf,
+}
+
 /// Everything that is found, worst first, then by object.
-async fn findings(options: &Options, paths: &[PathBuf]) -> anyhow::Result<Vec<Finding>> {
+async fn findings(options: &Options, paths: &[PathBuf]) -> anyhow::Result<Vec<Found>> {
     let (live, files): (Vec<PathBuf>, Vec<PathBuf>) = paths.iter().cloned().partition(|path| path.as_os_str() == LIVE);
-    let mut read: Vec<Snapshot> = Vec::new();
+    let mut read: Vec<(PathBuf, Snapshot)> = Vec::new();
     let (mut settings, mut told) = (Settings::default(), Vec::new());
     if !live.is_empty() {
         let state = State::open(&options.state)?;
-        read.push(state.snapshot());
+        read.push((state.objects(), state.snapshot()));
         match control::ask(&state).await {
             Ok(control) => (settings, told) = (control.settings, control.findings),
             Err(error) => {
@@ -112,40 +127,52 @@ async fn findings(options: &Options, paths: &[PathBuf]) -> anyhow::Result<Vec<Fi
         let files = snapshot::of_files(&files)?;
         // What a file would change is not judged by what holds without it.
         told.retain(|finding: &Finding| files.objects.iter().all(|object| object.reference() != finding.object));
-        read.push(files);
+        read.push((PathBuf::new(), files));
     }
     let mut objects: BTreeMap<ObjectRef, Arc<Object>> = BTreeMap::new();
-    let mut origins: BTreeMap<ObjectRef, Origin> = BTreeMap::new();
-    let mut findings = told;
-    for snapshot in read {
+    let mut origins: BTreeMap<ObjectRef, (Origin, PathBuf)> = BTreeMap::new();
+    let mut findings: Vec<Found> = told.into_iter().map(|finding| Found { finding, root: PathBuf::new() }).collect();
+    for (root, snapshot) in read {
         findings.extend(snapshot.findings.into_iter().map(|finding| {
-            match finding.effect == EFFECT_NEVER && objects.contains_key(&finding.object) {
-                true => finding.effect(EFFECT_REFUSED),
-                false => finding,
-            }
+            let refused = finding.effect == EFFECT_NEVER && objects.contains_key(&finding.object);
+            Found { finding: if refused { finding.effect(EFFECT_REFUSED) } else { finding }, root: root.clone() }
         }));
         // What comes later takes the place of what is there, as when it were applied.
         objects.extend(snapshot.objects.into_iter().map(|object| (object.reference(), object)));
-        origins.extend(snapshot.origins);
+        origins.extend(snapshot.origins.into_iter().map(|(object, origin)| (object, (origin, root.clone()))));
     }
     let mesh = Mesh::compile(settings, objects.values());
     findings.extend(mesh.findings().cloned().map(|mut finding| {
-        finding.origin = finding.origin.or_else(|| origins.get(&finding.object).cloned());
-        finding
+        let (origin, root) = origins.get(&finding.object).cloned().unzip();
+        finding.origin = finding.origin.or(origin);
+        Found { finding, root: root.unwrap_or_default() }
     }));
-    findings.sort_by(|one, other| other.level.cmp(&one.level).then_with(|| one.object.cmp(&other.object)).then_with(|| one.cmp(other)));
+    findings.sort_by(|Found { finding: one, .. }, Found { finding: other, .. }| {
+        other.level.cmp(&one.level).then_with(|| one.object.cmp(&other.object)).then_with(|| one.cmp(other))
+    });
     findings.dedup();
     Ok(findings)
 }
 
-fn text(findings: &[Finding], namespace: Option<&str>) -> String {
+/// Looks up the line of each field, each file read once.
+fn placed(findings: Vec<Found>) -> Vec<Placed> {
+    let mut texts: BTreeMap<PathBuf, Option<String>> = BTreeMap::new();
+    let place = |Found { finding, root }: Found| {
+        let path = finding.origin.as_ref().map(|origin| root.join(Path::new(&origin.file)));
+        let text = path.and_then(|path| texts.entry(path).or_insert_with_key(|path| fs::read_to_string(path).ok()).as_deref());
+        Placed::new(finding, text)
+    };
+    findings.into_iter().map(place).collect()
+}
+
+fn text(findings: &[Placed], namespace: Option<&str>) -> String {
     if findings.is_empty() {
         return match namespace {
             Some(namespace) => format!("✔ No validation issues found when analyzing namespace: {namespace}.\n"),
             None => "✔ No validation issues found when analyzing all namespaces.\n".to_owned(),
         };
     }
-    findings.iter().map(|finding| format!("{finding}\n")).collect()
+    findings.iter().map(Placed::shown).collect()
 }
 
 fn codes() -> String {

@@ -8,14 +8,14 @@ use std::{
 
 use anyhow::{Context, bail};
 use serde_json::Value;
-use tropis_crds::{Finding, Kind, Level, ObjectRef, decode};
+use tropis_crds::{Kind, Level, ObjectRef, decode};
 use tropis_source::{
     dir::snapshot,
     write::{self, Applied},
     yaml,
 };
 
-use crate::{arguments::Options, state::State};
+use crate::{arguments::Options, place::Placed, state::State};
 
 /// Standard input among the files.
 pub(crate) const STANDARD_INPUT: &str = "-";
@@ -76,9 +76,10 @@ pub(crate) fn read(paths: &[PathBuf], namespace: Option<&str>) -> anyhow::Result
     let mut documents = Vec::new();
     for (name, text) in texts(paths)? {
         let findings = snapshot::of_text(&name, text.clone()).findings;
-        let refused: Vec<String> = findings.iter().filter(|finding| finding.level == Level::Error).map(Finding::to_string).collect();
+        let refused = findings.into_iter().filter(|finding| finding.level == Level::Error);
+        let refused: String = refused.map(|finding| Placed::new(finding, Some(&text)).shown()).collect();
         if !refused.is_empty() {
-            bail!("{name} is refused, and nothing was changed:\n{}", refused.join("\n"));
+            bail!("{name} is refused, and nothing was changed:\n{}", refused.trim_end());
         }
         for (_, document) in yaml::split(&text) {
             let parsed = yaml::documents(document);

@@ -36,6 +36,7 @@ fn a_document_that_would_be_refused_changes_nothing() {
         ran.error.contains("Error [IST0106] (VirtualService default/a standard input:") && ran.error.contains("nothing was changed"),
         "{ran:?}"
     );
+    assert!(ran.error.contains(" | spec: {hosts: 7}\n") && ran.error.contains(" |        ^^^^^^^^"), "{}", ran.error);
     assert_eq!(mesh.path("objects").read_dir().unwrap().count(), 0);
 }
 
@@ -87,6 +88,11 @@ fn analyzing_tells_by_its_exit_code_what_it_found() {
     assert!(both.code == 79 && both.out.trim_start().starts_with('['), "{both:?}");
     let suppressed = mesh.tropis(&["analyze", file.to_str().unwrap(), "-S", "IST0101=VirtualService reviews.*"]);
     assert_eq!(suppressed.code, 0, "{suppressed:?}");
+    mesh.write("objects/shop.yaml", &broken);
+    let line = 1 + broken.lines().position(|line| line.contains("subset: v9")).unwrap();
+    let live = mesh.tropis(&["analyze", "live"]).out;
+    assert!(live.contains(&format!("(VirtualService shop/reviews shop.yaml:{line}) ")), "the field's line in the mesh's own file: {live}");
+    assert!(live.lines().any(|shown| shown.trim_start().starts_with(&format!("{line} | ")) && shown.contains("subset: v9")), "{live}");
     assert!(mesh.done(&["analyze", "-L"]).contains("IST0101"));
     assert_eq!(mesh.tropis(&["analyze", "/nonexistent.yaml"]).code, 1);
 }

@@ -2,6 +2,8 @@
 //!
 //! A file is cut at its `---` lines before anything is parsed, as `kubectl` does: so a document that is broken is refused alone.
 
+pub mod place;
+
 use serde_json::Value;
 use serde_saphyr::{DuplicateKeyPolicy, Options};
 
