@@ -13,6 +13,9 @@ use tracing::{
 };
 use tracing_subscriber::{Layer, layer::Context, prelude::*};
 
+/// A field that lines do not have: the thread that wrote one.
+pub(crate) const THREAD: &str = "thread";
+
 static LINES: Mutex<Vec<Value>> = Mutex::new(Vec::new());
 static STARTED: OnceLock<()> = OnceLock::new();
 
@@ -55,7 +58,9 @@ impl<S: Subscriber> Layer<S> for Catch {
         if event.metadata().target() == tropis_telemetry::logs::VERBATIM_TARGET {
             let mut message = Message(String::new());
             event.record(&mut message);
-            LINES.lock().unwrap().push(serde_json::from_str(&message.0).unwrap());
+            let mut line: Value = serde_json::from_str(&message.0).unwrap();
+            line[THREAD] = std::thread::current().name().into();
+            LINES.lock().unwrap().push(line);
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeMap,
     rc::Rc,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -17,12 +19,16 @@ use tropis_model::{
 
 use crate::{
     log,
-    world::{App, Body, Seen, World, fetch, forward, full, get, host, pool, route, run, says, to},
+    world::{App, Body, Http1, Seen, World, fetch, forward, full, get, host, pool, route, run, says, to},
 };
 
 /// A world whose one pool is changed by `change`.
 fn with_pool(change: impl FnOnce(&mut Pool)) -> World {
-    let world = World::new();
+    with_workers(1, change)
+}
+
+fn with_workers(workers: usize, change: impl FnOnce(&mut Pool)) -> World {
+    let world = World::at("127.0.0.1:0", &[("TROPIS_WORKERS", &workers.to_string())]);
     let mut changed = pool("reviews", None);
     change(&mut changed);
     let action = RouteAction::Forward(Box::new(forward(vec![to("reviews", None)])));
@@ -201,6 +207,80 @@ fn all_ejected_is_no_healthy_upstream() {
         }
         assert_eq!(world.get("/ejected").await, (503, "no healthy upstream".into()));
         assert_eq!(log::wait_for(&[("path", "/ejected")]).await["response_flags"], json!("UH"));
+    });
+}
+
+/// A connection to each of two workers, found by asking again and again from elsewhere.
+async fn on_each_worker(world: &World) -> [Http1; 2] {
+    static TURN: AtomicUsize = AtomicUsize::new(0);
+    let mut found: BTreeMap<String, Http1> = BTreeMap::new();
+    while found.len() < 2 {
+        let turn = TURN.fetch_add(1, Ordering::Relaxed);
+        assert!(turn < 1000, "all connections are served by {:?}", found.keys());
+        let (account, path) = (format!("cart-{turn}"), format!("/which-worker/{turn}"));
+        let mut sender = world.http1(&account, "10.96.0.1:9080").await;
+        assert_eq!(fetch(&mut sender, get(&path)).await.0, 200);
+        let line = log::wait_for(&[("path", &path)]).await;
+        found.insert(log::text(&line[log::THREAD]), sender);
+    }
+    assert!(found.keys().eq(["worker-0", "worker-1"]), "{:?}", found.keys());
+    found.into_values().collect::<Vec<_>>().try_into().unwrap()
+}
+
+#[test]
+fn a_replica_that_one_worker_ejects_gets_nothing_from_the_other() {
+    run(async {
+        let detection =
+            OutlierDetection { base_ejection_time: Duration::from_secs(600), interval: Duration::from_secs(600), ..detection() };
+        let world = with_workers(2, |pool| pool.outlier = Some(detection));
+        let (good, bad) = (Rc::new(Cell::new(200)), Rc::new(Cell::new(200)));
+        let (good_served, bad_served) = (Rc::default(), Rc::default());
+        for app in [answers(&world, &good, &good_served).await, answers(&world, &bad, &bad_served).await] {
+            world.endpoint("reviews", "v1", &app);
+        }
+        let [mut one, mut two] = on_each_worker(&world).await;
+        bad.set(503);
+        let mut failed = 0;
+        while failed < 3 {
+            failed += usize::from(fetch(&mut one, get("/")).await.0 == 503);
+        }
+        let before = bad_served.get();
+        for turn in 0..20 {
+            assert_eq!(fetch(&mut two, get("/")).await.0, 200, "in turn {turn}");
+        }
+        assert_eq!(bad_served.get(), before);
+    });
+}
+
+#[test]
+fn a_request_on_one_worker_counts_for_the_other() {
+    run(async {
+        let world = with_workers(2, |pool| pool.limits.max_requests = Some(1));
+        let (told, waiting) = (Rc::new(Notify::new()), Rc::<Cell<usize>>::default());
+        let app = world
+            .app({
+                let (told, waiting) = (told.clone(), waiting.clone());
+                move |request| {
+                    let (told, waiting) = (told.clone(), waiting.clone());
+                    async move {
+                        if request.uri().path() == "/slow" {
+                            waiting.set(waiting.get() + 1);
+                            told.notified().await;
+                        }
+                        Response::new(full(""))
+                    }
+                }
+            })
+            .await;
+        world.endpoint("reviews", "v1", &app);
+        let [mut one, mut two] = on_each_worker(&world).await;
+        let slow = tokio::task::spawn_local(async move { fetch(&mut one, get("/slow")).await.0 });
+        until("it is under way", || waiting.get() == 1).await;
+        assert_eq!(fetch(&mut two, get("/overflow/of-both")).await.0, 503);
+        assert_eq!(log::wait_for(&[("path", "/overflow/of-both")]).await["response_flags"], json!("UO"));
+        told.notify_one();
+        assert_eq!(slow.await.unwrap(), 200);
+        assert_eq!(fetch(&mut two, get("/")).await.0, 200);
     });
 }
 
