@@ -73,7 +73,9 @@ pub(crate) struct Arguments {
     #[arg(long, env = "TROPIS_AUTOMATIC_WAYPOINTS", default_value = "ByNeed", value_parser = automatic_waypoints)]
     automatic_waypoints: AutomaticWaypoints,
     /// How long what is open through a waypoint has to end, in seconds: for so long any waypoint still serves what has left it, and one that
-    /// was made by need runs on after nothing goes through it any more.
+    /// was made by need runs on after nothing goes through it any more. Waypoints end connections of HTTP/1.1 on which nobody asks anything
+    /// five seconds after they have heard of it: with less than 10 some are still open when the waypoint forgets what they address, and a
+    /// request of that moment is answered 404.
     #[arg(long, env = "TROPIS_WAYPOINT_DRAIN_SECONDS", default_value_t = 30)]
     waypoint_drain: u64,
     /// Lifetime of a certificate whose request names none, and of tropisd's own, in seconds.
