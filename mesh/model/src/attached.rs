@@ -1,6 +1,7 @@
 //! What a tunnel to a waypoint addresses, and the routes, policies and pools of it. Only what is attached to the waypoint is served.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -41,6 +42,14 @@ pub enum Addressed {
 }
 
 impl Addressed {
+    /// The name that changes of it go by: `namespace/hostname`, or a workload's uid.
+    pub fn name(&self) -> Cow<'_, str> {
+        match self {
+            Self::Service { name, .. } => Cow::Owned(name.to_string()),
+            Self::Workload { uid, .. } => Cow::Borrowed(&*uid.0),
+        }
+    }
+
     /// The port that was called.
     pub fn port(&self) -> u16 {
         match self {

@@ -223,6 +223,11 @@ impl View {
         self.waypoints.get(key)
     }
 
+    /// All waypoints, in no order.
+    pub fn waypoints(&self) -> impl Iterator<Item = &Arc<Waypoint>> {
+        self.waypoints.values()
+    }
+
     /// All policies, in no order.
     pub fn policies(&self) -> impl ExactSizeIterator<Item = &Arc<Policy>> {
         self.policies.values()

@@ -1,5 +1,7 @@
 //! The view that decisions read: fed by [`crate::client`] on the control thread, read by every worker without a lock.
 
+mod concerns;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -10,9 +12,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tropis_model::view::{Change, View};
 
+use self::concerns::{Concerns, Touched};
 use crate::ResourceType;
 
 /// The control plane's names for what decides, by type: types come in responses of their own ([`crate::client::Status::versions`]).
@@ -53,6 +56,7 @@ pub struct CurrentView {
     version: ArcSwap<String>,
     policy_version: AtomicU64,
     changed: watch::Sender<u64>,
+    concerns: Concerns,
 }
 
 impl Default for CurrentView {
@@ -63,6 +67,7 @@ impl Default for CurrentView {
             version: ArcSwap::default(),
             policy_version: AtomicU64::new(0),
             changed: watch::Sender::new(0),
+            concerns: Concerns::default(),
         }
     }
 }
@@ -97,7 +102,9 @@ impl CurrentView {
     /// Puts changes in force. Called by one thread only, the one that reads from the control plane.
     pub fn apply(&self, changes: Vec<Change>) {
         let touches_policies = changes.iter().any(|change| matches!(change, Change::Policy(_) | Change::RemovePolicy(_)));
-        let next = self.view.load().apply(changes);
+        let before = self.view.load();
+        let touched = Touched::by(&before, &changes);
+        let next = before.apply(changes);
         let version = next.version();
         self.view.store(Arc::new(next));
         if touches_policies {
@@ -105,6 +112,7 @@ impl CurrentView {
             self.policy_version.fetch_add(1, Ordering::Release);
         }
         self.changed.send_replace(version);
+        self.concerns.tell(touched);
     }
 
     /// Counts the changes of policies.
@@ -115,6 +123,12 @@ impl CurrentView {
     /// Hears of each change: the version now in force.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Hears of changes of the workload with this uid, or of the service `namespace/hostname` and its host, and of waypoints; of few others.
+    /// Begin to wait, then look at the view.
+    pub fn concern(&self, name: &str) -> &Notify {
+        self.concerns.of(name)
     }
 }
 

@@ -11,9 +11,10 @@ use crate::entry::{Entry, Way};
 /// Waits until what the connection addresses has had another way for so long; no longer once it is forgotten, since what still comes is
 /// refused.
 pub(super) async fn left(entry: &Entry, quiet: Duration) {
-    let mut changes = entry.worker.shared.view.subscribe();
+    let changes = entry.worker.shared.view.concern(&entry.addressed.name());
     let mut since = None;
     loop {
+        let changed = changes.notified();
         match entry.way() {
             Way::Here => since = None,
             Way::Elsewhere => _ = since.get_or_insert_with(Instant::now),
@@ -27,9 +28,10 @@ pub(super) async fn left(entry: &Entry, quiet: Duration) {
         };
         tokio::select! {
             () = is_over => return,
-            changed = changes.changed() => if changed.is_err() {
-                pending::<()>().await;
-            },
+            () = changed => {}
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
