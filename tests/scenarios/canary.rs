@@ -7,13 +7,17 @@ use tropis_tests::observe::AccessLine;
 use tropis_tests::testkit::calls::Calls;
 use tropis_tests::{Family, Lab};
 
-use crate::shop::{CHANGE, Shop, Way, now};
+use crate::shop::{Shop, Way, now};
 use crate::support::{Company, play};
 
 /// Requests of each way.
 const REQUESTS: u64 = 1000;
 /// Their share for the new version, in percent.
 const CANARY: u64 = 10;
+/// Until when after a change nothing goes the old way any more; ten times what it needs.
+const MOVED_MILLISECONDS: f64 = 1000.0;
+/// A second of one load.
+const RATE: &str = "50";
 
 #[test]
 fn traffic_is_split_by_weight_and_a_user_gets_the_new_version() {
@@ -45,16 +49,16 @@ async fn canary(lab: &Lab) -> anyhow::Result<()> {
 async fn one_split(shop: &Shop<'_>, way: Way) -> anyhow::Result<()> {
     let count = REQUESTS.to_string();
     let calls = shop.call(&shop.client, way, "/", &["-n", &count, "-c", "4"]).await?;
-    ensure!(calls.ok && calls.statuses.get(&200) == Some(&REQUESTS), "{way}: {calls:?}");
+    ensure!(calls.served() == REQUESTS && calls.failed() == 0, "{way}: {calls:?}");
     let got = |version: &str| calls.versions.get(version).copied().unwrap_or(0);
-    ensure!(got("v3") == 0, "{way}: nothing is to go to v3: {:?}", calls.versions);
+    ensure!(got("v1") + got("v2") == REQUESTS, "{way}: all is to go to v1 and v2: {:?}", calls.versions);
     let (requests, share) = (REQUESTS as f64, CANARY as f64 / 100.0);
     let deviation = (requests * share * (1.0 - share)).sqrt();
     let off = (got("v2") as f64 - requests * share) / deviation;
     println!("{way}: {} of {REQUESTS} went to v2, {off:+.1} standard deviations from {CANARY} %", got("v2"));
     ensure!(off.abs() <= 5.0, "{way}: {:?} is no split of 90 to 10", calls.versions);
     let jason = shop.call(&shop.client, way, "/", &["-n", "100", "-c", "2", "-H", "end-user: jason"]).await?;
-    ensure!(jason.versions.get("v2") == Some(&100), "{way}: jason gets {:?}", jason.versions);
+    ensure!(jason.versions.get("v2") == Some(&100) && jason.failed() == 0, "{way}: jason gets {jason:?}");
     Ok(())
 }
 
@@ -85,7 +89,7 @@ async fn the_waypoint_tells(shop: &Shop<'_>) -> anyhow::Result<()> {
 async fn one_move(shop: &Shop<'_>, service: &'static str) -> anyhow::Result<()> {
     let ways: Vec<Way> = Way::all().filter(|way| way.service == service).collect();
     let load =
-        ways.iter().map(|way| async { shop.call(&shop.client, *way, "/", &["--for", "4", "--rate", "50", "-c", "2", "--timeline"]).await });
+        ways.iter().map(|way| async { shop.call(&shop.client, *way, "/", &["--for", "4", "--rate", RATE, "-c", "2", "--timeline"]).await });
     let change = async {
         tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
         let changed = now();
@@ -94,14 +98,17 @@ async fn one_move(shop: &Shop<'_>, service: &'static str) -> anyhow::Result<()> 
     };
     let (load, changed) = tokio::try_join!(try_join_all(load), change)?;
     for (way, calls) in ways.iter().zip(load) {
-        ensure!(calls.ok && calls.statuses.get(&200) == Some(&calls.answered), "{way}: the move made requests fail: {calls:?}");
+        ensure!(calls.all_served(), "{way}: the move made requests fail: {calls:?}");
         let first = calls.timeline.iter().find(|answer| answer.version == "v3").with_context(|| format!("{way}: never v3"))?;
         let last = calls.timeline.iter().rfind(|answer| answer.version != "v3").with_context(|| format!("{way}: always v3"))?;
         let (began, ended) = (first.answered - changed, last.sent - changed);
         println!(
             "{way}: the first answer under the new split came {began:.0} ms after the change, the last request under the old one left {ended:.0} ms after it"
         );
-        ensure!(began > 0.0 && ended < CHANGE.as_secs_f64() * 1000.0, "{way}: {began} {ended}");
+        ensure!(began > 0.0 && ended < MOVED_MILLISECONDS, "{way}: the new way began at {began:.0} ms, the old one ended at {ended:.0} ms");
+        let after: Vec<_> = calls.timeline.iter().filter(|answer| answer.sent - changed >= MOVED_MILLISECONDS).collect();
+        let all_new = after.iter().all(|answer| answer.version == "v3");
+        ensure!(after.len() as u64 >= RATE.parse()? && all_new, "{way}: of the last {} answers not all are of v3", after.len());
     }
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use futures_util::future::try_join_all;
-use tropis_tests::testkit::calls::{Behaviour, Calls};
-use tropis_tests::{Family, Lab};
+use tropis_tests::testkit::calls::Behaviour;
+use tropis_tests::{Family, Lab, wait};
 
 use crate::shop::{CHANGE, Protocol, Shop, Way};
 use crate::support::{Company, play};
@@ -17,6 +17,8 @@ const OUT: Duration = Duration::from_secs(5);
 const ERRORS: u64 = 3;
 /// Serial requests that surely reach each of three replicas three times.
 const SERIAL: u64 = 90;
+/// Requests at once, against the limits.
+const BURST: u64 = 10;
 /// Replicas of each service.
 const REPLICAS: [&str; 3] = ["v1", "v2", "v3"];
 
@@ -33,20 +35,19 @@ async fn circuit_breaking(lab: &Lab) -> anyhow::Result<()> {
     for family in Family::BOTH {
         try_join_all(["near", "far"].map(|service| ejections(&shop, service, family))).await?;
     }
-    apply_limits(lab, "http: {http2MaxRequests: 2}")?;
-    for family in Family::BOTH {
-        // Both families reach the same pools, so one after the other.
-        let of_family = Way::all().filter(|way| way.family == family);
-        try_join_all(of_family.map(|way| overflow(&shop, way, 2))).await.context("http2MaxRequests: 2")?;
+    for service in ["near", "far"] {
+        lab.apply(&one_replica(service))?;
     }
-    apply_limits(lab, "tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}")?;
-    for family in Family::BOTH {
-        // Of HTTP/1.1 alone: a connection of HTTP/2 takes them all.
-        let of_family = Way::all().filter(|way| way.family == family && way.protocol == Protocol::Http1);
-        try_join_all(of_family.map(|way| overflow(&shop, way, 2))).await.context("maxConnections: 1, http1MaxPendingRequests: 1")?;
+    // Of the second, one is under way and one waits; a connection of HTTP/2 takes one, or else it would take them all.
+    for (limits, ask) in [
+        ("http: {http2MaxRequests: 2}", "x-one: no"),
+        ("tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1, maxConcurrentStreams: 1}", "x-one: yes"),
+    ] {
+        apply_limits(lab, limits)?;
+        try_join_all(["near", "far"].map(|service| overflows(&shop, service, ask))).await.context(limits)?;
     }
-    flags_are_told(&shop).await?;
-    shop.close(&[("DestinationRule", "near"), ("DestinationRule", "far"), ("Gateway", "waypoint")])
+    let made = ["near", "far"].into_iter().flat_map(|service| [("DestinationRule", service), ("VirtualService", service)]);
+    shop.close(&made.chain([("Gateway", "waypoint")]).collect::<Vec<_>>())
 }
 
 fn ways(service: &'static str, family: Family) -> impl Iterator<Item = Way> {
@@ -70,7 +71,7 @@ async fn ejections(shop: &Shop<'_>, service: &'static str, family: Family) -> an
 
     let quiet = ways(service, family).map(|way| async move {
         let calls = shop.call(&shop.client, way, "/", &["--for", "3", "--rate", "20"]).await?;
-        ensure!(calls.ok && !calls.versions.contains_key("v1"), "{way}: an ejected replica gets requests: {:?}", calls.versions);
+        ensure!(calls.all_served() && !calls.versions.contains_key("v1"), "{way}: an ejected replica gets requests: {calls:?}");
         Ok(())
     });
     try_join_all(quiet).await?;
@@ -89,16 +90,16 @@ async fn ejections(shop: &Shop<'_>, service: &'static str, family: Family) -> an
 async fn third_error(shop: &Shop<'_>, way: Way) -> anyhow::Result<f64> {
     let count = SERIAL.to_string();
     let calls = shop.call(&shop.client, way, "/", &["-n", &count, "--timeline"]).await?;
-    let failed: Vec<_> = calls.timeline.iter().filter(|answer| answer.version == "v1" || answer.status != 200).collect();
+    let failed: Vec<_> = calls.timeline.iter().filter(|answer| answer.version == "v1" || !answer.served).collect();
     ensure!(failed.len() as u64 == ERRORS, "{way}: the failing replica was asked {} times: {failed:?}", failed.len());
-    ensure!(calls.statuses.get(&200) == Some(&(SERIAL - ERRORS)), "{way}: {calls:?}");
+    ensure!((calls.served(), calls.failed()) == (SERIAL - ERRORS, ERRORS), "{way}: {calls:?}");
     Ok(failed.last().map_or(0.0, |answer| answer.answered))
 }
 
 /// Asks until the replica answers again; gives when that was.
 async fn returned(shop: &Shop<'_>, way: Way) -> anyhow::Result<f64> {
     let calls = shop.call(&shop.client, way, "/", &["--for", "14", "--rate", "20", "--timeline"]).await?;
-    ensure!(calls.statuses.len() == 1 && calls.statuses.contains_key(&200), "{way}: a healed replica still fails: {:?}", calls.statuses);
+    ensure!(calls.all_served(), "{way}: a healed replica still fails: {:?}", calls.in_short());
     let first = calls.timeline.iter().find(|answer| answer.version == "v1");
     Ok(first.with_context(|| format!("{way}: the healed replica never came back"))?.answered)
 }
@@ -110,7 +111,8 @@ async fn all_ejected(shop: &Shop<'_>, service: &'static str, family: Family) -> 
     }
     for way in ways(service, family) {
         let count = SERIAL.to_string();
-        let calls = shop.call(&shop.client, way, "/", &["-n", &count, "--timeline"]).await?;
+        let (path, before) = (told_path("UH", way, "all"), counted(shop, way, "UH").await?);
+        let calls = shop.call(&shop.client, way, &path, &["-n", &count, "--timeline"]).await?;
         let reached = calls.timeline.iter().filter(|answer| !answer.pod.is_empty()).count() as u64;
         ensure!(reached == ERRORS * replicas.len() as u64, "{way}: {reached} requests reached failing replicas");
         let says = |text: &str| text.contains("no healthy upstream");
@@ -120,67 +122,96 @@ async fn all_ejected(shop: &Shop<'_>, service: &'static str, family: Family) -> 
             }
             Protocol::Http1 | Protocol::Http2 => says(&calls.last_body) && calls.statuses.get(&503) == Some(&SERIAL),
         };
-        ensure!(told, "{way}: with every replica ejected: {calls:?}");
+        ensure!(told && calls.served() == 0, "{way}: with every replica ejected: {calls:?}");
+        flag_is_told(shop, way, "UH", &path, (SERIAL, SERIAL - reached), before).await?;
     }
     for replica in &replicas {
         shop.behave(replica, &Behaviour::default()).await?;
     }
     for way in ways(service, family) {
-        let all = |calls: &Calls| calls.versions.len() == REPLICAS.len();
-        let begun = std::time::Instant::now();
-        while begun.elapsed() < OUT * 6 {
-            if all(&shop.call(&shop.client, way, "/", &["-n", "30"]).await?) {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
+        let all =
+            async || shop.call(&shop.client, way, "/", &["-n", "30"]).await.ok().filter(|calls| calls.versions.len() == REPLICAS.len());
+        wait::until(OUT * 6, "every replica to be back", all).await.with_context(|| way.to_string())?;
+    }
+    Ok(())
+}
+
+/// One way after the other: IPv4 and IPv6 reach the same pools, and what is counted says neither the family nor the version of HTTP.
+async fn overflows(shop: &Shop<'_>, service: &'static str, ask: &str) -> anyhow::Result<()> {
+    for family in Family::BOTH {
+        for way in ways(service, family) {
+            overflow(shop, way, ask, 2).await?;
         }
     }
     Ok(())
 }
 
-/// Of ten requests at once that take a while, `served` are; the others are answered at once.
-async fn overflow(shop: &Shop<'_>, way: Way, served: u64) -> anyhow::Result<()> {
-    let options = ["-n", "10", "-c", "10", "-H", "x-ask: delay=700"];
-    let answered = |calls: &Calls| calls.pods.values().sum::<u64>();
-    let begun = std::time::Instant::now();
-    let calls = loop {
-        let calls = shop.call(&shop.client, way, "/", &options).await?;
-        // The limits are new: connections from before may be too many still.
-        if answered(&calls) == served || begun.elapsed() > CHANGE {
-            break calls;
+/// Of ten requests at once that take a while, `served` are; the others are answered at once, logged and counted.
+async fn overflow(shop: &Shop<'_>, way: Way, ask: &str, served: u64) -> anyhow::Result<()> {
+    let count = BURST.to_string();
+    let (begun, mut attempt) = (std::time::Instant::now(), 0);
+    loop {
+        attempt += 1;
+        let path = told_path("UO", way, &format!("{}/{attempt}", ask.replace(": ", "-")));
+        let before = counted(shop, way, "UO").await?;
+        let calls = shop.call(&shop.client, way, &path, &["-n", &count, "-c", &count, "-H", "x-ask: delay=700", "-H", ask]).await?;
+        let refused = match way.protocol {
+            Protocol::Grpc => calls.grpc_statuses.get(&14),
+            Protocol::Http1 | Protocol::Http2 => calls.statuses.get(&503),
+        };
+        let refused = refused.copied().unwrap_or(0);
+        // As many as it was; how many it is to be may not be in force yet, and connections from before may be too many still.
+        flag_is_told(shop, way, "UO", &path, (BURST, refused), before).await?;
+        if calls.served() == served && refused == BURST - served {
+            println!("{way}: of {BURST} at once {served} were served, {refused} refused, at attempt {attempt}");
+            return Ok(());
         }
-    };
-    ensure!(
-        answered(&calls) == served && calls.answered == 10,
-        "{way}: of 10 requests at once {} were served: {calls:?}",
-        answered(&calls)
-    );
-    let refused = match way.protocol {
-        Protocol::Grpc => calls.grpc_statuses.get(&14),
-        Protocol::Http1 | Protocol::Http2 => calls.statuses.get(&503),
-    };
-    ensure!(refused == Some(&(10 - served)), "{way}: {calls:?}");
-    Ok(())
-}
-
-/// The flags of what happened stand in the log and in the metrics.
-async fn flags_are_told(shop: &Shop<'_>) -> anyhow::Result<()> {
-    let lines = shop.lab.waypoint_access_log(shop.namespace, "waypoint");
-    for flag in ["UH", "UO"] {
-        let mut counted = 0.0;
-        for pod in shop.lab.pods(shop.namespace, "waypoint") {
-            counted += shop.lab.waypoint_metrics(&pod).await?.sum("istio_requests_total", &[("response_flags", flag)]);
-        }
-        let logged = lines.iter().filter(|line| line.field("response_flags") == flag).count();
-        println!("flag {flag}: {logged} lines, {counted} counted");
-        ensure!(logged > 0 && counted >= logged as f64, "flag {flag}: {logged} lines, {counted} counted");
+        ensure!(begun.elapsed() < CHANGE, "{way}: of {BURST} requests at once {} were served: {calls:?}", calls.served());
     }
-    Ok(())
 }
 
+/// A path that no other requests have.
+fn told_path(flag: &str, way: Way, what: &str) -> String {
+    format!("/{flag}/{}/{}/{}/{what}", way.service, way.family, way.protocol.flag())
+}
+
+/// Each of `(requests, flagged)` requests for `path` has its line, and so many of them the flag; as many were counted since `before`.
+async fn flag_is_told(shop: &Shop<'_>, way: Way, flag: &str, path: &str, expected: (u64, u64), before: u64) -> anyhow::Result<()> {
+    let mut last = (0, 0, 0);
+    let told = wait::until(CHANGE, path, async || {
+        let mut lines = shop.lab.waypoint_access_log(shop.namespace, "waypoint");
+        lines.retain(|line| line.field("path") == path);
+        let flagged = lines.iter().filter(|line| line.field("response_flags") == flag).count() as u64;
+        last = (lines.len() as u64, flagged, counted(shop, way, flag).await.ok()?.saturating_sub(before));
+        (last == (expected.0, expected.1, expected.1)).then_some(())
+    });
+    told.await.with_context(|| format!("{way}: of {expected:?} requests with and without {flag}, (lines, flagged, counted) are {last:?}"))
+}
+
+/// How many requests of the way's service and protocol have been counted with this flag.
+async fn counted(shop: &Shop<'_>, way: Way, flag: &str) -> anyhow::Result<u64> {
+    let protocol = if way.protocol == Protocol::Grpc { "grpc" } else { "http" };
+    let labels = [("response_flags", flag), ("destination_service_name", way.service), ("request_protocol", protocol)];
+    let mut counted = 0.0;
+    for pod in shop.lab.pods(shop.namespace, "waypoint") {
+        counted += shop.lab.waypoint_metrics(&pod).await?.sum("istio_requests_total", &labels);
+    }
+    Ok(counted as u64)
+}
+
+/// With a subset of one replica: [`one_replica`].
 fn rule(service: &str, policy: &str) -> String {
     format!(
-        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {service}, namespace: breaker}}\nspec:\n  host: {service}\n  trafficPolicy: {{{policy}}}\n"
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {service}, namespace: breaker}}\nspec:\n  host: {service}\n  trafficPolicy: {{{policy}}}\n  \
+         subsets: [{{name: one, labels: {{version: v1}}}}]\n"
+    )
+}
+
+/// Requests that ask for it by a header go to one replica: each of several would have a connection of HTTP/2 of its own, whatever the limit.
+fn one_replica(service: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {service}, namespace: breaker}}\nspec:\n  hosts: [{service}]\n  http:\n  \
+         - match: [{{headers: {{x-one: {{exact: \"yes\"}}}}}}]\n    route: [{{destination: {{host: {service}, subset: one}}}}]\n  - route: [{{destination: {{host: {service}}}}}]\n"
     )
 }
 

@@ -20,7 +20,7 @@ fn methods_are_allowed_by_principal_and_only_through_the_waypoint() {
 
 async fn policy(lab: &Lab) -> anyhow::Result<()> {
     let shop = Shop::with_waypoint(lab, "l7policy").await?;
-    let everybody = Way::all().map(|way| shop.call_until(&shop.other, way, "/", &[], |calls| calls.ok));
+    let everybody = Way::all().map(|way| shop.call_until(&shop.other, way, "/", &[], Calls::all_served));
     try_join_all(everybody).await.context("without a policy everybody may")?;
     for service in ["near", "far"] {
         lab.apply(&policy_of(service, "selector: {matchLabels: {app: SERVICE}}"))?;
@@ -46,11 +46,11 @@ async fn decides(shop: &Shop<'_>, way: Way) -> anyhow::Result<()> {
     }
     let denied = |calls: &Calls| calls.statuses.get(&403) == Some(&1) && calls.last_body.contains("RBAC: access denied");
     shop.call_until(other, way, "/", &[], denied).await?;
-    shop.call_until(client, way, "/", &[], |calls| calls.statuses.get(&200) == Some(&1)).await?;
+    shop.call_until(client, way, "/", &[], Calls::all_served).await?;
     shop.call_until(client, way, "/", &["-X", "POST"], denied).await?;
     // On one connection, a request is decided for itself.
     let gets = shop.call(client, way, "/", &["-n", "50", "-c", "2"]).await?;
-    ensure!(gets.statuses.get(&200) == Some(&50), "{way}: {gets:?}");
+    ensure!(gets.served() == 50, "{way}: {gets:?}");
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use futures_util::future::try_join_all;
 use nix::sys::signal::Signal;
-use tropis_tests::testkit::calls::{Calls, Seen};
+use tropis_tests::testkit::calls::Calls;
 use tropis_tests::{Family, Lab};
 
 use crate::shop::{Protocol, Shop, Way, now};
@@ -34,7 +34,7 @@ async fn rollout(lab: &Lab) -> anyhow::Result<()> {
     let shop = Shop::with_waypoint(lab, "rollout").await?;
     lab.scale(shop.namespace, "waypoint", 2).await?;
     for way in WAYS {
-        shop.call_until(&shop.client, way, "/", &["-n", "20"], |calls| calls.statuses.get(&200) == Some(&20)).await?;
+        shop.call_until(&shop.client, way, "/", &["-n", "20"], |calls| calls.served() == 20).await?;
     }
     restarted(&shop).await?;
     crashed(&shop).await?;
@@ -48,7 +48,7 @@ async fn load(shop: &Shop<'_>, way: Way, seconds: &str, word: &str) -> anyhow::R
 }
 
 async fn restarted(shop: &Shop<'_>) -> anyhow::Result<()> {
-    let before = nonces(shop).await?;
+    let (before, _) = shop.reached(&[]).await?;
     let loads = try_join_all(WAYS.map(|way| load(shop, way, "15", "restart")));
     let restart = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -59,17 +59,13 @@ async fn restarted(shop: &Shop<'_>) -> anyhow::Result<()> {
     ensure!(took < Duration::from_secs(13), "the load was over before the restart: {took:?}");
     for (way, calls) in WAYS.iter().zip(&loads) {
         println!("{way}: {} requests, {} of them on a second connection, none failed", calls.answered, calls.moved);
-        ensure!(
-            calls.ok && calls.statuses.get(&200) == Some(&calls.answered),
-            "{way}: the rollout lost requests: {:?}",
-            without_timeline(calls)
-        );
+        ensure!(calls.all_served(), "{way}: the rollout lost requests: {:?}", calls.in_short());
     }
-    none_twice(shop, before, &loads).await
+    shop.none_twice(before, &loads).await
 }
 
 async fn crashed(shop: &Shop<'_>) -> anyhow::Result<()> {
-    let before = nonces(shop).await?;
+    let (before, _) = shop.reached(&[]).await?;
     let loads = try_join_all(WAYS.map(|way| load(shop, way, "10", "crash")));
     let crash = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -81,50 +77,14 @@ async fn crashed(shop: &Shop<'_>) -> anyhow::Result<()> {
     };
     let (loads, killed) = tokio::try_join!(loads, crash)?;
     for (way, calls) in WAYS.iter().zip(&loads) {
-        let failed: Vec<_> = calls.timeline.iter().filter(|answer| answer.status != 200).collect();
+        let failed: Vec<_> = calls.timeline.iter().filter(|answer| !answer.served).collect();
         println!("{way}: {} requests, {} failed with the replica, {} on a second connection", calls.answered, failed.len(), calls.moved);
         let in_flight = CONCURRENCY.parse::<usize>()?;
-        ensure!(failed.len() <= in_flight, "{way}: more failed than was in flight: {:?}", without_timeline(calls));
+        ensure!(failed.len() <= in_flight, "{way}: more failed than was in flight: {:?}", calls.in_short());
         for answer in failed {
             let (sent, told) = (answer.sent - killed, answer.answered - killed);
             ensure!(sent <= 100.0 && (0.0..NOTICED_MILLISECONDS).contains(&told), "{way}: sent {sent} ms after the kill, failed at {told}");
         }
     }
-    none_twice(shop, before, &loads).await
-}
-
-/// What reached the application is exactly what was answered with 200, and those of the lost ones that got through: nothing came
-/// twice, neither to one pod nor to two.
-async fn none_twice(shop: &Shop<'_>, before: u64, loads: &[Calls]) -> anyhow::Result<()> {
-    let lost: Vec<&str> = loads.iter().flat_map(|calls| calls.lost.iter().map(String::as_str)).collect();
-    let (mut reached, mut late) = (0, 0);
-    for seen in everything_seen(shop, &lost).await? {
-        ensure!(seen.repeated.is_empty(), "a pod got requests twice: {:?}", seen.repeated);
-        reached += seen.nonces;
-        late += seen.known.len() as u64;
-    }
-    let served: u64 = loads.iter().filter_map(|calls| calls.statuses.get(&200)).sum();
-    println!(
-        "{} POSTs reached the application: {served} were answered, {late} of {} lost ones had got through",
-        reached - before,
-        lost.len()
-    );
-    ensure!(reached - before == served + late, "{} POSTs reached the application, {served} were answered, {late} lost", reached - before);
-    Ok(())
-}
-
-async fn everything_seen(shop: &Shop<'_>, lost: &[&str]) -> anyhow::Result<Vec<Seen>> {
-    let mut all = Vec::new();
-    for (service, version) in ["near", "far"].into_iter().flat_map(|service| ["v1", "v2", "v3"].map(|version| (service, version))) {
-        all.push(shop.seen(&shop.application(service, version).await?, lost).await?);
-    }
-    Ok(all)
-}
-
-async fn nonces(shop: &Shop<'_>) -> anyhow::Result<u64> {
-    Ok(everything_seen(shop, &[]).await?.iter().map(|seen| seen.nonces).sum())
-}
-
-fn without_timeline(calls: &Calls) -> Calls {
-    Calls { timeline: Vec::new(), ..calls.clone() }
+    shop.none_twice(before, &loads).await
 }

@@ -107,7 +107,8 @@ impl<'a> Shop<'a> {
         Ok(shop)
     }
 
-    async fn applications(&self) -> anyhow::Result<Vec<PodHandle>> {
+    /// All pods of the application.
+    pub(crate) async fn applications(&self) -> anyhow::Result<Vec<PodHandle>> {
         let names = ["near", "far"].into_iter().flat_map(|service| VERSIONS.map(|version| format!("{service}-{version}")));
         Ok(try_join_all(names.map(|name| async move { self.lab.pod(self.namespace, &name).await })).await?)
     }
@@ -162,6 +163,29 @@ impl<'a> Shop<'a> {
     /// What a pod of the application saw so far, and which of these requests were among it.
     pub(crate) async fn seen(&self, pod: &PodHandle, nonces: &[&str]) -> anyhow::Result<Seen> {
         self.ask(pod, &format!("/-/seen?nonces={}", nonces.join(","))).await
+    }
+
+    /// How many different numbered requests have reached the application, and how many of these `lost` ones; an error if one came twice.
+    pub(crate) async fn reached(&self, lost: &[&str]) -> anyhow::Result<(u64, u64)> {
+        let (mut reached, mut known) = (0, 0);
+        for pod in self.applications().await? {
+            let seen = self.seen(&pod, lost).await?;
+            ensure!(seen.repeated.is_empty(), "{} got requests twice: {:?}", pod.key(), seen.repeated);
+            reached += seen.nonces;
+            known += seen.known.len() as u64;
+        }
+        Ok((reached, known))
+    }
+
+    /// Holds what has reached the application since it was `before` to what was served, and those of the others that got through: nothing
+    /// came twice, neither to one pod nor to two.
+    pub(crate) async fn none_twice(&self, before: u64, loads: &[Calls]) -> anyhow::Result<()> {
+        let lost: Vec<&str> = loads.iter().flat_map(|calls| calls.lost.iter().map(String::as_str)).collect();
+        let (reached, late) = self.reached(&lost).await?;
+        let (reached, served) = (reached - before, loads.iter().map(Calls::served).sum::<u64>());
+        println!("{reached} requests reached the application: {served} were served, {late} of {} others had got through", lost.len());
+        ensure!(reached == served + late, "{reached} requests reached the application, {served} were served, {late} got through");
+        Ok(())
     }
 
     async fn ask<T: DeserializeOwned>(&self, pod: &PodHandle, path: &str) -> anyhow::Result<T> {

@@ -30,7 +30,9 @@ fn every_protocol_is_answered_and_told() {
     let (calls, ok) = client::<Calls>(&["call", &url, "--protocol", "grpc", "-n", "5", "--body", "10"]);
     assert!(ok && calls.grpc_statuses.get(&0) == Some(&5), "{calls:?}");
     let (calls, _) = client::<Calls>(&["call", &url, "--protocol", "grpc", "-H", "x-ask: grpc_status=14"]);
-    assert_eq!((calls.grpc_statuses.get(&14), calls.versions.len()), (Some(&1), 0), "{calls:?}");
+    assert_eq!((calls.grpc_statuses.get(&14), calls.served(), calls.failed()), (Some(&1), 0, 1), "{calls:?}");
+    let (calls, _) = client::<Calls>(&["call", &url, "--protocol", "grpc", "-n", "3", "--timeline"]);
+    assert!(calls.all_served() && calls.timeline.iter().all(|answer| answer.served && answer.grpc_status == Some(0)), "{calls:?}");
 }
 
 #[test]

@@ -101,7 +101,7 @@ pub struct Calls {
     pub errors: BTreeMap<FailureKind, u64>,
     /// The words of the first of them.
     pub details: Vec<String>,
-    /// The [`NONCE`]s of requests without an answer.
+    /// The [`NONCE`]s of requests that were not served.
     pub lost: Vec<String>,
     /// Requests that went out on a second connection, because the first had ended before anything of them was sent.
     pub moved: u64,
@@ -123,6 +123,28 @@ pub struct Calls {
     pub milliseconds: f64,
 }
 
+impl Calls {
+    /// Requests that were served: with status 200 and, for gRPC, `grpc-status` 0, which a proxy's refusal with status 200 has not.
+    pub fn served(&self) -> u64 {
+        self.pods.values().sum()
+    }
+
+    /// Requests that were not: those without an answer, and those whose answer is no success.
+    pub fn failed(&self) -> u64 {
+        self.answered + self.errors.values().sum::<u64>() - self.served()
+    }
+
+    /// Whether there were requests, and each was served.
+    pub fn all_served(&self) -> bool {
+        self.answered > 0 && self.failed() == 0
+    }
+
+    /// Without the timeline, for an error's text.
+    pub fn in_short(&self) -> Self {
+        Self { timeline: Vec::new(), ..self.clone() }
+    }
+}
+
 /// One answer in a timeline.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
@@ -132,6 +154,10 @@ pub struct Answer {
     pub answered: f64,
     /// Its status; 0 if there was no answer.
     pub status: u16,
+    /// Its `grpc-status`, if it had one.
+    pub grpc_status: Option<u16>,
+    /// Whether it counts in [`Calls::served`].
+    pub served: bool,
     /// The version that answered; empty if none.
     pub version: String,
     /// The pod that answered; empty if none.
@@ -184,4 +210,22 @@ pub struct Conversed {
     pub longest_milliseconds: f64,
     /// Time of the whole command.
     pub milliseconds: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_answered_is_not_yet_served() {
+        let calls =
+            Calls { answered: 5, statuses: [(200, 5)].into(), pods: [("a".to_owned(), 2), ("b".to_owned(), 3)].into(), ..Calls::default() };
+        assert_eq!((calls.served(), calls.failed(), calls.all_served()), (5, 0, true));
+        // As gRPC has it: status 200, and grpc-status 14 for one of them.
+        let refused = Calls { pods: [("a".to_owned(), 4)].into(), ..calls.clone() };
+        assert_eq!((refused.served(), refused.failed(), refused.all_served()), (4, 1, false));
+        let lost = Calls { errors: [(FailureKind::Reset, 2)].into(), ..calls };
+        assert_eq!((lost.served(), lost.failed(), lost.all_served()), (5, 2, false));
+        assert!(!Calls::default().all_served());
+    }
 }

@@ -194,9 +194,13 @@ impl Worker {
                 }
                 let field = |name: &str| answered.headers.get(name).cloned().unwrap_or_default();
                 (answer.status, answer.version, answer.pod) = (answered.status, field(VERSION), field(POD));
-                if answered.status == 200 && answered.grpc_status.unwrap_or(0) == 0 {
+                answer.grpc_status = answered.grpc_status;
+                answer.served = answered.status == 200 && (self.shared.call.protocol != Protocol::Grpc || answered.grpc_status == Some(0));
+                if answer.served {
                     *report.versions.entry(field(VERSION)).or_default() += 1;
                     *report.pods.entry(field(POD)).or_default() += 1;
+                } else {
+                    report.lost.extend(nonce);
                 }
                 report.last_body = answered.body;
                 report.last_headers = answered.headers;
