@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+mod absent_waypoint;
 mod automatic_waypoint;
 mod bad_input;
 mod canary;
