@@ -1,5 +1,5 @@
-//! HTTP through a waypoint is the HTTP that was sent: chunked bodies, trailers, `100-continue`, HEAD, answers without a body, upgrades,
-//! streams of both directions.
+//! HTTP through a waypoint is the HTTP that was sent: chunked bodies, trailers, `100-continue`, HEAD, answers without a body, headers of
+//! traces, upgrades, streams of both directions.
 
 use anyhow::{Context, ensure};
 use futures_util::future::try_join_all;
@@ -7,8 +7,22 @@ use tropis_tests::Lab;
 use tropis_tests::testkit::Exchange;
 use tropis_tests::testkit::calls::{Calls, Conversed, Told};
 
-use crate::shop::{Protocol, Shop, Way};
+use crate::shop::{APP, Protocol, Shop, Way};
 use crate::support::{Company, play};
+
+/// By what traces are joined across services: of the W3C, of Zipkin in both forms, of OpenTracing.
+const TRACE: [(&str, &str); 10] = [
+    ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+    ("tracestate", "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE"),
+    ("baggage", "userId=alice,serverNode=DF%2028;isProduction=false"),
+    ("b3", "80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1-05e3ac9a4f6e3b90"),
+    ("x-b3-traceid", "80f198ee56343ba864fe8b2a57d3eff7"),
+    ("x-b3-spanid", "e457b5a2e4d86bd1"),
+    ("x-b3-parentspanid", "05e3ac9a4f6e3b90"),
+    ("x-b3-sampled", "1"),
+    ("x-b3-flags", "0"),
+    ("x-ot-span-context", "80f198ee56343ba8;e457b5a2e4d86bd1;05e3ac9a4f6e3b90;cs"),
+];
 
 #[test]
 fn what_http_can_say_arrives_as_it_was_said() {
@@ -20,6 +34,7 @@ async fn said(lab: &Lab) -> anyhow::Result<()> {
     let over = |protocol| Way::all().filter(move |way| way.protocol == protocol);
     try_join_all(over(Protocol::Http1).map(|way| raw(&shop, way))).await?;
     try_join_all(over(Protocol::Http1).chain(over(Protocol::Http2)).map(|way| forms(&shop, way))).await?;
+    try_join_all(over(Protocol::Http1).chain(over(Protocol::Http2)).map(|way| traces(&shop, way))).await?;
     try_join_all(over(Protocol::Http1).map(|way| converse(&shop, way, "websocket"))).await?;
     try_join_all(over(Protocol::Grpc).map(|way| converse(&shop, way, "grpc"))).await?;
     shop.close(&[("Gateway", "waypoint")])
@@ -80,7 +95,7 @@ async fn forms(shop: &Shop<'_>, way: Way) -> anyhow::Result<()> {
             &["-X", "PATCH", "--body", "100000", "-H", "x-ask: trailers", "-H", "x-two: 1", "-H", "x-two: 2"],
         )
         .await?;
-    ensure!(calls.statuses.get(&200) == Some(&1), "{way}: {calls:?}");
+    ensure!(calls.served() == 1, "{way}: {calls:?}");
     ensure!(calls.last_trailers.get("x-trailer").map(String::as_str) == Some("yes"), "{way}: trailers: {:?}", calls.last_trailers);
     let told: Told = serde_json::from_str(&calls.last_body).with_context(|| format!("{way}: {calls:?}"))?;
     ensure!(told.method == "PATCH" && told.path == "/a%20b?c=%2f&d" && told.body_bytes == 100_000, "{way}: {told:?}");
@@ -90,6 +105,22 @@ async fn forms(shop: &Shop<'_>, way: Way) -> anyhow::Result<()> {
         let ask = format!("x-ask: status={status}");
         let calls: Calls = shop.call(&shop.client, way, "/", &["-n", "3", "-H", &ask]).await?;
         ensure!(calls.ok && calls.statuses.get(&status) == Some(&3), "{way}: {status}: {calls:?}");
+    }
+    Ok(())
+}
+
+/// What joins traces arrives as it was sent: by the waypoint's hand, and by node proxies' past any.
+async fn traces(shop: &Shop<'_>, way: Way) -> anyhow::Result<()> {
+    let sent = TRACE.map(|(name, value)| format!("{name}: {value}"));
+    let options: Vec<&str> = sent.iter().flat_map(|field| ["-H", field]).collect();
+    let direct = format!("http://{}/", shop.application(way.service, "v1").await?.socket(way.family, APP));
+    let past = [vec!["call", &direct, "--protocol", way.protocol.flag()], options.clone()].concat();
+    for (calls, by_waypoint) in [(shop.call(&shop.client, way, "/", &options).await?, true), (shop.client.run(&past).await?, false)] {
+        let told: Told = serde_json::from_str(&calls.last_body).with_context(|| format!("{way}: {calls:?}"))?;
+        ensure!(told.headers.contains_key("x-forwarded-for") == by_waypoint, "{way}: by a waypoint: {by_waypoint}, and {told:?}");
+        for (name, value) in TRACE {
+            ensure!(told.headers.get(name).map(String::as_str) == Some(value), "{way}: {name} is {:?}", told.headers.get(name));
+        }
     }
     Ok(())
 }

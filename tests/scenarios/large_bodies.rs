@@ -1,14 +1,14 @@
 //! Large bodies flow through a waypoint at the reader's pace, without piling up in it.
 
 use anyhow::{Context, ensure};
-use tropis_tests::testkit::calls::Transferred;
+use tropis_tests::testkit::calls::{Calls, Transferred};
 use tropis_tests::{Family, Lab};
 
 use crate::shop::{LOAD, Protocol, Shop, Way};
 use crate::support::{Company, play};
 
 /// A waypoint may grow by this while a reader stalls.
-const GROWTH_BYTES: u64 = 32 << 20;
+const GROWTH_BYTES: u64 = 32_000_000;
 /// How long the reader stalls.
 const STALL: &str = "3";
 
@@ -19,13 +19,14 @@ fn large_bodies_do_not_pile_up_in_the_waypoint() {
 
 async fn large(lab: &Lab) -> anyhow::Result<()> {
     let shop = Shop::with_waypoint(lab, "large").await?;
-    for (direction, family, protocol) in [
-        ("down", Family::V4, Protocol::Http1),
-        ("up", Family::V6, Protocol::Http1),
-        ("down", Family::V6, Protocol::Http2),
-        ("up", Family::V4, Protocol::Http2),
+    for (direction, family, service, protocol) in [
+        ("down", Family::V4, "far", Protocol::Http1),
+        ("up", Family::V6, "far", Protocol::Http1),
+        ("down", Family::V6, "far", Protocol::Http2),
+        ("up", Family::V4, "far", Protocol::Http2),
+        ("down", Family::V4, "near", Protocol::Http2),
     ] {
-        transfer(&shop, Way { family, service: "far", protocol }, direction).await.with_context(|| direction.to_owned())?;
+        transfer(&shop, Way { family, service, protocol }, direction).await.with_context(|| direction.to_owned())?;
     }
     shop.close(&[("Gateway", "waypoint")])
 }
@@ -35,7 +36,7 @@ async fn transfer(shop: &Shop<'_>, way: Way, direction: &str) -> anyhow::Result<
     let url = shop.url(way, "/")?;
     let waypoint = shop.lab.pod(shop.namespace, "waypoint").await?;
     // What one request needs is there already.
-    shop.call_until(&shop.client, way, "/", &["-n", "10"], |calls| calls.ok).await?;
+    shop.call_until(&shop.client, way, "/", &["-n", "10"], Calls::all_served).await?;
     let before = waypoint.resident_bytes()?;
     let arguments = [
         "transfer",
