@@ -2,7 +2,7 @@
 //!
 //! hyper reads; what it takes and another reader may take for something else is found in [`framing`], and refused as any request is
 //! ([`Unreadable`]). [`arrival`] removes what was for the connection alone, [`churn`] sees who makes requests only to give them up,
-//! [`leaving`] what goes another way by now.
+//! [`tropis_hbone::frames`] who floods with control frames, [`leaving`] what goes another way by now.
 
 mod arrival;
 mod churn;
@@ -25,6 +25,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tropis_hbone::frames;
 use tropis_net::drain::{DrainSignal, Phase};
 
 use self::{
@@ -35,7 +36,10 @@ use crate::{
     config::HttpLimits,
     entry::{Entry, Way},
     request,
-    stages::identify::{IdentifyError, Unreadable},
+    stages::{
+        accept::AcceptError,
+        identify::{IdentifyError, Unreadable},
+    },
     stream::Stream,
     tunnel,
     upgrade::{self, UpgradeSlot},
@@ -50,8 +54,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 const ERROR_RESETS: usize = 1024;
 /// Bytes of a response that may wait for the caller of HTTP/2 to take them.
 const SEND_BUFFER_BYTES: usize = 400 * 1024;
-/// How long a caller that makes requests only to give them up has to finish the others: time for a GOAWAY to be read.
-const CHURN_GRACE: Duration = Duration::from_secs(1);
+/// How long a caller that floods, or makes requests only to give them up, has to finish the others: time for a GOAWAY to be read.
+const HOSTILE_GRACE: Duration = Duration::from_secs(1);
 
 /// A version of HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,7 +200,14 @@ async fn serve_http2(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
         }
     });
     let limits = &entry.worker.shared.config.http;
+    let (stream, conduct) = frames::count(stream);
     let mut connection = pin!(http2_builder(limits).serve_connection(TokioIo::new(stream), service));
+    let hostile = async {
+        tokio::select! {
+            () = churn.too_much() => AcceptError::GivenUp,
+            excess = conduct.excess() => AcceptError::Flood(excess),
+        }
+    };
     let (mut to_drain, mut to_cut) = (drain.clone(), drain);
     let ending = async {
         tokio::select! {
@@ -204,7 +215,7 @@ async fn serve_http2(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
             () = leaving::left(&entry, HEARSAY.min(quiet_drain(&entry))) => {}
         }
     };
-    let (mut ending, mut cut) = (pin!(ending), pin!(to_cut.cut()));
+    let (mut ending, mut cut, mut hostile) = (pin!(ending), pin!(to_cut.cut()), pin!(hostile));
     let mut is_ending = false;
     let end = loop {
         tokio::select! {
@@ -215,10 +226,11 @@ async fn serve_http2(entry: Rc<Entry>, stream: Stream, drain: DrainSignal) {
                 connection.as_mut().graceful_shutdown();
             }
             () = &mut cut => return,
-            () = churn.too_much() => {
-                tracing::warn!(caller = %entry.source_address, "a connection of HTTP/2 gives its requests up as soon as it has made them");
+            error = &mut hostile => {
+                tunnel::refused(&error.into(), entry.source_address);
+                // hyper sends no other GOAWAY (that with ENHANCE_YOUR_CALM is h2's own).
                 connection.as_mut().graceful_shutdown();
-                break tokio::time::timeout(CHURN_GRACE, connection).await.unwrap_or(Ok(()));
+                break tokio::time::timeout(HOSTILE_GRACE, connection).await.unwrap_or(Ok(()));
             }
         }
     };

@@ -73,6 +73,8 @@ impl From<AcceptError> for Failure {
         let failure = Self::new(Stage::Accept, error.reason(), &error);
         match error {
             AcceptError::LimitReached { .. } => failure.flagged(Flags::OVERFLOW, "overload", Reply::overloaded("overload")),
+            // Nobody is answered: the connection ends.
+            AcceptError::Flood(_) | AcceptError::GivenUp => failure,
         }
     }
 }

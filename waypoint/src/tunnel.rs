@@ -21,7 +21,9 @@ use crate::{
     entry::Entry,
     http_server,
     stages::{
-        Failure, identify,
+        Failure,
+        accept::AcceptError,
+        identify,
         resolve::{self, Addressed, ResolveError},
     },
     stream::Stream,
@@ -49,12 +51,13 @@ pub async fn serve(worker: Rc<Worker>, mut drain: DrainSignal, stream: TcpStream
     });
     match end.await {
         SessionEnd::Closed | SessionEnd::Cut | SessionEnd::Unused => tracing::debug!(%from, "tunnel connection closed"),
+        SessionEnd::Flooded(excess) => refused(&AcceptError::Flood(excess).into(), from),
         end @ (SessionEnd::Dead | SessionEnd::Broken(_) | SessionEnd::Lost(_)) => tracing::debug!(%from, ?end, "tunnel connection broke"),
     }
     drop(place);
 }
 
-/// A connection that was refused before anything that could be read was asked for.
+/// A connection that was refused before anything that could be read was asked for, or ended for more than that.
 pub fn refused(failure: &Failure, from: SocketAddr) {
     let outcome = failure.outcome;
     tracing::event!(

@@ -51,6 +51,7 @@ pub async fn serve(node: Rc<Node>, pod: Arc<Pod>, transparent: bool, stream: Tcp
     });
     match end.await {
         SessionEnd::Closed | SessionEnd::Cut | SessionEnd::Unused => tracing::debug!(pod = %pod, %remote, "tunnel connection closed"),
+        SessionEnd::Flooded(excess) => tracing::warn!(pod = %pod, %remote, error = %excess, "a tunnel connection was ended"),
         end @ (SessionEnd::Dead | SessionEnd::Broken(_) | SessionEnd::Lost(_)) => {
             tracing::debug!(pod = %pod, %remote, ?end, "tunnel connection broke");
         }

@@ -9,6 +9,7 @@
 
 pub mod client;
 mod connection;
+pub mod frames;
 pub mod headers;
 pub mod server;
 pub mod settings;

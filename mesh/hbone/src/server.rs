@@ -24,6 +24,7 @@ use tropis_tls::peer::peer_identity;
 
 use crate::{
     connection::{Beat, Keepalive, Load, Output, StreamGuard, TunnelSocket},
+    frames::{self, Conduct, Counted, Excess},
     headers::{self, TunnelHeaders},
     settings::{self, Windows},
     stream::TunnelStream,
@@ -97,7 +98,8 @@ pub enum AcceptError {
 
 /// A connection of a peer that proved who it is. [`Self::serve`] runs it.
 pub struct Session {
-    http: h2::server::Connection<TlsStream<TunnelSocket>, Bytes>,
+    http: h2::server::Connection<Counted<TlsStream<TunnelSocket>>, Bytes>,
+    conduct: Rc<Conduct>,
     keepalive: Keepalive,
     output: Output,
     load: Rc<Load>,
@@ -122,6 +124,8 @@ pub enum SessionEnd {
     Unused,
     /// The peer did not answer a PING.
     Dead,
+    /// The peer flooded it: it was told to calm down (ENHANCE_YOUR_CALM), and what was open was reset.
+    Flooded(Excess),
     /// It broke.
     Broken(h2::Error),
     /// The socket broke.
@@ -147,13 +151,15 @@ pub async fn accept(stream: TcpStream, config: Arc<ServerConfig>, options: &Serv
     session.set_buffer_limit(Some(settings::SEND_BUFFER_BYTES));
     let peer = peer_identity(session).ok_or_else(|| untrusted(io::Error::other("the peer has no identity")))?;
 
-    let shaking = builder(options).handshake::<_, Bytes>(tls);
+    let (counted, conduct) = frames::count(tls);
+    let shaking = builder(options).handshake::<_, Bytes>(counted);
     let shaken = tokio::time::timeout(after, shaking).await.map_err(late("HTTP/2"))?;
     let mut http = shaken.map_err(|source| AcceptError::Http { remote, source })?;
     let pings = http.ping_pong().expect("taken only here");
     output.gather();
     Ok(Session {
         http,
+        conduct,
         keepalive: Keepalive::new(pings, options.ping_interval, options.ping_limit),
         output,
         load: Load::new(Rc::default(), options.windows),
@@ -209,6 +215,8 @@ impl Session {
         let mut draining = pin!(to_drain.draining());
         let mut cut = pin!(to_cut.cut());
         let mut unused = pin!(tokio::time::sleep(self.first_tunnel_limit));
+        let conduct = Rc::clone(&self.conduct);
+        let mut excess = pin!(conduct.excess());
         // From when it is closed for good, so that a peer who takes nothing cannot keep it.
         let mut closing = pin!(tokio::time::sleep(Duration::ZERO));
         let mut is_closing = false;
@@ -239,6 +247,13 @@ impl Session {
                     closing.as_mut().reset(Instant::now() + CLOSE_LIMIT);
                     continue;
                 }
+                excess = &mut excess, if !is_closing => {
+                    end_if_closed = SessionEnd::Flooded(excess);
+                    self.http.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                    is_closing = true;
+                    closing.as_mut().reset(Instant::now() + CLOSE_LIMIT);
+                    continue;
+                }
                 () = &mut closing, if is_closing => return end_if_closed,
                 event = poll_fn(|cx| self.poll_event(cx)) => event,
             };
@@ -251,6 +266,8 @@ impl Session {
                     }
                 }
                 Event::End(SessionEnd::Closed) => return end_if_closed,
+                // Our own GOAWAY with an error.
+                Event::End(SessionEnd::Broken(_)) if matches!(end_if_closed, SessionEnd::Flooded(_)) => return end_if_closed,
                 Event::End(end) => return end,
             }
         }

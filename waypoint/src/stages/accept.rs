@@ -1,11 +1,12 @@
-//! Accept: a listener gives a connection, a tunnel gives a request; we see whether there is room for it.
+//! Accept: a listener gives a connection, a tunnel gives a request; we see whether there is room for it, and whether its peer is worth it.
 
 use std::{cell::Cell, rc::Rc};
 
 use thiserror::Error;
+use tropis_hbone::frames::Excess;
 use tropis_model::outcome::{Reason, Side};
 
-/// There is no room.
+/// There is no room, or none any longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum AcceptError {
     /// As many as we take.
@@ -16,6 +17,12 @@ pub enum AcceptError {
         /// How many we take.
         limit: usize,
     },
+    /// A connection of HTTP/2 costs more than it is good for.
+    #[error(transparent)]
+    Flood(Excess),
+    /// The requests of a connection of HTTP/2 cost an endpoint each, and are good for nobody.
+    #[error("requests that are given up as soon as they are made")]
+    GivenUp,
 }
 
 impl AcceptError {
@@ -23,6 +30,7 @@ impl AcceptError {
     pub fn reason(&self) -> (Reason, Side) {
         match self {
             Self::LimitReached { .. } => (Reason::LimitReached, Side::Mesh),
+            Self::Flood(_) | Self::GivenUp => (Reason::LimitReached, Side::Downstream),
         }
     }
 }

@@ -12,7 +12,10 @@ use tokio::{
     time::timeout,
 };
 
+use tropis_hbone::frames::ALLOWED_AT_ONCE;
+
 use crate::{
+    log,
     raw::{
         Answer, ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, NO_ERROR, PATIENCE, PROTOCOL_ERROR, RawHttp2, before_plain_witness, frame,
         plain_world, statuses,
@@ -284,45 +287,128 @@ fn floods_of_frames_end_their_connection() {
     });
 }
 
-/// Answers to such frames are owed; a caller that does not read them is not read from either. What is taken of it then fits in the buffers
-/// of the kernel, far less than it has to send, and nothing is dropped for it: each frame that was taken is answered when it reads.
+/// Frames of which each is answered, or looked at for nothing.
+fn control_frames() -> [(&'static str, Vec<u8>); 6] {
+    [
+        ("SETTINGS", frame::new(frame::SETTINGS, 0, 0, &[])),
+        ("PING", frame::new(frame::PING, 0, 0, &[7; 8])),
+        ("PRIORITY", frame::new(frame::PRIORITY, 0, 1, &[0, 0, 0, 0, 7])),
+        ("RST_STREAM", reset(1)),
+        ("WINDOW_UPDATE", frame::new(frame::WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes())),
+        ("a frame of no kind that is known", frame::new(200, 0, 0, &[7; 8])),
+    ]
+}
+
 #[test]
-fn floods_of_frames_that_want_an_answer_stall_their_sender_alone() {
-    const FLOOD_BYTES: usize = 32 << 20;
-    const TAKEN_BYTES: usize = 8 << 20;
-    /// Who takes nothing for so long waits for somebody.
-    const STALL: Duration = Duration::from_secs(1);
+fn floods_of_control_frames_are_told_to_go_away_and_ended() {
     run(async {
         let (world, _witness) = before_plain_witness(&[]).await;
-        for (case, frame, answer) in [
-            ("SETTINGS", frame::new(frame::SETTINGS, 0, 0, &[]), frame::SETTINGS),
-            ("PING", frame::new(frame::PING, 0, 0, &[7; 8]), frame::PING),
-        ] {
+        for (case, flood) in control_frames() {
+            let mut connection = RawHttp2::open(world.bound.plain[0]).await;
+            let caller = connection.stream.local_addr().unwrap().to_string();
+            // A request that was answered is not what it is ended for.
+            connection.send(&head(1, frame::END_STREAM)).await;
+            assert_eq!(connection.answer(1).await, Answer::Status(200), "{case}");
+            let began = Instant::now();
+            connection.send(&flood.repeat(4 * ALLOWED_AT_ONCE as usize)).await;
+            let mut acknowledged = 0;
+            let mut goodbye = None;
+            while let Some((kind, flags, _, payload)) = connection.next().await {
+                acknowledged += u64::from(matches!(kind, frame::PING | frame::SETTINGS) && flags == 1);
+                if kind == frame::GOAWAY {
+                    goodbye = goodbye.or(Some(payload[4..8].to_vec()));
+                }
+            }
+            assert_eq!(goodbye, Some(NO_ERROR.to_be_bytes().to_vec()), "{case}");
+            assert!(acknowledged < 3 * ALLOWED_AT_ONCE, "{case}: {acknowledged} answers");
+            assert!(began.elapsed() < PATIENCE, "{case}");
+            let line = log::wait_for(&[("src.addr", &caller)]).await;
+            let told = ["error", "stage", "reason", "side"].map(|field| log::text(&line[field]));
+            assert_eq!(told, ["a flood of control frames", "accept", "limit_reached", "downstream"], "{case}");
+            others_are_served(&world).await;
+        }
+    });
+}
+
+/// Nothing is read of it when its answers fill the buffers, and it is ended all the same.
+#[test]
+fn floods_whose_answers_nobody_reads_are_ended() {
+    const FLOOD_BYTES: usize = 32 << 20;
+    const TAKEN_BYTES: usize = 8 << 20;
+    run(async {
+        let (world, _witness) = before_plain_witness(&[]).await;
+        for (case, flood) in control_frames() {
             let socket = TcpSocket::new_v4().unwrap();
             // Small buffers on this side; those of the other grow to some megabytes.
             socket.set_recv_buffer_size(4096).unwrap();
             socket.set_send_buffer_size(64 * 1024).unwrap();
             let mut connection = RawHttp2::begin(socket.connect(world.bound.plain[0]).await.unwrap()).await;
-            let batch = frame.repeat((64 << 10) / frame.len());
-            let (mut taken, mut rest) = (0, &batch[..]);
+            let batch = flood.repeat((64 << 10) / flood.len());
+            let mut taken = 0;
             while taken < FLOOD_BYTES {
-                let Ok(written) = timeout(STALL, connection.stream.write(rest)).await else { break };
-                let written = written.expect("the connection is not ended");
-                taken += written;
-                rest = if written == rest.len() { &batch } else { &rest[written..] };
-            }
-            assert!(taken < TAKEN_BYTES, "{case}: {taken} bytes were taken of who reads no answers");
-            others_are_served(&world).await;
-            // The last frame may be there in part only.
-            let frames = taken / frame.len();
-            for number in 0..frames / 2 {
-                loop {
-                    let (kind, flags, ..) = connection.next().await.unwrap_or_else(|| panic!("{case}: {number} answers for {frames}"));
-                    if kind == answer && flags == 1 {
-                        break;
-                    }
+                match timeout(PATIENCE, connection.stream.write(&batch)).await.unwrap_or_else(|_| panic!("{case} is not ended")) {
+                    Ok(written) => taken += written,
+                    Err(_) => break,
                 }
             }
+            assert!(taken < TAKEN_BYTES, "{case}: {taken} bytes were taken");
+            others_are_served(&world).await;
         }
+    });
+}
+
+/// The pieces of a response's body, to its end; `each` is sent for each.
+async fn pieces(connection: &mut RawHttp2, stream: u32, each: &[u8]) -> usize {
+    let mut pieces = 0;
+    loop {
+        let (kind, flags, of, payload) = connection.next().await.expect("it goes on");
+        assert_ne!(kind, frame::GOAWAY);
+        if of == stream && matches!(kind, frame::DATA | frame::HEADERS) {
+            if kind == frame::DATA && !payload.is_empty() {
+                pieces += 1;
+                connection.send(each).await;
+            }
+            if flags & frame::END_STREAM != 0 {
+                return pieces;
+            }
+        }
+    }
+}
+
+/// As many control frames as libraries send at most, for each request and for each piece of a response.
+#[test]
+fn control_frames_that_go_with_requests_and_answers_are_no_flood() {
+    const PIECES: usize = 3000;
+    run(async {
+        let world = plain_world(plain_host("reviews"), &[]);
+        let app = world
+            .app(|request| async move {
+                let pieces = if request.uri().path() == "/stream" { PIECES } else { 1 };
+                let body = futures_util::stream::unfold(pieces, |left| async move {
+                    tokio::task::yield_now().await;
+                    left.checked_sub(1).map(|left| (Ok(Frame::data(Bytes::from_static(b"x"))), left))
+                });
+                Response::new(StreamBody::new(body).boxed_unsync())
+            })
+            .await;
+        world.endpoint("reviews", "v1", &app);
+        let mut connection = RawHttp2::open(world.bound.plain[0]).await;
+        let ping = frame::new(frame::PING, 0, 0, &[7; 8]);
+        let credit = |stream: u32| frame::new(frame::WINDOW_UPDATE, 0, stream, &1u32.to_be_bytes());
+        let mut numbers = streams();
+        for stream in numbers.by_ref().take(400) {
+            let about = [frame::new(frame::PRIORITY, 0, stream, &[0, 0, 0, 0, 7]), credit(stream), credit(0)].concat();
+            connection.send(&[head(stream, frame::END_STREAM), about, ping.repeat(3)].concat()).await;
+            assert_eq!(pieces(&mut connection, stream, &[]).await, 1, "{stream}");
+        }
+        let stream = numbers.next().unwrap();
+        let mut fields = FIELDS;
+        fields[3].1 = "/stream";
+        connection.send(&frame::new(frame::HEADERS, frame::END_HEADERS | frame::END_STREAM, stream, &frame::block(&fields))).await;
+        let came = pieces(&mut connection, stream, &[credit(stream), credit(0), ping].concat()).await;
+        assert!(came > 1000, "the answer came in {came} pieces, too few to show anything");
+        let last = numbers.next().unwrap();
+        connection.send(&head(last, frame::END_STREAM)).await;
+        assert_eq!(connection.answer(last).await, Answer::Status(200));
     });
 }

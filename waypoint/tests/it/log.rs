@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tracing::{
     Event, Subscriber,
     field::{Field, Visit},
@@ -55,22 +55,28 @@ struct Catch;
 
 impl<S: Subscriber> Layer<S> for Catch {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        if event.metadata().target() == tropis_telemetry::logs::VERBATIM_TARGET {
-            let mut message = Message(String::new());
-            event.record(&mut message);
-            let mut line: Value = serde_json::from_str(&message.0).unwrap();
-            line[THREAD] = std::thread::current().name().into();
-            LINES.lock().unwrap().push(line);
-        }
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let mut line = match event.metadata().target() {
+            tropis_telemetry::logs::VERBATIM_TARGET => serde_json::from_str(&text(&fields.0["message"])).unwrap(),
+            // Of a connection that was refused or ended for what it is.
+            "access" => Value::Object(fields.0),
+            _ => return,
+        };
+        line[THREAD] = std::thread::current().name().into();
+        LINES.lock().unwrap().push(line);
     }
 }
 
-struct Message(String);
+#[derive(Default)]
+struct Fields(Map<String, Value>);
 
-impl Visit for Message {
+impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == "message" {
-            self.0 = format!("{value:?}");
-        }
+        self.0.insert(field.name().to_owned(), format!("{value:?}").into());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().to_owned(), value.into());
     }
 }

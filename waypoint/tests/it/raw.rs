@@ -71,6 +71,7 @@ pub(crate) fn answers(mut bytes: &[u8]) -> Vec<u16> {
 pub(crate) mod frame {
     pub(crate) const DATA: u8 = 0;
     pub(crate) const HEADERS: u8 = 1;
+    pub(crate) const PRIORITY: u8 = 2;
     pub(crate) const RST_STREAM: u8 = 3;
     pub(crate) const SETTINGS: u8 = 4;
     pub(crate) const PING: u8 = 6;

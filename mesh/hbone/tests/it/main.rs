@@ -3,5 +3,6 @@
 
 mod connections;
 mod fixture;
+mod floods;
 mod transparency;
 mod trust;
