@@ -136,6 +136,19 @@ fn tls_match_sni_hosts_port_gateways_and_route_weight_say_where_tls_goes() {
     });
 }
 
+#[test]
+fn tls_match_destination_subnets_are_asked_of_the_connection() {
+    run(async {
+        for (blocks, expected) in
+            [(json!(["10.96.0.0/16"]), "v1"), (json!(["10.97.0.0/16"]), "v2"), (json!(["10.97.0.0/16", "10.96.0.3"]), "v1")]
+        {
+            let first = json!({"match": [{"sniHosts": [NAME], "destinationSubnets": blocks}], "route": [to("v1", 1)]});
+            let mesh = with_rules(json!({"tls": [first, {"match": [{"sniHosts": [NAME]}], "route": [to("v2", 1)]}]})).await;
+            assert_eq!(greeting(&mesh, TLS, &client_hello(NAME)).await, expected, "{blocks}");
+        }
+    });
+}
+
 /// Waits until the waypoint closes a connection that is silent after its greeting, or sends in between if it is told to.
 async fn lives(mesh: &Mesh, talk: Option<Duration>) -> Duration {
     let mut stream = mesh.world.tunnel("cart", TCP).await.unwrap();

@@ -297,7 +297,11 @@ pub(super) const FIELDS: &[Field] = &[
     Field::needs_waypoint(
         "trafficPolicy.outlierDetection.consecutiveGatewayErrors",
         "Answers 502, 503 or 504 in a row that eject an endpoint; never without it or with 0.",
-        &["outlier_detection_consecutive_gateway_errors_counts", "consecutive_gateway_errors_counts_502_503_504_only"],
+        &[
+            "outlier_detection_consecutive_gateway_errors_counts",
+            "consecutive_gateway_errors_counts_502_503_504_only",
+            "outlier_detection_consecutive_gateway_errors_ejects_for_those_alone",
+        ],
     ),
     Field::not_honoured(
         "trafficPolicy.outlierDetection.consecutiveErrors",
@@ -313,6 +317,7 @@ pub(super) const FIELDS: &[Field] = &[
         &[
             "outlier_detection_split_external_local_origin_errors_and_consecutive_local_origin_failures_go_together",
             "split_external_local_origin_errors_keeps_them_apart",
+            "a_response_ends_a_row_of_failed_connections_that_count_by_themselves",
         ],
     ),
     Field::needs_waypoint(
@@ -321,6 +326,7 @@ pub(super) const FIELDS: &[Field] = &[
         &[
             "outlier_detection_split_external_local_origin_errors_and_consecutive_local_origin_failures_go_together",
             "consecutive_local_origin_failures_end_with_a_connection",
+            "a_response_ends_a_row_of_failed_connections_that_count_by_themselves",
         ],
     ),
     Field::needs_waypoint(
@@ -386,12 +392,20 @@ pub(super) const FIELDS: &[Field] = &[
     Field::needs_waypoint(
         "trafficPolicy.retryBudget.percent",
         "Retries as a share of the requests that are under way or wait; 20 without it.",
-        &["retry_budget_is_a_share_with_a_minimum", "retry_budget_is_a_share_of_active_and_pending"],
+        &[
+            "retry_budget_is_a_share_with_a_minimum",
+            "retry_budget_is_a_share_of_active_and_pending",
+            "retry_budget_percent_and_min_retry_concurrency_bound_the_retries_under_way",
+        ],
     ),
     Field::needs_waypoint(
         "trafficPolicy.retryBudget.minRetryConcurrency",
         "So many retries are always allowed; 3 without it.",
-        &["retry_budget_is_a_share_with_a_minimum", "retry_budget_min_retry_concurrency_is_always_allowed"],
+        &[
+            "retry_budget_is_a_share_with_a_minimum",
+            "retry_budget_min_retry_concurrency_is_always_allowed",
+            "retry_budget_percent_and_min_retry_concurrency_bound_the_retries_under_way",
+        ],
     ),
     Field::not_honoured(
         "trafficPolicy.retryBudget.budgetInterval",

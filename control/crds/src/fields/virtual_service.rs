@@ -178,27 +178,47 @@ pub(super) const FIELDS: &[Field] = &[
     Field::needs_waypoint(
         "http.redirect.prefixRewrite",
         "In place of the prefix that matched; every match needs one. Not beside uri.",
-        &["http_redirect_has_path_authority_scheme_port_and_code", "redirect_prefix_rewrite_replaces_the_matched_prefix"],
+        &[
+            "http_redirect_has_path_authority_scheme_port_and_code",
+            "redirect_prefix_rewrite_replaces_the_matched_prefix",
+            "http_redirect_redirect_code_is_the_status",
+        ],
     ),
     Field::needs_waypoint(
         "http.redirect.authority",
         "The host.",
-        &["http_redirect_has_path_authority_scheme_port_and_code", "redirect_authority_replaces_the_host"],
+        &[
+            "http_redirect_has_path_authority_scheme_port_and_code",
+            "redirect_authority_replaces_the_host",
+            "http_redirect_redirect_code_is_the_status",
+        ],
     ),
     Field::needs_waypoint(
         "http.redirect.scheme",
         "http or https; a default port of the old scheme goes.",
-        &["http_redirect_has_path_authority_scheme_port_and_code", "redirect_scheme_strips_the_old_default_port_only"],
+        &[
+            "http_redirect_has_path_authority_scheme_port_and_code",
+            "redirect_scheme_strips_the_old_default_port_only",
+            "http_redirect_redirect_code_is_the_status",
+        ],
     ),
     Field::needs_waypoint(
         "http.redirect.port",
         "The port; left out where it is the scheme's default.",
-        &["http_redirect_has_path_authority_scheme_port_and_code", "redirect_port_is_left_out_when_it_is_the_default"],
+        &[
+            "http_redirect_has_path_authority_scheme_port_and_code",
+            "redirect_port_is_left_out_when_it_is_the_default",
+            "http_redirect_redirect_code_is_the_status",
+        ],
     ),
     Field::needs_waypoint(
         "http.redirect.derivePort",
         "FROM_PROTOCOL_DEFAULT or FROM_REQUEST_PORT. Not beside port.",
-        &["http_redirect_has_path_authority_scheme_port_and_code", "redirect_derive_port_is_from_the_scheme_or_from_the_request"],
+        &[
+            "http_redirect_has_path_authority_scheme_port_and_code",
+            "redirect_derive_port_is_from_the_scheme_or_from_the_request",
+            "http_redirect_redirect_code_is_the_status",
+        ],
     ),
     Field::needs_waypoint(
         "http.redirect.redirectCode",
@@ -287,17 +307,29 @@ pub(super) const FIELDS: &[Field] = &[
     Field::needs_waypoint(
         "http.retries.retryRemoteLocalities",
         "A retry prefers endpoints of other localities; off without it.",
-        &["http_retries_say_how_often_how_long_and_where", "retry_remote_localities_leaves_tried_priorities_every_second_try"],
+        &[
+            "http_retries_say_how_often_how_long_and_where",
+            "retry_remote_localities_leaves_tried_priorities_every_second_try",
+            "retry_remote_localities_leaves_the_near_from_the_second_retry",
+        ],
     ),
     Field::needs_waypoint(
         "http.retries.retryIgnorePreviousHosts",
         "A retry avoids endpoints that were tried (5 draws); on without it, and not with consistentHash.",
-        &["http_retries_say_how_often_how_long_and_where", "retry_ignore_previous_hosts_avoids_them"],
+        &[
+            "http_retries_say_how_often_how_long_and_where",
+            "retry_ignore_previous_hosts_avoids_them",
+            "a_connect_failure_is_retried_on_another_endpoint",
+        ],
     ),
     Field::needs_waypoint(
         "http.retries.backoff",
         "Base of the random waits between tries, 25 ms without it; no wait is longer than ten times that.",
-        &["http_retries_say_how_often_how_long_and_where", "backoff_is_below_its_limit_and_ten_times_the_base"],
+        &[
+            "http_retries_say_how_often_how_long_and_where",
+            "backoff_is_below_its_limit_and_ten_times_the_base",
+            "http_retries_backoff_is_the_base_of_the_waits",
+        ],
     ),
     Field::needs_waypoint(
         "http.fault.delay.fixedDelay",
@@ -325,7 +357,7 @@ pub(super) const FIELDS: &[Field] = &[
     ),
     Field::needs_waypoint(
         "http.fault.abort.httpStatus",
-        "The status of the answer, 200 to 600.",
+        "The status of the answer, 200 to 599.",
         &["http_fault_abort_answers_a_share", "http_fault_delay_and_abort_hit_their_share"],
     ),
     Field::needs_waypoint(
@@ -430,7 +462,11 @@ pub(super) const FIELDS: &[Field] = &[
             "tls_match_sni_hosts_port_gateways_and_route_weight_say_where_tls_goes",
         ],
     ),
-    Field::needs_waypoint("tls.match.destinationSubnets", BLOCKS, &["destination_subnets_are_of_the_address_that_was_called"]),
+    Field::needs_waypoint(
+        "tls.match.destinationSubnets",
+        BLOCKS,
+        &["destination_subnets_are_of_the_address_that_was_called", "tls_match_destination_subnets_are_asked_of_the_connection"],
+    ),
     Field::needs_waypoint(
         "tls.match.port",
         PORT,
