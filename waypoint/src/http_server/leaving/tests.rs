@@ -88,14 +88,21 @@ impl Wake for Woken {
     }
 }
 
-/// Connections that wait, each with what counts its wakes; with how many of them have ended.
-struct Idle<'e>(Vec<(Pin<Box<dyn Future<Output = ()> + 'e>>, Arc<Woken>, bool)>);
+/// A connection that waits.
+struct Waiting<'e> {
+    left: Pin<Box<dyn Future<Output = ()> + 'e>>,
+    wakes: Arc<Woken>,
+    is_over: bool,
+}
+
+/// Connections that wait.
+struct Idle<'e>(Vec<Waiting<'e>>);
 
 impl<'e> Idle<'e> {
     fn of(entries: &'e [Entry]) -> Self {
         let each = entries.iter().map(|entry| {
-            let left: Pin<Box<dyn Future<Output = ()> + 'e>> = Box::pin(left(entry, Duration::ZERO));
-            (left, Arc::new(Woken(AtomicUsize::new(1))), false)
+            let wakes = Arc::new(Woken(AtomicUsize::new(1)));
+            Waiting { left: Box::pin(left(entry, Duration::ZERO)), wakes, is_over: false }
         });
         Self(each.collect())
     }
@@ -103,16 +110,16 @@ impl<'e> Idle<'e> {
     /// Lets those go on that were woken: how many were, and how many have ended by now.
     fn run(&mut self) -> (usize, usize) {
         let mut woken = 0;
-        for (left, wakes, is_over) in self.0.iter_mut().filter(|(_, _, is_over)| !is_over) {
-            if wakes.0.swap(0, Ordering::Relaxed) > 0 {
+        for waiting in self.0.iter_mut().filter(|waiting| !waiting.is_over) {
+            if waiting.wakes.0.swap(0, Ordering::Relaxed) > 0 {
                 woken += 1;
-                let waker = Waker::from(wakes.clone());
+                let waker = Waker::from(waiting.wakes.clone());
                 // With so many in one task, tokio would make some of them wait for its next turn.
-                let mut left = unconstrained(left.as_mut());
-                *is_over = Pin::new(&mut left).poll(&mut Context::from_waker(&waker)) == Poll::Ready(());
+                let mut left = unconstrained(waiting.left.as_mut());
+                waiting.is_over = Pin::new(&mut left).poll(&mut Context::from_waker(&waker)) == Poll::Ready(());
             }
         }
-        (woken, self.0.iter().filter(|(.., is_over)| *is_over).count())
+        (woken, self.0.iter().filter(|waiting| waiting.is_over).count())
     }
 }
 
