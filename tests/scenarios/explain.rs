@@ -170,6 +170,8 @@ async fn attach(lab: &Lab, stage: Stage) -> anyhow::Result<()> {
             for pod in PODS.iter().filter(|pod| pod.app == "app") {
                 lab.label("Pod", pod.namespace, pod.name, &attached)?;
             }
+            // From here on its policies decide about what routes of `app` bring to it.
+            lab.label("Service", "shop", "plain", &attached)?;
         }
     }
     Ok(())

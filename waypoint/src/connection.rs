@@ -17,7 +17,8 @@ use tropis_net::{
 use crate::{
     entry::Entry,
     stages::{
-        Failure, authorize,
+        Failure,
+        authorize::{self, Way},
         balance::{self, BalanceError, Chosen, Wish},
         connect::{self, Opened},
         report::Report,
@@ -99,19 +100,20 @@ async fn silent(control: &RelayControl, limit: Option<Duration>) {
     }
 }
 
-/// Waits until policy, as it changes, no longer allows the connection. A `host` that is no longer known here is no denial: its last policies
-/// hold on.
+/// Waits until policy, as it changes, no longer allows the connection. A `host` that is no longer known here, the one addressed or the one
+/// to which a route brought it, is no denial: its last policies hold on.
 async fn revoked(entry: &Entry, server_name: ServerName<&str>, mut host: Arc<Host>, chosen: &Chosen, mut changes: watch::Receiver<u64>) {
+    let mut there = chosen.current.ready.host.clone();
     while changes.changed().await.is_ok() {
         let view = entry.worker.shared.view.load();
         host = entry.host(&view).unwrap_or(host);
+        let way = Way::to(chosen, &host);
+        there = view.host(&way.pool.host).cloned().or(there);
+        let workload = view.workload(&chosen.workload.uid).unwrap_or(&chosen.workload);
+        let way = Way { there: there.as_ref(), endpoint: Endpoint { workload, ..way.endpoint }, ..way };
         let facts = facts(entry, server_name);
         let permit = authorize::connection_target(&host, &facts);
-        let workload = view.workload(&chosen.workload.uid).unwrap_or(&chosen.workload);
-        if permit
-            .and_then(|permit| authorize::connection_endpoint(&host, &facts, Endpoint { workload, ..authorize::of(chosen) }, permit))
-            .is_err()
-        {
+        if permit.and_then(|permit| authorize::connection_endpoint(&way, &facts, permit)).is_err() {
             return;
         }
     }
@@ -143,7 +145,7 @@ async fn reach(entry: &Rc<Entry>, server_name: ServerName<&str>, report: &mut Re
     let current = worker.shared.pools.current(&view, &pool, own.as_deref());
     let addressed = entry.addressed.address().map(|address| SocketAddr::new(address, entry.addressed.port()));
     let chosen = balance::choose(worker, current, &Wish { addressed, ..Wish::default() })?;
-    let permit = authorize::connection_endpoint(&host, &facts, authorize::of(&chosen), permit)?;
+    let permit = authorize::connection_endpoint(&Way::to(&chosen, &host), &facts, permit)?;
     report.chosen(&chosen, 1);
     let held = chosen.current.state.counts.take(Kind::Connection, &pool.limits).map_err(BalanceError::Full)?;
     let opened = connect::open(worker, &pool.key, &chosen.member, &pool.limits, &pool.tls).await;

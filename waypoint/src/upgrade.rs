@@ -21,8 +21,12 @@ use tropis_net::relay::{RelayOptions, StopReason, relay};
 
 use crate::{
     entry::Entry,
-    request::Journey,
-    stages::{authorize, balance::Chosen, report::Report},
+    stages::{
+        authorize::{self, Way},
+        balance::Chosen,
+        forward::{Tries, head::Outgoing},
+        report::Report,
+    },
     stream::Stream,
     upstream::{connections::HandedOver, counts::Held, pools::Active},
 };
@@ -55,7 +59,10 @@ pub struct Asked {
     path: String,
     query: Option<String>,
     headers: HeaderMap,
+    outgoing: Outgoing,
     pool: PoolKey,
+    /// The host of the pool's service, if that goes through us.
+    there: Option<Arc<Host>>,
     workload: Arc<Workload>,
     address: SocketAddr,
 }
@@ -69,8 +76,8 @@ impl UpgradeSlot {
 
 impl Asked {
     /// What this request asked, of the endpoint that was chosen.
-    pub fn of(journey: &Journey<'_>, chosen: &Chosen) -> Box<Self> {
-        let facts = &journey.facts;
+    pub fn of(tries: &Tries<'_>, chosen: &Chosen) -> Box<Self> {
+        let (journey, facts) = (tries.journey, &tries.journey.facts);
         Box::new(Self {
             entry: journey.entry.clone(),
             host: journey.host.clone(),
@@ -80,7 +87,9 @@ impl Asked {
             path: facts.path.to_owned(),
             query: facts.query.map(str::to_owned),
             headers: facts.headers.clone(),
+            outgoing: tries.outgoing.clone(),
             pool: chosen.current.state.key.clone(),
+            there: chosen.current.ready.host.clone(),
             workload: chosen.workload.clone(),
             address: chosen.address,
         })
@@ -90,12 +99,13 @@ impl Asked {
     async fn revoked(&self) {
         let current = &self.entry.worker.shared.view;
         let mut changes = current.subscribe();
-        let mut host = self.host.clone();
+        let (mut host, mut there) = (self.host.clone(), self.there.clone());
         loop {
             // What changed before the first look counts as well.
             let view = current.load();
             host = self.entry.host(&view).unwrap_or(host);
-            if !self.is_allowed(&host, &view) {
+            there = view.host(&self.pool.host).cloned().or(there);
+            if !self.is_allowed(&host, there.as_ref(), &view) {
                 return;
             }
             drop(view);
@@ -105,7 +115,7 @@ impl Asked {
         }
     }
 
-    fn is_allowed(&self, host: &Host, view: &View) -> bool {
+    fn is_allowed(&self, host: &Host, there: Option<&Arc<Host>>, view: &View) -> bool {
         let facts = RequestFacts {
             method: &self.method,
             scheme: &self.scheme,
@@ -121,7 +131,8 @@ impl Asked {
             token: None,
         };
         let workload = view.workload(&self.workload.uid).unwrap_or(&self.workload);
-        authorize::is_still_allowed(host, &facts, Endpoint { pool: &self.pool, workload, address: self.address })
+        let endpoint = Endpoint { workload, address: self.address };
+        authorize::is_still_allowed(&Way { host, pool: &self.pool, there, endpoint }, &facts, &self.outgoing)
     }
 }
 

@@ -21,6 +21,7 @@ const WORLDS: u64 = 50;
 fn explain_agrees_with_the_proxies_on_a_thousand_random_questions() {
     let (mut asked, mut disagreements) = (0, Vec::new());
     let mut outcomes: BTreeMap<String, usize> = BTreeMap::new();
+    let mut brought = (0, 0);
     for seed in 0..WORLDS {
         let world = World::new(seed);
         let mesh = Mesh::new(&world.yaml);
@@ -35,8 +36,10 @@ fn explain_agrees_with_the_proxies_on_a_thousand_random_questions() {
                 disagreements.push(format!("seed {seed}, {question:?}\n  decided   {decided:?}\n  explained {explained:?}"));
             }
         }
+        let (allowed, denied) = mesh.brought.get();
+        brought = (brought.0 + allowed, brought.1 + denied);
     }
-    println!("{asked} questions: {outcomes:?}");
+    println!("{asked} questions: {outcomes:?}; policies of where a route leads allowed and denied {brought:?} draws");
     let first: Vec<&String> = disagreements.iter().take(3).collect();
     assert!(
         disagreements.is_empty(),
@@ -49,6 +52,7 @@ fn explain_agrees_with_the_proxies_on_a_thousand_random_questions() {
     for way in ["waypoint", "tunnel", "direct", "uncaptured"] {
         assert!(outcomes.keys().any(|outcome| outcome.starts_with(way)), "{way}: {outcomes:?}");
     }
+    assert!(brought.0 >= 100 && brought.1 >= 100, "{brought:?}");
     for outcome in ["waypoint: allowed", "waypoint: refused", "waypoint: depends", "tunnel: refused"] {
         assert!(outcomes.get(outcome).is_some_and(|count| *count >= 10), "{outcome}: {outcomes:?}");
     }

@@ -29,7 +29,6 @@ use crate::{
     Index, Settings,
     index::{Key, selects},
     service::policy_key,
-    waypoint,
 };
 
 pub use findings::findings;
@@ -37,33 +36,18 @@ pub use findings::findings;
 /// Only logs, when it says `true`.
 const DRY_RUN: &str = "istio.io/dry-run";
 
-/// The policies that may decide about traffic to a service at a waypoint: those attached to the waypoint, its class or the service; those
-/// attached to the other services to which its routes lead, as far as they go through the same waypoint (elsewhere it is for their own
-/// waypoint to say); and those of the workloads where the endpoints are.
+/// The policies that may decide about traffic to a service at a waypoint: those attached to the waypoint, its class or the service; and
+/// those of the workloads where the endpoints are. What is attached to other services to which its routes lead stands with those.
 pub fn of_service<'a>(
     index: &Index,
     waypoint: &Key,
     service: &Object,
-    destinations: impl Iterator<Item = &'a NamespacedHostname> + Clone,
+    destinations: impl Iterator<Item = &'a NamespacedHostname>,
 ) -> Vec<Arc<RequestPolicy>> {
     let own = (service.metadata.namespace.as_str(), service.metadata.name.as_str());
     let targets = [Target::Service(own.0, own.1), Target::Gateway(&waypoint.0, &waypoint.1), Target::Class];
-    let namespaces = destinations.clone().map(|host| host.namespace.to_string()).chain([own.0.to_owned()]).collect();
-    let mut policies = collected(index, &targets, &namespaces);
-    for host in destinations.collect::<BTreeSet<_>>() {
-        let Some(other) = index.service_named(&host.hostname).filter(|other| other.reference() != service.reference()) else { continue };
-        if waypoint::of_service(index, other).0.is_some_and(|attached| attached.gateway == *waypoint) {
-            policies.extend(leading_to(index, other, host));
-        }
-    }
-    policies
-}
-
-/// The policies that are attached to a service, for traffic that a route brings to it.
-fn leading_to(index: &Index, service: &Object, host: &NamespacedHostname) -> Vec<Arc<RequestPolicy>> {
-    let target = Target::Service(&service.metadata.namespace, &service.metadata.name);
-    let compiled = naming(index, target).filter_map(|object| compile(index.settings(), object).0);
-    compiled.map(|policy| Arc::new(RequestPolicy { attachment: Attachment::Destination(host.clone()), ..policy })).collect()
+    let namespaces = destinations.map(|host| host.namespace.to_string()).chain([own.0.to_owned()]).collect();
+    collected(index, &targets, &namespaces)
 }
 
 /// The policies that may decide about traffic that is addressed to workloads in `namespaces` and goes through a waypoint.
@@ -88,6 +72,14 @@ enum Target<'a> {
 }
 
 impl<'a> Target<'a> {
+    /// How what names it is attached.
+    fn attachment(self) -> Attachment {
+        match self {
+            Self::Service(..) => Attachment::Service,
+            Self::Gateway(..) | Self::Class => Attachment::Target,
+        }
+    }
+
     fn namespace(self, settings: &'a Settings) -> &'a str {
         match self {
             Self::Service(namespace, _) | Self::Gateway(namespace, _) => namespace,
@@ -114,29 +106,33 @@ fn collected(index: &Index, targets: &[Target<'_>], namespaces: &BTreeSet<String
     let settings = index.settings();
     let mut keys = BTreeSet::new();
     let mut policies = Vec::new();
-    let attached = targets.iter().flat_map(|target| naming(index, *target));
+    let attached = targets.iter().flat_map(|target| naming(index, *target).map(|object| (object, Some(target.attachment()))));
     let root = settings.root_namespace.as_str();
     let places = namespaces.iter().map(String::as_str).filter(|namespace| *namespace != root).chain([root]);
     let loose = places
         .flat_map(|namespace| index.authorizations_in(namespace))
         .filter(|object| object.authorization_policy().is_some_and(|policy| references(&policy.spec).next().is_none()));
-    for object in attached.chain(loose) {
+    for (object, attachment) in attached.chain(loose.map(|object| (object, None))) {
         if keys.insert(object.reference())
             && let (Some(policy), _) = compile(settings, object)
         {
-            policies.push(Arc::new(policy));
+            policies.push(Arc::new(match attachment {
+                Some(attachment) => RequestPolicy { attachment, ..policy },
+                None => policy,
+            }));
         }
     }
     policies
 }
 
-/// No more policies than a waypoint takes. In the place of those beyond stands a denial of everything: what they say is not known there.
+/// No more policies than a waypoint takes. In the place of those beyond stands a denial of everything, also of what routes bring: what they
+/// say is not known there.
 pub(crate) fn bounded(mut policies: Vec<Arc<RequestPolicy>>) -> Vec<Arc<RequestPolicy>> {
     if policies.len() > bounds::POLICIES {
         let beyond = policies.drain(bounds::POLICIES - 1..).next();
         policies.extend(beyond.map(|policy| {
             let (action, rules) = (RequestAction::Deny, vec![RequestRule::default()]);
-            Arc::new(RequestPolicy { attachment: Attachment::Target, action, rules, dry_run: false, ..RequestPolicy::clone(&policy) })
+            Arc::new(RequestPolicy { attachment: Attachment::Service, action, rules, dry_run: false, ..RequestPolicy::clone(&policy) })
         }));
     }
     policies
@@ -147,7 +143,8 @@ pub(crate) fn references(spec: &Spec) -> impl Iterator<Item = &TargetReference> 
     spec.target_ref.iter().chain(&spec.target_refs)
 }
 
-/// Compiles a policy for waypoints; `None` for an object that is none. The findings are about its values; for a policy without
+/// Compiles a policy for waypoints; `None` for an object that is none. One that names something is attached as the waypoint's: with a
+/// service that it names it is [`Attachment::Service`]. The findings are about its values; for a policy without
 /// `targetRefs` the node proxy's compilation tells most of them too.
 pub fn compile(settings: &Settings, object: &Object) -> (Option<RequestPolicy>, Vec<Finding>) {
     let Some(policy) = object.authorization_policy() else { return (None, Vec::new()) };

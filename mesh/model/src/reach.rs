@@ -1,5 +1,5 @@
 //! Who is in a pool, and how each is reached: the service's endpoints that carry its labels; the instances of the service's own waypoint,
-//! where that is another than us; or the one workload that is addressed itself.
+//! where its policies are not ours to ask; or the one workload that is addressed itself.
 
 use std::{
     fmt,
@@ -67,15 +67,17 @@ impl PartialEq for Found {
 }
 
 /// The workloads of a pool that may be called: on our own network, healthy unless the service wants all, in a fixed order.
+///
+/// Who goes straight to the endpoints of a service answers for its policies. They stand with its host: where `view` has that, a caller asks
+/// them of this very view, wherever the service goes or is about to go. Without it they are the service's own waypoint's; if that is us,
+/// we do not know them, and nobody is called.
 pub fn find(view: &View, gateway: &str, network: &str, pool: &Pool) -> Vec<Found> {
     let Some(service) = view.service(&pool.key.host) else {
         return alone(view, pool);
     };
-    let foreign = service.waypoint.as_ref().filter(|reference| {
-        let own = view.waypoint(gateway);
-        own.is_none_or(|own| !is_ours(view, own, network, reference))
-    });
-    let mut found = match foreign {
+    let is_own = |reference: &GatewayAddress| view.waypoint(gateway).is_some_and(|own| is_ours(view, own, network, reference));
+    let mut found = match service.waypoint.as_ref().filter(|_| view.host(&pool.key.host).is_none()) {
+        Some(reference) if is_own(reference) => Vec::new(),
         Some(reference) => behind(view, network, service, pool, reference),
         None => {
             let is_member = |workload: &Workload| pool.labels.iter().all(|(name, value)| workload.labels.get(name) == Some(value));
@@ -162,3 +164,6 @@ fn address_of(workload: &Workload, service: &Service) -> Option<IpAddr> {
     };
     workload.addresses.iter().find(allowed).copied()
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,6 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ipnet::IpNet;
 
-use crate::address::NamespacedHostname;
 use crate::policy::{PolicyKey, ServiceAccountMatch, StringMatch};
 
 /// An authorization policy for requests.
@@ -27,11 +26,11 @@ pub struct RequestPolicy {
 /// Where a policy applies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attachment {
-    /// It names the waypoint, its class, or the service (`targetRefs`): decided before an endpoint is chosen, with the service's port.
+    /// It names the waypoint or its class (`targetRefs`): decided before an endpoint is chosen, with the service's port.
     Target,
-    /// It names another service (`targetRefs`) that goes through the same waypoint, and to which routes of the addressed one lead: decided
-    /// when an endpoint was chosen as that service's, with that service's port.
-    Destination(NamespacedHostname),
+    /// It names the service that it stands with (`targetRefs`): decided as [`Self::Target`] about what addresses that service, and about
+    /// what a route of another one brings to it, as it is sent on and with the port to which it is sent.
+    Service,
     /// It applies to workloads that carry these labels: decided for the endpoint that was chosen, with the endpoint's port. `namespace`
     /// is where they are; `None` is everywhere (root namespace); no labels are all workloads.
     Workloads {
@@ -100,7 +99,7 @@ pub struct OperationMatch {
     pub hosts: Vec<StringMatch>,
     /// None of these.
     pub not_hosts: Vec<StringMatch>,
-    /// Port: the service's for [`Attachment::Target`] and [`Attachment::Destination`], the endpoint's for [`Attachment::Workloads`].
+    /// Port: the service's for [`Attachment::Target`] and [`Attachment::Service`], the endpoint's for [`Attachment::Workloads`].
     pub ports: Vec<u16>,
     /// None of these.
     pub not_ports: Vec<u16>,

@@ -1,4 +1,4 @@
-//! What a route changes in a request: its path, where a redirect leads, its headers.
+//! What a route changes in a request: its path, where a redirect leads, its headers. [`Sent`] is the request with all of that.
 
 use std::borrow::Cow;
 
@@ -7,8 +7,14 @@ use thiserror::Error;
 
 use crate::{
     request::{AmbiguousPath, RequestFacts, canonical_host, has_dot_segment},
-    route::{HeaderOperations, PathRewrite, Redirect, RedirectPort, RequestMatch, TextMatch, UnanchoredPattern},
+    route::{
+        Destination, Forward, HeaderOperations, HttpRoute, PathRewrite, Redirect, RedirectPort, RequestMatch, TextMatch, UnanchoredPattern,
+    },
 };
+
+mod sent;
+
+pub use sent::Sent;
 
 /// The new path with its query. `matched` is the match that hit; without one, or without a `uri` in it, the prefix is `/`.
 ///
@@ -173,6 +179,29 @@ pub fn headers(
         }
     }
     Ok(authority)
+}
+
+/// The headers of a request as its route and then the destination that was drawn change them, `None` if neither does; and the authority
+/// that they name, the destination's before the route's.
+pub fn request_headers(
+    route: &HttpRoute,
+    destination: Option<&Destination>,
+    headers: &HeaderMap,
+) -> Result<(Option<HeaderMap>, Option<String>), InvalidHeader> {
+    let of_destination = destination.map(|destination| &destination.headers.request);
+    let (mut changed, mut authority) = (None, None);
+    for operations in [Some(&route.headers.request), of_destination].into_iter().flatten().filter(|one| !one.is_empty()) {
+        let named = self::headers(operations, changed.get_or_insert_with(|| headers.clone()), literal)?;
+        authority = named.or(authority);
+    }
+    Ok((changed, authority))
+}
+
+/// The authority that a route sends: what it rewrites to wins where it has one destination, what header changes say (`by_headers`) where
+/// several share.
+pub fn authority<'a>(forward: &'a Forward, by_headers: Option<&'a str>) -> Option<&'a str> {
+    let by_route = forward.rewrite.as_ref().and_then(|rewrite| rewrite.authority.as_deref());
+    if forward.destinations.len() > 1 { by_headers.or(by_route) } else { by_route.or(by_headers) }
 }
 
 fn names_authority(name: &str) -> bool {

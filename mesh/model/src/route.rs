@@ -203,6 +203,13 @@ pub struct HeaderOperations {
     pub add: Vec<(Arc<str>, Arc<str>)>,
 }
 
+impl HeaderOperations {
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+    }
+}
+
 /// Changes of path and authority.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Rewrite {

@@ -1,15 +1,21 @@
 //! Authorize: whether a request or a connection may be, against the original caller. The decisions are `model::authorize::request`'s.
 //!
 //! Twice: for what is addressed, with the service's port ([`target`]), before anything else looks at the request; and for the endpoint
-//! that was chosen and the service that it was chosen of, with their own ports ([`endpoint`]), again for each try and mirror. No endpoint is called without an [`EndpointPermit`].
+//! that was chosen, with its own port ([`endpoint`]), again for each try and mirror. With the endpoint the policies of the service that it
+//! was chosen of are asked, where a route brings the request there: about what is sent on. No endpoint is called without an
+//! [`EndpointPermit`].
+
+use std::sync::Arc;
 
 use tropis_model::{
     authorize::request::{self, Endpoint, RequestDenied, RequestPermit, StreamFacts},
+    pool::PoolKey,
     request::RequestFacts,
+    request_policy::RequestPolicy,
     route::Host,
 };
 
-use super::{balance::Chosen, report::Report};
+use super::{Failure, balance::Chosen, forward::head::Outgoing, report::Report, route::RouteError};
 use crate::request::Journey;
 
 /// The leave to look for an endpoint. Made only here.
@@ -21,6 +27,42 @@ pub struct TargetPermit(());
 #[must_use]
 pub struct EndpointPermit(());
 
+/// Where a request or a connection is to be sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Way<'a> {
+    /// What is addressed.
+    pub host: &'a Host,
+    /// The pool.
+    pub pool: &'a PoolKey,
+    /// The host of the pool's service, if that goes through us.
+    pub there: Option<&'a Arc<Host>>,
+    /// The endpoint.
+    pub endpoint: Endpoint<'a>,
+}
+
+impl<'a> Way<'a> {
+    /// The way to what was chosen, with what its service had attached when it was found.
+    pub fn to(chosen: &'a Chosen, host: &'a Host) -> Self {
+        let endpoint = Endpoint { workload: &chosen.workload, address: chosen.address };
+        Self { host, pool: &chosen.current.state.key, there: chosen.current.ready.host.as_ref(), endpoint }
+    }
+
+    /// The policies to ask about what a route brings to another service.
+    fn brought_to(&self) -> Option<&'a [Arc<RequestPolicy>]> {
+        let there = self.there.filter(|there| there.name != self.host.name)?;
+        request::judges_brought(&there.policies).then_some(&there.policies)
+    }
+
+    fn decide(&self, facts: &RequestFacts<'_>, outgoing: &Outgoing) -> Result<(), Failure> {
+        if let Some(policies) = self.brought_to() {
+            let sent = outgoing.sent(facts, self.pool.port).map_err(RouteError::Rewrite)?;
+            note(&request::brought(policies, &sent.facts(facts))?);
+        }
+        note(&request::endpoint(&self.host.policies, facts, self.endpoint)?);
+        Ok(())
+    }
+}
+
 /// Decides about a request by what is attached to the host or to us.
 pub fn target(journey: &Journey<'_>, report: &mut Report) -> Result<TargetPermit, RequestDenied> {
     let permit = request::target(&journey.host.policies, &journey.facts)?;
@@ -29,16 +71,16 @@ pub fn target(journey: &Journey<'_>, report: &mut Report) -> Result<TargetPermit
     Ok(TargetPermit(()))
 }
 
-/// Decides about a request by what selects the endpoint that was chosen for it.
-pub fn endpoint(journey: &Journey<'_>, chosen: &Chosen, _target: TargetPermit) -> Result<EndpointPermit, RequestDenied> {
-    let permit = request::endpoint(&journey.host.policies, &journey.facts, of(chosen))?;
-    note(&permit);
+/// Decides about a request that goes out as `outgoing`, by what selects the endpoint that was chosen for it, and by what is attached to the
+/// service to which its route brings it. An error is a denial, or that what is sent has no single meaning.
+pub fn endpoint(journey: &Journey<'_>, outgoing: &Outgoing, chosen: &Chosen, _target: TargetPermit) -> Result<EndpointPermit, Failure> {
+    Way::to(chosen, journey.host).decide(&journey.facts, outgoing)?;
     Ok(EndpointPermit(()))
 }
 
 /// Whether a request that was let in, and lasts, would be let in again.
-pub fn is_still_allowed(host: &Host, facts: &RequestFacts<'_>, endpoint: Endpoint<'_>) -> bool {
-    request::target(&host.policies, facts).is_ok() && request::endpoint(&host.policies, facts, endpoint).is_ok()
+pub fn is_still_allowed(way: &Way<'_>, facts: &RequestFacts<'_>, outgoing: &Outgoing) -> bool {
+    request::target(&way.host.policies, facts).is_ok() && way.decide(facts, outgoing).is_ok()
 }
 
 /// As [`target`], for a connection.
@@ -48,19 +90,12 @@ pub fn connection_target(host: &Host, facts: &StreamFacts<'_>) -> Result<TargetP
 }
 
 /// As [`endpoint`], for a connection.
-pub fn connection_endpoint(
-    host: &Host,
-    facts: &StreamFacts<'_>,
-    endpoint: Endpoint<'_>,
-    _target: TargetPermit,
-) -> Result<EndpointPermit, RequestDenied> {
-    note(&request::connection_endpoint(&host.policies, facts, endpoint)?);
+pub fn connection_endpoint(way: &Way<'_>, facts: &StreamFacts<'_>, _target: TargetPermit) -> Result<EndpointPermit, RequestDenied> {
+    if let Some(policies) = way.brought_to() {
+        note(&request::connection_brought(policies, facts, way.pool.port)?);
+    }
+    note(&request::connection_endpoint(&way.host.policies, facts, way.endpoint)?);
     Ok(EndpointPermit(()))
-}
-
-/// What was chosen, as policies look at it.
-pub fn of(chosen: &Chosen) -> Endpoint<'_> {
-    Endpoint { pool: &chosen.current.state.key, workload: &chosen.workload, address: chosen.address }
 }
 
 /// What is only to be logged.

@@ -133,11 +133,7 @@ pub fn head(
             PathAndQuery::try_from(text.as_ref()).map_err(|_| unsendable(&text))?
         }
     };
-    // For one destination the route's authority wins; where several share, what the destination's headers say does.
-    let by_route = forward.rewrite.as_ref().and_then(|rewrite| rewrite.authority.as_deref());
-    let by_headers = authority.as_deref();
-    let chosen = if forward.destinations.len() > 1 { by_headers.or(by_route) } else { by_route.or(by_headers) };
-    let authority = chosen.unwrap_or(facts.authority);
+    let authority = rewrite::authority(forward, authority.as_deref()).unwrap_or(facts.authority);
     let same = facts.headers.get(header::HOST).filter(|host| host.as_bytes() == authority.as_bytes());
     let authority = same.cloned().map_or_else(|| HeaderValue::from_str(authority).map_err(|_| unsendable(authority)), Ok)?;
     Ok(Head { target, authority, changed, original_path })

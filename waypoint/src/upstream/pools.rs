@@ -17,6 +17,7 @@ use tropis_model::{
     outlier::{Detector, Outcome},
     pick::{Candidate, Endpoints},
     pool::{Pool, PoolKey},
+    route::Host,
     view::View,
     workload::Workload,
 };
@@ -100,6 +101,8 @@ pub struct Ready {
     pub endpoints: Arc<Endpoints>,
     /// What is counted about each, by the same place.
     pub members: Vec<Arc<Member>>,
+    /// The host of the pool's service, of the view that the endpoints are of: its policies are those of who is brought here.
+    pub host: Option<Arc<Host>>,
     view_version: u64,
 }
 
@@ -170,8 +173,8 @@ impl Pools {
 
 impl PoolState {
     fn new(pool: &Arc<Pool>) -> Self {
-        let ready =
-            Ready { pool: pool.clone(), endpoints: Arc::new(Endpoints::new(pool, None, Vec::new())), members: Vec::new(), view_version: 0 };
+        let endpoints = Arc::new(Endpoints::new(pool, None, Vec::new()));
+        let ready = Ready { pool: pool.clone(), endpoints, members: Vec::new(), host: None, view_version: 0 };
         Self {
             key: pool.key.clone(),
             counts: Arc::default(),
@@ -194,7 +197,9 @@ impl PoolState {
         let before = self.ready.load_full();
         let mut changed = before.view_version == 0;
         // Who still has an older view, as a retry may, brings nothing of it back.
-        let pool = if before.view_version > view.version() { &before.pool } else { pool };
+        let is_older = before.view_version > view.version();
+        let pool = if is_older { &before.pool } else { pool };
+        let host = if is_older { before.host.clone() } else { view.host(&pool.key.host).cloned() };
         let same_pool = Arc::ptr_eq(&before.pool, pool) || *before.pool == **pool;
         if before.view_version < view.version() || !same_pool {
             let found = members::find(view, &pools.gateway, &pools.network, pool);
@@ -211,18 +216,11 @@ impl PoolState {
             changed = true;
         }
         let version = before.view_version.max(view.version());
-        let ready = match changed {
-            true => Ready {
-                pool: pool.clone(),
-                endpoints: Arc::new(Endpoints::new(pool, own, inner.candidates())),
-                members: inner.members.clone(),
-                view_version: version,
-            },
-            false => {
-                Ready { pool: pool.clone(), endpoints: before.endpoints.clone(), members: before.members.clone(), view_version: version }
-            }
+        let (endpoints, members) = match changed {
+            true => (Arc::new(Endpoints::new(pool, own, inner.candidates())), inner.members.clone()),
+            false => (before.endpoints.clone(), before.members.clone()),
         };
-        let ready = Arc::new(ready);
+        let ready = Arc::new(Ready { pool: pool.clone(), endpoints, members, host, view_version: version });
         self.ready.store(ready.clone());
         ready
     }
@@ -269,6 +267,7 @@ impl PoolState {
             pool: ready.pool.clone(),
             endpoints: Arc::new(Endpoints::new(&ready.pool, own, inner.candidates())),
             members: inner.members.clone(),
+            host: ready.host.clone(),
             view_version: ready.view_version,
         };
         self.ready.store(Arc::new(next));

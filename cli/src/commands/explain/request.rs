@@ -14,7 +14,7 @@ use tropis_model::{
     request::{PathNormalization, RequestFacts, canonical, canonical_host},
     request_policy::RequestAction,
     resolve::{Draw, Target},
-    rewrite,
+    rewrite::{self, Sent},
     route::{AbortStatus, Caller, Destination, Fault, Forward, Host, HttpRoute, PortProtocol, RouteAction},
     view::View,
     workload::{Health, Workload},
@@ -169,7 +169,7 @@ impl Waypoint<'_> {
                     None => Ok(facts.query.map_or_else(|| facts.path.to_owned(), |query| format!("{}?{query}", facts.path))),
                 };
                 match path {
-                    Ok(path) => self.forward(facts, forward, path, story),
+                    Ok(path) => self.forward(facts, (route, forward), path, story),
                     Err(error) => {
                         story.decided.answer = Some(400);
                         Verdict::Refused(format!("400, the rewritten path is ambiguous: {error}"))
@@ -195,24 +195,56 @@ impl Waypoint<'_> {
         }
     }
 
-    fn forward(&self, facts: &RequestFacts<'_>, forward: &Forward, path: String, story: &mut Story) -> Verdict {
+    fn forward(&self, facts: &RequestFacts<'_>, (route, forward): (&HttpRoute, &Forward), path: String, story: &mut Story) -> Verdict {
         if let Some(rewrite) = &forward.rewrite {
             let authority = rewrite.authority.as_deref().map(|authority| format!("to {authority}"));
             let asks = rewrite.path.as_ref().map(|_| format!("for {path}"));
             let says: Vec<String> = authority.into_iter().chain(asks).collect();
             story.step("forward", format!("it is sent on {}", says.join(" ")), Vec::new());
         }
-        story.decided.path = Some(path);
+        story.decided.path = Some(path.clone());
         let mut verdicts = Vec::new();
         for destination in chosen(&forward.destinations) {
+            let (headers, authority) = match rewrite::request_headers(route, Some(destination), facts.headers) {
+                Ok(changed) => changed,
+                Err(error) => {
+                    story.decided.answer = Some(500);
+                    verdicts.push(Verdict::Refused(format!("500, {error}")));
+                    continue;
+                }
+            };
+            let there = self.brought_to(destination);
+            let authority = rewrite::authority(forward, authority.as_deref()).unwrap_or(facts.authority);
+            let headers = headers.as_ref().unwrap_or(facts.headers);
+            let sent = there.map(|_| Sent::new(&path, authority, headers, destination.pool.port, PathNormalization::default())).transpose();
+            let brought = match &sent {
+                Ok(sent) => there.zip(sent.as_ref().map(|sent| sent.facts(facts))),
+                Err(error) => {
+                    story.decided.answer = Some(400);
+                    verdicts.push(Verdict::Refused(format!("400, the rewritten path is ambiguous: {error}")));
+                    continue;
+                }
+            };
             verdicts.extend(self.balance(destination, Some(facts), story, |found, story| {
-                let said = policy::explain_endpoint(&self.host.policies, facts, endpoint(destination, found));
-                let what = format!("{} {} for {}", facts.method, facts.path, shown(&found.workload));
-                let decided = policy::endpoint(&self.host.policies, facts, endpoint(destination, found));
-                asked(&what, &said, decided, FORBIDDEN, story)
+                let refused = brought.and_then(|(there, sent)| {
+                    let what = format!("{} {} at {}, where the route brings it", sent.method, sent.path, there.name.hostname);
+                    let said = policy::explain_brought(&there.policies, &sent);
+                    asked(&what, &said, policy::brought(&there.policies, &sent), FORBIDDEN, story)
+                });
+                refused.or_else(|| {
+                    let said = policy::explain_endpoint(&self.host.policies, facts, endpoint(found));
+                    let what = format!("{} {} for {}", facts.method, facts.path, shown(&found.workload));
+                    asked(&what, &said, policy::endpoint(&self.host.policies, facts, endpoint(found)), FORBIDDEN, story)
+                })
             }));
         }
         Verdict::of_any(&verdicts, "503, every destination has weight 0")
+    }
+
+    /// The host whose policies are asked about what a route brings to another service.
+    fn brought_to(&self, destination: &Destination) -> Option<&Host> {
+        let there = self.view.host(&destination.pool.host).filter(|there| there.name != self.host.name)?;
+        policy::judges_brought(&there.policies).then_some(&**there)
     }
 
     /// What becomes of a share of the traffic: a verdict for each endpoint of its pool, or one about the pool. `endpoint` says what the
@@ -317,9 +349,14 @@ impl Waypoint<'_> {
         let mut verdicts = Vec::new();
         for destination in chosen(destinations) {
             verdicts.extend(self.balance(destination, None, &mut story, |found, story| {
-                let what = format!("a connection for {}", shown(&found.workload));
-                let decided = policy::connection_endpoint(&self.host.policies, &facts, endpoint(destination, found));
-                asked(&what, &[], decided, RESET, story)
+                let refused = self.brought_to(destination).and_then(|there| {
+                    let what = format!("a connection to {}, where the route brings it", there.name.hostname);
+                    asked(&what, &[], policy::connection_brought(&there.policies, &facts, destination.pool.port), RESET, story)
+                });
+                refused.or_else(|| {
+                    let what = format!("a connection for {}", shown(&found.workload));
+                    asked(&what, &[], policy::connection_endpoint(&self.host.policies, &facts, endpoint(found)), RESET, story)
+                })
             }));
         }
         story.ends(Verdict::of_any(&verdicts, "reset, every destination has weight 0"))
@@ -327,8 +364,8 @@ impl Waypoint<'_> {
 }
 
 /// An endpoint, as policies look at it.
-fn endpoint<'a>(destination: &'a Destination, found: &'a Found) -> policy::Endpoint<'a> {
-    policy::Endpoint { pool: &destination.pool, workload: &found.workload, address: found.reach.address }
+fn endpoint(found: &Found) -> policy::Endpoint<'_> {
+    policy::Endpoint { workload: &found.workload, address: found.reach.address }
 }
 
 /// The status of a fault that takes every request.

@@ -2,6 +2,7 @@
 //! ask it, once for each seed of the draws that they make.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -23,7 +24,7 @@ use tropis_model::{
     reach::{self, Found},
     request::{PathNormalization, RequestFacts, canonical, canonical_host},
     resolve::{self, Authority, Draw, Plan},
-    rewrite,
+    rewrite::{self, Sent},
     route::{AbortStatus, Caller, Destination, Host, Origin, PortProtocol, RouteAction},
     view::{Change, View},
     workload::{Health, TunnelProtocol, Workload},
@@ -42,6 +43,8 @@ const GATEWAY: &str = "shop/waypoint";
 pub(super) struct Mesh {
     nodes: View,
     waypoint: Option<View>,
+    /// How often policies of another service let in what a route brought to it, and how often they did not.
+    pub(super) brought: Cell<(usize, usize)>,
 }
 
 /// What was decided for one draw.
@@ -119,7 +122,7 @@ impl Mesh {
             waypoint = told.changes.map(|changes| view(&changes));
         }
         learn(compiler.changes());
-        Self { nodes: view(&told.into_values().collect::<Vec<_>>()), waypoint }
+        Self { nodes: view(&told.into_values().collect::<Vec<_>>()), waypoint, brought: Cell::default() }
     }
 
     fn pod(&self, (name, namespace): (&str, &str)) -> Arc<Workload> {
@@ -360,8 +363,16 @@ impl Here<'_> {
                     None => Ok(facts.query.map_or_else(|| facts.path.to_owned(), |query| format!("{}?{query}", facts.path))),
                 };
                 let Ok(path) = path else { return once.answer = Some(400) };
-                once.path = Some(path);
-                self.balance(once, &forward.destinations, Some(&facts), draw, |endpoint| {
+                once.path = Some(path.clone());
+                self.balance(once, &forward.destinations, Some(&facts), draw, |destination, endpoint| {
+                    // As `waypoint/src/stages/authorize.rs`: the other service's policies see what is sent.
+                    if let Some(there) = self.there(destination) {
+                        let (changed, named) = rewrite::request_headers(found.route, Some(destination), &headers).unwrap();
+                        let authority = rewrite::authority(forward, named.as_deref()).unwrap_or(&authority);
+                        let headers = changed.as_ref().unwrap_or(&headers);
+                        let sent = Sent::new(&path, authority, headers, destination.pool.port, PathNormalization::default()).unwrap();
+                        self.brought(policy::brought(&there.policies, &sent.facts(&facts)))?;
+                    }
                     policy::endpoint(&self.host.policies, &facts, endpoint)
                 });
             }
@@ -381,7 +392,25 @@ impl Here<'_> {
         let tcp = || matching::tcp(self.host, port, destination, self.caller).map(|route| (&route.origin, &route.destinations));
         let Some((origin, destinations)) = found.or_else(tcp) else { return };
         once.route = Some((None, written(origin)));
-        self.balance(once, destinations, None, draw, |endpoint| policy::connection_endpoint(&self.host.policies, &facts, endpoint));
+        self.balance(once, destinations, None, draw, |destination, endpoint| {
+            if let Some(there) = self.there(destination) {
+                self.brought(policy::connection_brought(&there.policies, &facts, destination.pool.port))?;
+            }
+            policy::connection_endpoint(&self.host.policies, &facts, endpoint)
+        });
+    }
+
+    /// The other service to which a route leads, if policies of it are to be asked.
+    fn there(&self, destination: &Destination) -> Option<&Host> {
+        let there = self.view.host(&destination.pool.host).filter(|there| there.name != self.host.name)?;
+        policy::judges_brought(&there.policies).then_some(&**there)
+    }
+
+    /// Counts what they say.
+    fn brought(&self, decided: Result<policy::RequestPermit, policy::RequestDenied>) -> Result<(), policy::RequestDenied> {
+        let (allowed, denied) = self.mesh.brought.get();
+        self.mesh.brought.set(if decided.is_ok() { (allowed + 1, denied) } else { (allowed, denied + 1) });
+        decided.map(drop)
     }
 
     /// `waypoint/src/stages/balance.rs`, then the endpoint's policies, then its own node proxy.
@@ -391,7 +420,7 @@ impl Here<'_> {
         destinations: &[Destination],
         facts: Option<&RequestFacts<'_>>,
         draw: &mut Draw,
-        decide: impl Fn(policy::Endpoint<'_>) -> Result<policy::RequestPermit, policy::RequestDenied>,
+        decide: impl Fn(&Destination, policy::Endpoint<'_>) -> Result<policy::RequestPermit, policy::RequestDenied>,
     ) {
         let Some(destination) = pick::destination(destinations, draw) else { return };
         let name = self.pool(&destination.pool);
@@ -416,7 +445,7 @@ impl Here<'_> {
         let ask = Ask { hash, turn: self.turn, addressed, ..Ask::default() };
         let Ok(place) = endpoints.pick(&ask, |_| 0, draw) else { return once.empty_pool = Some(name) };
         let found = &members[place];
-        if let Err(denied) = decide(policy::Endpoint { pool: &destination.pool, workload: &found.workload, address: found.reach.address }) {
+        if let Err(denied) = decide(destination, policy::Endpoint { workload: &found.workload, address: found.reach.address }) {
             let policies = denied.policies().iter().map(ToString::to_string).collect();
             once.endpoint = Some((Some(name), found.reach.address.to_string(), false, policies));
             return;

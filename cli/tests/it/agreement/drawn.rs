@@ -148,8 +148,9 @@ fn routes(yaml: &mut String, draw: &mut Draw) {
     let mut spec = format!("spec:\n  hosts: [app.shop.svc.cluster.local]\n  http: [{}]\n", http.join(", "));
     if often(draw, 50) {
         let labels = if often(draw, 50) { "sourceLabels: {app: client}, " } else { "" };
-        let split =
-            of(draw, &["{destination: {host: app, port: {number: 90}, subset: v1}}", "{destination: {host: app, port: {number: 90}}}"]);
+        let destinations =
+            ["host: app, port: {number: 90}, subset: v1", "host: app, port: {number: 90}", "host: plain, port: {number: 80}"];
+        let split = format!("{{destination: {{{}}}}}", of(draw, &destinations));
         let _ = writeln!(spec, "  tcp: [{{match: [{{{labels}port: 90}}], route: [{split}]}}]");
     }
     if often(draw, 60) {
@@ -205,6 +206,7 @@ fn http_rule(draw: &mut Draw, number: u64) -> String {
                 3 => ", rewrite: {uriRegexRewrite: {match: '^/a(.*)', rewrite: '/z\\1'}}",
                 4 => ", fault: {abort: {httpStatus: 418, percentage: {value: 100}}}",
                 5 => ", rewrite: {uri: /, authority: inner.example.com}, timeout: 5s",
+                6 => ", headers: {request: {set: {x-user: jason}}}",
                 _ => "",
             };
             format!("{route}{more}")
@@ -223,8 +225,17 @@ fn policy(yaml: &mut String, draw: &mut Draw, number: u64, places: &Places) {
         "principals: ['*']",
         "principals: [cluster.local/ns/shop/sa/waypoint]",
     ];
-    let operations =
-        ["methods: [GET]", "paths: [/a*]", "ports: ['80']", "ports: ['8080']", "hosts: ['app*']", "notMethods: [POST]", "notPaths: [/a/b]"];
+    let operations = [
+        "methods: [GET]",
+        "paths: [/a*]",
+        "paths: [/new*]",
+        "ports: ['80']",
+        "ports: ['8080']",
+        "hosts: ['app*']",
+        "hosts: ['inner*']",
+        "notMethods: [POST]",
+        "notPaths: [/a/b]",
+    ];
     let conditions = [
         "key: 'request.headers[x-user]', values: [jason]",
         "key: source.namespace, notValues: [bank]",
@@ -247,6 +258,7 @@ fn policy(yaml: &mut String, draw: &mut Draw, number: u64, places: &Places) {
             "selector: {matchLabels: {app: app}}, ",
             "selector: {matchLabels: {version: v1}}, ",
             "targetRefs: [{group: '', kind: Service, name: app}], ",
+            "targetRefs: [{group: '', kind: Service, name: plain}], ",
             "targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: waypoint}], ",
             "",
         ],

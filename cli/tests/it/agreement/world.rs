@@ -50,10 +50,11 @@ fn write_pod(yaml: &mut String, draw: &mut Draw, pod: &Pod, number: usize, addre
 }
 
 fn services(yaml: &mut String, draw: &mut Draw) {
-    let waypoint = if often(draw, 90) { ", labels: {istio.io/use-waypoint: waypoint}" } else { "" };
+    let mut through = |percent: u64| if often(draw, percent) { ", labels: {istio.io/use-waypoint: waypoint}" } else { "" };
+    let (of_app, of_plain) = (through(90), through(50));
     let local = if often(draw, 20) { ", internalTrafficPolicy: Local" } else { "" };
     let (app, plain) = (PORTS.join(", "), PORTS[0].to_owned());
-    for (name, number, ports, labels, more) in [("app", 9, app, waypoint, ""), ("plain", 10, plain, "", local)] {
+    for (name, number, ports, labels, more) in [("app", 9, app, of_app, ""), ("plain", 10, plain, of_plain, local)] {
         let rest = format!(
             "spec: {{selector: {{app: {name}}}, clusterIP: 10.96.0.{number}, clusterIPs: [10.96.0.{number}, 'fd00:10:96::{number}'], ports: [{ports}]{more}}}"
         );

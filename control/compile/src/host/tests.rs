@@ -264,6 +264,7 @@ fn more_policies_than_a_waypoint_takes_deny_everything() {
     assert_eq!(bounded.len(), bounds::POLICIES);
     let last = bounded.last().unwrap();
     assert_eq!((last.action, last.rules.len()), (tropis_model::request_policy::RequestAction::Deny, 1));
+    assert_eq!(last.attachment, tropis_model::request_policy::Attachment::Service, "also what a route brings");
 }
 
 /// A value among these.

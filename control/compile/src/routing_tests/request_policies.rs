@@ -100,16 +100,20 @@ fn target_refs_attach_to_service_gateway_and_class() {
         policy("bank", "elsewhere", json!({"rules": [{}]})),
     ];
     let host = Mesh::new(shop().into_iter().chain(policies)).host("reviews");
-    let keys: Vec<(String, bool)> =
-        host.policies.iter().map(|policy| (policy.key.to_string(), policy.attachment == Attachment::Target)).collect();
+    let attachment = |policy: &RequestPolicy| match policy.attachment {
+        Attachment::Service => "service",
+        Attachment::Target => "target",
+        Attachment::Workloads { .. } => "workloads",
+    };
+    let keys: Vec<(String, &str)> = host.policies.iter().map(|policy| (policy.key.to_string(), attachment(policy))).collect();
     let expected = [
-        ("shop/service", true),
-        ("shop/waypoint", true),
-        ("istio-system/class", true),
-        ("shop/workloads", false),
-        ("istio-system/everywhere", false),
+        ("shop/service", "service"),
+        ("shop/waypoint", "target"),
+        ("istio-system/class", "target"),
+        ("shop/workloads", "workloads"),
+        ("istio-system/everywhere", "workloads"),
     ];
-    assert_eq!(keys, expected.map(|(key, target)| (key.to_owned(), target)));
+    assert_eq!(keys, expected.map(|(key, kind)| (key.to_owned(), kind)));
 }
 
 #[test]

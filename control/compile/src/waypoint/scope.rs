@@ -64,15 +64,6 @@ pub struct Served {
     pub(crate) pods: BTreeSet<Key>,
 }
 
-/// A service as a waypoint is told it that serves it: while it goes through another one it has none here, or this one would go through
-/// that one, too.
-fn as_served(service: &Arc<Service>, own: Option<&GatewayAddress>) -> Arc<Service> {
-    if service.waypoint.is_none() || service.waypoint.as_ref() == own {
-        return service.clone();
-    }
-    Arc::new(Service { waypoint: None, ..Service::clone(service) })
-}
-
 /// Of the pods that a waypoint is told of those that go through another one, or through none. It serves them, which is why they are told
 /// it as theirs.
 fn elsewhere(parts: &Parts<'_>, pods: &BTreeSet<Key>, own: Option<&GatewayAddress>) -> BTreeSet<WorkloadUid> {
@@ -83,6 +74,17 @@ fn elsewhere(parts: &Parts<'_>, pods: &BTreeSet<Key>, own: Option<&GatewayAddres
     let told = |workload: &&Arc<Workload>| pods.contains(&(workload.namespace.to_string(), workload.name.to_string()));
     let elsewhere = parts.workloads.iter().filter(|workload| !goes(workload) && told(workload));
     elsewhere.map(|workload| workload.uid.clone()).take(bounds::ELSEWHERE).collect()
+}
+
+/// The service of the waypoint that a service goes through: where a route leads there, its instances are called.
+fn waypoint_of(parts: &Parts<'_>, service: &Service) -> Option<NamespacedHostname> {
+    match &service.waypoint.as_ref()?.destination {
+        GatewayDestination::Service(name) => Some(name.clone()),
+        GatewayDestination::Address(at) => {
+            let named = parts.services.values().find(|service| service.has_address(&at.network, at.address));
+            named.map(|service| service.hostname.clone())
+        }
+    }
 }
 
 /// What is told to a waypoint of a kind.
@@ -121,13 +123,10 @@ impl Scope {
             scope.reached.insert(host.name.clone());
             scope.reached.extend(host.pools.keys().map(|pool| pool.host.clone()));
         }
-        for name in &scope.reached {
-            let service = index.service_named(&name.hostname).and_then(|object| parts.services.get(&key_of(object)));
-            let served = scope.hosts.contains_key(name);
-            scope.services.extend(
-                service.map(|service| (name.clone(), if served { as_served(service, own_address.as_ref()) } else { service.clone() })),
-            );
-        }
+        let service = |name: &NamespacedHostname| parts.services.get(&key_of(index.service_named(&name.hostname)?));
+        let others: BTreeSet<_> = scope.reached.iter().filter_map(service).filter_map(|service| waypoint_of(parts, service)).collect();
+        scope.reached.extend(others);
+        scope.services.extend(scope.reached.iter().filter_map(|name| Some((name.clone(), service(name)?.clone()))));
         let pods = told_of(parts.pods_through, &key);
         let namespaces = pods.iter().map(|pod| pod.0.clone()).collect();
         scope.waypoint = Some(Arc::new(Waypoint {

@@ -500,9 +500,6 @@ fn a_waypoint_is_left_for_another_when_that_one_is_ready_and_knows_until_it_is_r
     assert_eq!(present(&mut mesh, "web"), at("shop", "gw"), "two has not acknowledged");
     assert!(bound(&mesh).contains("waypoint shop/gw, until the one that it wants is ready: shop/two"), "{}", bound(&mesh));
     settle(&mut mesh, "two");
-    let (view, _) = told(&mut mesh, "gw", &View::default());
-    let left: Vec<_> = view.services().filter(|service| &*service.name == "web").map(|service| service.waypoint.clone()).collect();
-    assert_eq!(left, [None], "gw goes on to its endpoints, not through two");
     assert_eq!(present(&mut mesh, "web"), at("shop", "two"));
     assert_eq!(bound(&mesh), "Successfully attached to waypoint shop/two");
     assert_eq!((hosts(&mesh, "gw"), hosts(&mesh, "two")), (vec!["web".to_owned()], vec!["web".to_owned()]), "for what is under way");
@@ -523,6 +520,81 @@ fn a_waypoint_is_left_for_another_when_that_one_is_ready_and_knows_until_it_is_r
     mesh.compiler.remove(&ObjectRef::new(Kind::Gateway, "shop", "gw"));
     assert_eq!(present(&mut mesh, "web"), None);
     assert!(bound(&mesh).contains("shop/gw: it does not exist"), "{}", bound(&mesh));
+}
+
+/// Whether waypoint `gw` goes to the pods of a Service itself, or else through waypoint `two`; `None` if it finds nobody.
+fn straight(view: &View, app: &str) -> Option<bool> {
+    let key = tropis_model::pool::PoolKey { host: own_service(&Settings::default(), &key("shop", app)), port: 80, subset: None };
+    let pool = view.hosts().find_map(|host| host.pools.get(&key)).unwrap();
+    let names: Vec<String> =
+        tropis_model::reach::find(view, "shop/gw", "", pool).iter().map(|found| found.workload.name.to_string()).collect();
+    let of = |found: &str| names.iter().all(|name| name.starts_with(found));
+    assert!(of(app) || of("two"), "{names:?}");
+    (!names.is_empty()).then(|| of(app))
+}
+
+#[test]
+fn a_service_that_changes_its_waypoint_keeps_its_policies_where_a_route_leads_to_it() {
+    use tropis_model::request_policy::Attachment;
+    let mut mesh = Mesh::new(json!({}));
+    mesh.service("web", json!({"istio.io/use-waypoint": "gw"}));
+    mesh.gateway("shop", "gw", json!({}), "Same", true);
+    mesh.apply(json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"hosts": ["web"], "http": [{"route": [{"destination": {"host": "ratings"}}]}]},
+    }));
+    mesh.apply(json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "p", "namespace": "shop"},
+        "spec": {"targetRefs": [{"kind": "Service", "group": "", "name": "ratings"}], "action": "ALLOW", "rules": []},
+    }));
+    mesh.pod("ratings-1", "ratings", "ratings", json!({}));
+    mesh.apply(json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "two", "namespace": "shop", "labels": {MANAGED: "istio.io-mesh-controller"}},
+        "spec": {"selector": {"app": "two"}, "clusterIP": "10.96.0.2", "ports": [{"name": "mesh", "port": 15008}]},
+    }));
+    mesh.pod("two-1", "two", "two", json!({GATEWAY_NAME: "two"}));
+    mesh.gateway("shop", "two", json!({}), "Same", false);
+    let mut view = View::default();
+    // Whoever goes straight has the policies, in each view on the way; whoever does not leaves them to the other waypoint.
+    let mut follow = |mesh: &mut Mesh, step: &str, is_straight: bool| {
+        mesh.compiler.changes();
+        for told in mesh.compiler.waypoints().into_iter().filter(|told| told.gateway == key("shop", "gw")) {
+            for change in told.changes.unwrap() {
+                view = view.apply([change]);
+                if view.hosts().len() == 0 {
+                    continue;
+                }
+                let ratings = view.host(&own_service(&Settings::default(), &key("shop", "ratings")));
+                let guarded = ratings.is_some_and(|host| host.policies.iter().any(|policy| policy.attachment == Attachment::Service));
+                assert!(straight(&view, "ratings") != Some(true) || guarded || is_open(&view), "{step}");
+            }
+        }
+        assert_eq!(straight(&view, "ratings"), Some(is_straight), "{step}");
+    };
+    mesh.service("ratings", json!({}));
+    follow(&mut mesh, "ratings goes through none", true);
+    mesh.compiler.opened();
+    mesh.service("ratings", json!({"istio.io/use-waypoint": "gw"}));
+    follow(&mut mesh, "ratings goes through gw", true);
+    settle(&mut mesh, "gw");
+    follow(&mut mesh, "gw has acknowledged that", true);
+    mesh.service("ratings", json!({"istio.io/use-waypoint": "two"}));
+    follow(&mut mesh, "it wants two, which has no address", true);
+    mesh.gateway("shop", "two", json!({}), "Same", true);
+    follow(&mut mesh, "two has not acknowledged", true);
+    settle(&mut mesh, "two");
+    follow(&mut mesh, "it goes through two, and gw has not forgotten it", true);
+    let left: Vec<_> = mesh.compiler.left().collect();
+    assert!(mesh.compiler.release(&left[0]));
+    follow(&mut mesh, "gw has forgotten it", false);
+    mesh.service("ratings", json!({"istio.io/use-waypoint": "gw"}));
+    follow(&mut mesh, "it wants to come back", true);
+}
+
+/// Whether nothing goes through a waypoint yet to reach `ratings`: its policies are in force nowhere.
+fn is_open(view: &View) -> bool {
+    view.service(&own_service(&Settings::default(), &key("shop", "ratings"))).is_none_or(|service| service.waypoint.is_none())
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Whether a request may be: AuthorizationPolicy with nothing cut out, decided at a waypoint against the original caller.
 //!
 //! Twice for each request: [`target`] for what is attached to the service or the waypoint, with the service's port; [`endpoint`] for what
-//! is attached to the service to which a route led, and for what selects the workload that was chosen, with its own port, again for each
-//! retry and mirror. DENY comes first; with ALLOW policies one
-//! must match; AUDIT and dry-run are only reported. Where a question has no clear answer (several headers of a name, an address or a
-//! server name that nobody knows) DENY matches and ALLOW does not. The proof is a [`RequestPermit`], which nothing else can make.
+//! selects the workload that was chosen, with its own port, again for each retry and mirror. Where a route brings it to another service,
+//! [`brought`] asks that one's policies, about the request as it is sent on. DENY comes first; with ALLOW policies one must match; AUDIT and
+//! dry-run are only reported. Where a question has no clear answer (several headers of a name, an address or a server name that nobody
+//! knows) DENY matches and ALLOW does not. The proof is a [`RequestPermit`], which nothing else can make.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -14,9 +14,7 @@ use std::{
 use thiserror::Error;
 
 use crate::{
-    address::NamespacedHostname,
     policy::PolicyKey,
-    pool::PoolKey,
     request::RequestFacts,
     request_policy::{Attachment, RequestAction, RequestPolicy},
     route::Caller,
@@ -50,12 +48,6 @@ impl RequestPermit {
     /// The AUDIT policies that matched: for the log.
     pub fn audited(&self) -> &[PolicyKey] {
         &self.audited
-    }
-
-    /// Both, with what there is to log of both.
-    fn and(mut self, other: Self) -> Self {
-        self.audited.extend(other.audited);
-        Self { dry_run_denial: self.dry_run_denial.or(other.dry_run_denial), audited: self.audited }
     }
 }
 
@@ -147,17 +139,26 @@ pub fn target(policies: &[Arc<RequestPolicy>], facts: &RequestFacts<'_>) -> Resu
 /// Where a request or a connection is to be sent.
 #[derive(Debug, Clone, Copy)]
 pub struct Endpoint<'a> {
-    /// The pool of which it was chosen.
-    pub pool: &'a PoolKey,
     /// The workload.
     pub workload: &'a Workload,
     /// Where it serves.
     pub address: SocketAddr,
 }
 
-/// Decides about a request by the policies of the service to which its route led, and by those that select the workload that was chosen.
+/// Decides about a request by the policies that select the workload that was chosen.
 pub fn endpoint(policies: &[Arc<RequestPolicy>], facts: &RequestFacts<'_>, endpoint: Endpoint<'_>) -> Result<RequestPermit, RequestDenied> {
-    decide_endpoint(policies, Asked::request(facts), endpoint)
+    decide(selecting(policies, endpoint.workload), &Asked::request(facts).at(endpoint.address))
+}
+
+/// Decides about a request that a route brings to another service than the one addressed. `policies` stand with that service, `sent` is
+/// the request as it is sent on ([`crate::rewrite::Sent`]).
+pub fn brought(policies: &[Arc<RequestPolicy>], sent: &RequestFacts<'_>) -> Result<RequestPermit, RequestDenied> {
+    decide(attached_to_service(policies), &Asked::request(sent))
+}
+
+/// Whether [`brought`] would ask any of these policies.
+pub fn judges_brought(policies: &[Arc<RequestPolicy>]) -> bool {
+    attached_to_service(policies).next().is_some()
 }
 
 /// As [`target`], for a connection. An ALLOW rule that asks for HTTP never matches; a DENY rule matches on what is left of it.
@@ -171,24 +172,22 @@ pub fn connection_endpoint(
     facts: &StreamFacts<'_>,
     endpoint: Endpoint<'_>,
 ) -> Result<RequestPermit, RequestDenied> {
-    decide_endpoint(policies, Asked::stream(facts), endpoint)
+    decide(selecting(policies, endpoint.workload), &Asked::stream(facts).at(endpoint.address))
 }
 
-fn decide_endpoint(policies: &[Arc<RequestPolicy>], asked: Asked<'_>, endpoint: Endpoint<'_>) -> Result<RequestPermit, RequestDenied> {
-    let Endpoint { pool, workload, address } = endpoint;
-    let at_service = decide(attached_to(policies, &pool.host), &asked.to(pool.port))?;
-    Ok(at_service.and(decide(selecting(policies, workload), &asked.at(address))?))
+/// As [`brought`], for a connection that is sent to `port` of the other service, with the rule of [`connection_target`]. No address of that
+/// service was called: rules are in doubt about it.
+pub fn connection_brought(policies: &[Arc<RequestPolicy>], facts: &StreamFacts<'_>, port: u16) -> Result<RequestPermit, RequestDenied> {
+    decide(attached_to_service(policies), &Asked::stream(&StreamFacts { port, destination: None, ..*facts }))
 }
 
 fn attached_to_target(policies: &[Arc<RequestPolicy>]) -> impl Iterator<Item = &RequestPolicy> + Clone {
-    policies.iter().map(|policy| &**policy).filter(|policy| policy.attachment == Attachment::Target)
+    let all = policies.iter().map(|policy| &**policy);
+    all.filter(|policy| matches!(policy.attachment, Attachment::Target | Attachment::Service))
 }
 
-fn attached_to<'a>(policies: &'a [Arc<RequestPolicy>], service: &NamespacedHostname) -> impl Iterator<Item = &'a RequestPolicy> + Clone {
-    policies
-        .iter()
-        .map(|policy| &**policy)
-        .filter(move |policy| matches!(&policy.attachment, Attachment::Destination(own) if own == service))
+fn attached_to_service(policies: &[Arc<RequestPolicy>]) -> impl Iterator<Item = &RequestPolicy> + Clone {
+    policies.iter().map(|policy| &**policy).filter(|policy| policy.attachment == Attachment::Service)
 }
 
 fn selecting<'a>(policies: &'a [Arc<RequestPolicy>], workload: &'a Workload) -> impl Iterator<Item = &'a RequestPolicy> + Clone {
@@ -198,7 +197,7 @@ fn selecting<'a>(policies: &'a [Arc<RequestPolicy>], workload: &'a Workload) -> 
 /// Whether a policy so attached is for this workload.
 pub fn selects(attachment: &Attachment, workload: &Workload) -> bool {
     match attachment {
-        Attachment::Target | Attachment::Destination(_) => false,
+        Attachment::Target | Attachment::Service => false,
         Attachment::Workloads { namespace, labels } => {
             namespace.as_ref().is_none_or(|namespace| *namespace == workload.namespace)
                 && labels.iter().all(|(name, value)| workload.labels.get(name) == Some(value))
@@ -223,9 +222,14 @@ pub fn explain_target<'a>(policies: &'a [Arc<RequestPolicy>], facts: &RequestFac
 
 /// What each policy says that [`endpoint`] asks, in order.
 pub fn explain_endpoint<'a>(policies: &'a [Arc<RequestPolicy>], facts: &RequestFacts<'_>, endpoint: Endpoint<'a>) -> Vec<Verdict<'a>> {
-    let (at_service, at_workload) = (Asked::request(facts).to(endpoint.pool.port), Asked::request(facts).at(endpoint.address));
-    let of_service = attached_to(policies, &endpoint.pool.host).map(|policy| verdict(policy, &at_service));
-    of_service.chain(selecting(policies, endpoint.workload).map(|policy| verdict(policy, &at_workload))).collect()
+    let asked = Asked::request(facts).at(endpoint.address);
+    selecting(policies, endpoint.workload).map(|policy| verdict(policy, &asked)).collect()
+}
+
+/// What each policy says that [`brought`] asks, in order.
+pub fn explain_brought<'a>(policies: &'a [Arc<RequestPolicy>], sent: &RequestFacts<'_>) -> Vec<Verdict<'a>> {
+    let asked = Asked::request(sent);
+    attached_to_service(policies).map(|policy| verdict(policy, &asked)).collect()
 }
 
 fn verdict<'a>(policy: &'a RequestPolicy, asked: &Asked<'_>) -> Verdict<'a> {

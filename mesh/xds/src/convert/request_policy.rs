@@ -1,7 +1,6 @@
 //! `tropis.waypoint.v1.RequestPolicy`.
 
 use tropis_model::{
-    address::NamespacedHostname,
     bounds,
     policy::{PolicyKey, ServiceAccountMatch, StringMatch},
     request_policy::{
@@ -40,10 +39,7 @@ pub(super) fn from_wire(wire: wire::RequestPolicy, strings: &mut Interner) -> Re
 fn attachment(wire: Option<WireAttachment>, strings: &mut Interner) -> Result<Attachment, InvalidResource> {
     Ok(match parts::required("attachment", wire)? {
         WireAttachment::Target(()) => Attachment::Target,
-        WireAttachment::Destination(found) => Attachment::Destination(NamespacedHostname {
-            namespace: strings.get(&found.namespace),
-            hostname: parts::name("attachment.destination.hostname", &found.hostname, strings)?,
-        }),
+        WireAttachment::Service(()) => Attachment::Service,
         WireAttachment::Workloads(found) => Attachment::Workloads {
             namespace: parts::text(found.namespace, strings),
             labels: parts::labels("attachment.labels", found.labels, strings)?,
@@ -169,10 +165,7 @@ pub(super) fn to_wire(policy: &RequestPolicy) -> wire::RequestPolicy {
         name: name.to_owned(),
         attachment: Some(match &policy.attachment {
             Attachment::Target => WireAttachment::Target(()),
-            Attachment::Destination(service) => WireAttachment::Destination(wire::request_policy::Service {
-                namespace: service.namespace.to_string(),
-                hostname: service.hostname.to_string(),
-            }),
+            Attachment::Service => WireAttachment::Service(()),
             Attachment::Workloads { namespace, labels } => WireAttachment::Workloads(wire::request_policy::Workloads {
                 namespace: parts::text_to_wire(namespace),
                 labels: parts::labels_to_wire(labels),

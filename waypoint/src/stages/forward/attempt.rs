@@ -86,7 +86,7 @@ impl Attempt<'_, '_> {
     pub async fn run(&self, deadline: Option<&mut Deadline>, report: &mut Report) -> Result<Received, Failed> {
         let tries = self.tries;
         let chosen = self.choose()?;
-        let permit = authorize::endpoint(tries.journey, &chosen, tries.permit)?;
+        let permit = authorize::endpoint(tries.journey, &tries.outgoing, &chosen, tries.permit)?;
         report.chosen(&chosen, self.number);
         let mut per_try = tries.forward.retries.per_try_timeout.map(|limit| Deadline::new(limit, tries.upload.handle()));
         let limit = tries.forward.retries.per_try_timeout.unwrap_or_default();

@@ -2,6 +2,10 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header};
 use http_body::Body;
+use tropis_model::{
+    request::{AmbiguousPath, PathNormalization, RequestFacts},
+    rewrite::Sent,
+};
 
 use crate::{
     body::RequestBody,
@@ -39,6 +43,7 @@ pub struct Outgoing {
     /// The callers, with this one.
     pub forwarded_for: HeaderValue,
     has_trailers: bool,
+    normalization: PathNormalization,
     /// What the caller wants the connection to become.
     upgrade: Option<HeaderValue>,
 }
@@ -55,9 +60,18 @@ impl Outgoing {
             request_id: headers.get(REQUEST_ID).cloned().unwrap_or_else(request_id),
             forwarded_for: forwarded_for(headers, &journey.entry.source_text),
             has_trailers: lists_in(headers, &header::TE, "trailers"),
+            normalization: journey.entry.worker.shared.config.path_normalization,
             upgrade: headers.get(header::UPGRADE).filter(|_| lists_in(headers, &header::CONNECTION, "upgrade")).cloned(),
             head,
         }
+    }
+
+    /// What is sent to `port` of another service, as that one's policies look at it; `came` is the request as it came.
+    pub fn sent<'a>(&'a self, came: &RequestFacts<'a>, port: u16) -> Result<Sent<'a>, AmbiguousPath> {
+        let headers = self.head.changed.as_ref().unwrap_or(came.headers);
+        // It was made of text.
+        let authority = std::str::from_utf8(self.head.authority.as_bytes()).unwrap_or_default();
+        Sent::new(self.head.target.as_str(), authority, headers, port, self.normalization)
     }
 
     /// Whether the caller wants to change the protocol.

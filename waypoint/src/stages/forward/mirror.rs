@@ -119,7 +119,7 @@ impl Copied {
         let key = worker.draw(|draw| balance::key(&self.pool, &journey.facts, draw));
         let wish = Wish { hash: key.hash, addressed: attempt::addressed(&journey), ..Wish::default() };
         let Ok(chosen) = balance::choose(worker, current, &wish) else { return };
-        let Ok(_permit) = authorize::endpoint(&journey, &chosen, self.permit) else { return };
+        let Ok(_permit) = authorize::endpoint(&journey, &self.outgoing, &chosen, self.permit) else { return };
         let record = |outcome| chosen.current.state.record(&chosen.member, outcome, worker.shared.pools.now(), self.own.as_deref());
         let version = attempt::version(&journey, &self.pool);
         let mut lease = match Connections::acquire(worker, &chosen.current, &chosen.member, version).await {

@@ -38,7 +38,7 @@ pub(super) async fn run(tries: &Tries<'_>, timeout: Option<Duration>, report: &m
             if response.status() == StatusCode::SWITCHING_PROTOCOLS =>
         {
             report.forwarded();
-            let asked = Asked::of(tries.journey, &chosen);
+            let asked = Asked::of(tries, &chosen);
             let upgrading = Upgrading { upstream, asked, held: (held, chosen.active) };
             Ok(Answered::Upgraded(Response::from_parts(response.into_parts().0, ()), upgrading))
         }

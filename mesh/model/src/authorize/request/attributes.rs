@@ -31,11 +31,6 @@ impl<'a> Asked<'a> {
         Self { request: None, caller: facts.caller, port: facts.port, destination: facts.destination, server_name: facts.server_name }
     }
 
-    /// The same, at the service to which a route leads.
-    pub(super) fn to(self, port: u16) -> Self {
-        Self { port, ..self }
-    }
-
     /// The same, at the endpoint that was chosen.
     pub(super) fn at(self, address: SocketAddr) -> Self {
         Self { port: address.port(), destination: Some(address.ip()), ..self }

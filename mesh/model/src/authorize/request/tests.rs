@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     identity::Identity,
     policy::{ServiceAccountMatch, StringMatch},
-    request::{Claim, Token},
+    request::{Claim, PathNormalization, Token},
     request_policy::{Attribute, Condition, OperationMatch, PathMatch, RequestRule, Segment, SourceMatch},
 };
 
@@ -281,15 +281,9 @@ fn ports_are_the_services_for_a_target_and_the_endpoints_for_workloads() {
     let for_all = |policy| with(policy, |policy| policy.attachment = Attachment::Workloads { namespace: None, labels: BTreeMap::new() });
     let at_endpoint = |port| {
         let policies = [for_all(policy("p", RequestAction::Allow, vec![ports(port)]))];
-        endpoint(&policies, &sent.facts(), at(&pool(), &workload())).is_ok()
+        endpoint(&policies, &sent.facts(), at(&workload())).is_ok()
     };
     assert!(at_endpoint(8080) && !at_endpoint(9080));
-    let at_destination = |port| {
-        let attached = |policy: &mut RequestPolicy| policy.attachment = Attachment::Destination(pool().host);
-        let policies = [with(policy("p", RequestAction::Allow, vec![ports(port)]), attached)];
-        endpoint(&policies, &sent.facts(), at(&pool(), &workload())).is_ok()
-    };
-    assert!(at_destination(7070) && !at_destination(8080) && !at_destination(9080));
     assert!(!sent.to(OperationMatch { not_ports: vec![9080], ..OperationMatch::default() }));
 }
 
@@ -508,7 +502,7 @@ fn explain_says_which_rule_of_each_policy_matched() {
     let sent = Sent::default();
     let said = |verdicts: Vec<Verdict<'_>>| verdicts.iter().map(|one| (one.policy.key.to_string(), one.rule)).collect::<Vec<_>>();
     assert_eq!(said(explain_target(&policies, &sent.facts())), [("shop/a".into(), Some(1)), ("shop/d".into(), None)]);
-    let at_endpoint = explain_endpoint(&policies, &sent.facts(), at(&pool(), &workload())).len();
+    let at_endpoint = explain_endpoint(&policies, &sent.facts(), at(&workload())).len();
     assert_eq!(at_endpoint, 1);
 }
 
@@ -538,13 +532,8 @@ fn workload() -> Workload {
     workload
 }
 
-/// The pool to which a route led.
-fn pool() -> PoolKey {
-    PoolKey { host: NamespacedHostname { namespace: "shop".into(), hostname: "ratings".into() }, port: 7070, subset: None }
-}
-
-fn at<'a>(pool: &'a PoolKey, workload: &'a Workload) -> Endpoint<'a> {
-    Endpoint { pool, workload, address: ENDPOINT.parse().unwrap() }
+fn at(workload: &Workload) -> Endpoint<'_> {
+    Endpoint { workload, address: ENDPOINT.parse().unwrap() }
 }
 
 #[test]
@@ -555,23 +544,70 @@ fn selectors_are_decided_at_the_endpoint_and_targets_before() {
     };
     let deny = |attachment| [with(policy("d", RequestAction::Deny, vec![everything()]), |policy| policy.attachment = attachment)];
     let (sent, workload) = (Sent::default(), workload());
-    for (attachment, at_target, at_endpoint) in [
-        (Attachment::Target, true, false),
-        (Attachment::Destination(pool().host), false, true),
-        (Attachment::Destination(NamespacedHostname { hostname: "other".into(), ..pool().host }), false, false),
-        (attached(None, &[]), false, true),
-        (attached(Some("shop"), &[]), false, true),
-        (attached(Some("shop"), &[("app", "reviews")]), false, true),
-        (attached(None, &[("app", "reviews"), ("version", "v2")]), false, false),
-        (attached(Some("other"), &[]), false, false),
-        (attached(Some("shop"), &[("missing", "")]), false, false),
+    for (attachment, at_target, at_endpoint, is_brought) in [
+        (Attachment::Target, true, false, false),
+        (Attachment::Service, true, false, true),
+        (attached(None, &[]), false, true, false),
+        (attached(Some("shop"), &[]), false, true, false),
+        (attached(Some("shop"), &[("app", "reviews")]), false, true, false),
+        (attached(None, &[("app", "reviews"), ("version", "v2")]), false, false, false),
+        (attached(Some("other"), &[]), false, false, false),
+        (attached(Some("shop"), &[("missing", "")]), false, false, false),
     ] {
         let policies = deny(attachment.clone());
         assert_eq!(target(&policies, &sent.facts()).is_err(), at_target, "{attachment:?}");
-        assert_eq!(endpoint(&policies, &sent.facts(), at(&pool(), &workload)).is_err(), at_endpoint, "{attachment:?}");
+        assert_eq!(endpoint(&policies, &sent.facts(), at(&workload)).is_err(), at_endpoint, "{attachment:?}");
+        assert_eq!((brought(&policies, &sent.facts()).is_err(), judges_brought(&policies)), (is_brought, is_brought), "{attachment:?}");
         assert_eq!(connection_target(&policies, &sent.stream()).is_err(), at_target);
-        assert_eq!(connection_endpoint(&policies, &sent.stream(), at(&pool(), &workload)).is_err(), at_endpoint);
+        assert_eq!(connection_endpoint(&policies, &sent.stream(), at(&workload)).is_err(), at_endpoint);
+        assert_eq!(connection_brought(&policies, &sent.stream(), 7070).is_err(), is_brought);
     }
+}
+
+#[test]
+fn what_a_route_brings_is_asked_about_as_it_is_sent() {
+    let at_service = |action, rule| [with(policy("p", action, vec![rule]), |policy| policy.attachment = Attachment::Service)];
+    let came = Sent::path("/pub/users").header("host", "reviews.shop:9080").header("x-user", "jason");
+    let mut changed = came.headers.clone();
+    changed.insert("x-user", HeaderValue::from_static("root"));
+    let to = |operation| RequestRule { to: vec![operation], ..RequestRule::default() };
+    let when = |attribute, value: &str| {
+        let condition = Condition { attribute, values: vec![exact(value)], not_values: vec![] };
+        RequestRule { when: vec![condition], ..RequestRule::default() }
+    };
+    let header = |name: &str| Attribute::RequestHeader(name.into());
+    for (what, rule, holds) in [
+        ("the new path, in its only spelling", to(paths(PathMatch::Text(exact("/admin/users")))), true),
+        ("not the old one", to(paths(PathMatch::Text(prefix("/pub")))), false),
+        ("the new authority", to(OperationMatch { hosts: vec![exact("ratings")], ..OperationMatch::default() }), true),
+        ("not the old one", to(OperationMatch { hosts: vec![prefix("reviews")], ..OperationMatch::default() }), false),
+        ("the port to which it is sent", to(OperationMatch { ports: vec![7070], ..OperationMatch::default() }), true),
+        ("not the one that was called", to(OperationMatch { ports: vec![9080], ..OperationMatch::default() }), false),
+        ("a header that was changed", when(header("x-user"), "root"), true),
+        ("the host, which is the authority", when(header("host"), "ratings"), true),
+        (
+            "who calls",
+            RequestRule { from: vec![SourceMatch { namespaces: vec![exact("shop")], ..SourceMatch::default() }], ..everything() },
+            true,
+        ),
+    ] {
+        let sent = crate::rewrite::Sent::new("/admin/%75sers?a=b", "ratings", &changed, 7070, PathNormalization::Base).unwrap();
+        let facts = came.facts();
+        let sent = sent.facts(&facts);
+        assert_eq!(sent.query, Some("a=b"));
+        assert_eq!(brought(&at_service(RequestAction::Allow, rule.clone()), &sent).is_ok(), holds, "{what}");
+        assert_eq!(brought(&at_service(RequestAction::Deny, rule.clone()), &sent).is_err(), holds, "{what}");
+        assert_eq!(explain_brought(&at_service(RequestAction::Deny, rule), &sent)[0].rule.is_some(), holds, "{what}");
+    }
+    // No address of that service was called: in doubt a denial matches, for connections too.
+    let address = || when(Attribute::DestinationIp, VIP);
+    let sent = crate::rewrite::Sent::new("/", "ratings", &changed, 7070, PathNormalization::Base).unwrap();
+    let facts = came.facts();
+    for (action, allowed) in [(RequestAction::Allow, false), (RequestAction::Deny, false)] {
+        assert_eq!(brought(&at_service(action, address()), &sent.facts(&facts)).is_ok(), allowed);
+        assert_eq!(connection_brought(&at_service(action, address()), &came.stream(), 7070).is_ok(), allowed);
+    }
+    assert!(crate::rewrite::Sent::new("/%zz", "ratings", &changed, 7070, PathNormalization::Base).is_err());
 }
 
 /// Rules that ask for HTTP and hold for the default request.

@@ -255,7 +255,7 @@ fn policy() -> impl Strategy<Value = Arc<RequestPolicy>> {
     let rule = (vec(source, 0..2), vec(operation, 0..2), vec(condition, 0..2)).prop_map(|(from, to, when)| RequestRule { from, to, when });
     let attachment = prop_oneof![
         Just(Attachment::Target),
-        hostname().prop_map(Attachment::Destination),
+        Just(Attachment::Service),
         (maybe(word()), labels()).prop_map(|(namespace, labels)| Attachment::Workloads { namespace, labels }),
     ];
     let actions = select(vec![RequestAction::Allow, RequestAction::Deny, RequestAction::Audit]);
