@@ -81,6 +81,9 @@ fn origin(wire: Option<wire::Origin>, strings: &mut Interner) -> Result<Origin, 
 }
 
 fn forward(wire: wire::Forward, strings: &mut Interner) -> Result<Forward, InvalidResource> {
+    if wire.destinations.is_empty() {
+        return Err(InvalidResource::Empty("destinations"));
+    }
     Ok(Forward {
         destinations: destinations(wire.destinations, strings)?,
         rewrite: wire.rewrite.map(|found| rewrite(found, strings)).transpose()?,
@@ -95,11 +98,8 @@ fn forward(wire: wire::Forward, strings: &mut Interner) -> Result<Forward, Inval
     })
 }
 
-/// At least one; of several, the weights' sum must fit and not be 0.
+/// Of several, the weights' sum must fit and not be 0. None is a route of connections that closes what it takes.
 fn destinations(wire: Vec<wire::Destination>, strings: &mut Interner) -> Result<Vec<Destination>, InvalidResource> {
-    if wire.is_empty() {
-        return Err(InvalidResource::Empty("destinations"));
-    }
     let sum = wire.iter().try_fold(0u32, |sum, found| sum.checked_add(found.weight));
     match sum {
         None => return Err(InvalidResource::Weights("is larger than 4294967295")),
