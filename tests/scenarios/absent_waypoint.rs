@@ -92,7 +92,7 @@ async fn killed(shop: &Shop<'_>) -> anyhow::Result<()> {
     let (before, _) = shop.reached(&[]).await?;
     let loads = try_join_all(Way::all().map(|way| async move {
         let nonce = format!("killed-{}-{}-{}-", way.service, way.family, way.protocol.flag());
-        let options = ["--for", "8", "--rate", RATE, "-c", CONCURRENCY, "-X", "POST", "--nonce", &nonce, "--timeline"];
+        let options = ["--for", "6", "--rate", RATE, "-c", CONCURRENCY, "-X", "POST", "--nonce", &nonce, "--timeline"];
         shop.call(&shop.client, way, UNDER_LOAD, &options).await
     }));
     let kill = async {

@@ -3,20 +3,21 @@
 //! get through.
 
 mod load;
+mod switch;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
-use serde_json::Value;
 use tropis_crds::Kind;
 use tropis_tests::lab::waypoint::Addressed;
 use tropis_tests::testkit::calls::Calls;
 use tropis_tests::{Family, Lab, PodHandle, Program, wait};
 
-use crate::shop::{CHANGE, Protocol, Shop, Way};
+use crate::shop::{Protocol, Shop, Way};
 use crate::support::{Company, play};
 use load::{Denied, LET_IN, denied_by_name, under_load};
+use switch::switch;
 
 /// What tropisd calls the Gateway that it makes.
 const AUTOMATIC: &str = "automatic-waypoint";
@@ -26,7 +27,7 @@ const OPT_OUT: &str = "tropis.io/automatic-waypoint";
 const BEGUN: Duration = Duration::from_secs(20);
 /// Far more than an automatic waypoint needs to be detached, to drain and to be gone.
 const GONE: Duration = Duration::from_secs(60);
-/// What [`guard`] makes.
+/// What [`guarded`] makes.
 const GUARD: [(&str, &str); 2] = [("AuthorizationPolicy", "guard"), ("PeerAuthentication", "guard")];
 /// What [`need`] makes.
 const NEED: [(&str, &str); 2] = [("VirtualService", "near"), ("VirtualService", "far")];
@@ -38,7 +39,7 @@ fn an_automatic_waypoint_comes_and_goes_under_load() {
             let shop = guarded(lab, "autowp").await?;
             let denied = [denied_by_name(&shop), applications_may_not_post(&shop).await?].concat();
             under_load(&shop, &denied, 12, come(&shop)).await?;
-            under_load(&shop, &denied, 60, go(&shop)).await?;
+            under_load(&shop, &denied, 50, go(&shop)).await?;
             shop.close(&[&GUARD[..], &NEED, &[("AuthorizationPolicy", "no-post")]].concat())
         })
     });
@@ -49,7 +50,7 @@ fn an_automatic_waypoint_outlives_tropisd_and_comes_back_when_it_is_needed_again
     play(Company::Alone, |lab| {
         Box::pin(async move {
             let shop = guarded(lab, "autoback").await?;
-            under_load(&shop, &denied_by_name(&shop), 100, killed_on_the_way(&shop)).await?;
+            under_load(&shop, &denied_by_name(&shop), 85, killed_on_the_way(&shop)).await?;
             shop.close(&GUARD)
         })
     });
@@ -62,7 +63,7 @@ fn a_users_waypoint_takes_anothers_place_under_load() {
             let shop = guarded(lab, "wpswitch").await?;
             let denied = [denied_by_name(&shop), client_may_not_do_everything(&shop).await?].concat();
             under_load(&shop, &denied, 60, switch(&shop)).await?;
-            let policies = [("AuthorizationPolicy", "no-admin"), ("AuthorizationPolicy", "by-method")];
+            let policies = ["no-admin", "by-method", "no-late"].map(|name| ("AuthorizationPolicy", name));
             let made = [("Gateway", "waypoint"), ("Gateway", "second"), ("Service", "young")];
             shop.close(&[&GUARD[..], &NEED, &policies, &made].concat())
         })
@@ -271,80 +272,4 @@ async fn killed_on_the_way(shop: &Shop<'_>) -> anyhow::Result<()> {
     attached(shop, true).await?;
     need_no_more(shop)?;
     gone(shop).await
-}
-
-/// Waits until every node sends a service's traffic through a waypoint of that name.
-async fn through(shop: &Shop<'_>, service: &str, waypoint: &str) -> anyhow::Result<()> {
-    let host = format!("{waypoint}.{}.svc", shop.namespace);
-    for node in ["a", "b"] {
-        let mut last = Value::Null;
-        let found = wait::until(CHANGE, "the waypoint", async || {
-            let dump = shop.lab.node_view(node).await.ok()?;
-            let mut services = dump["services"].as_array()?.iter();
-            let own = services.find(|entry| entry["namespace"] == shop.namespace && entry["name"] == service)?;
-            last = own["waypoint"].clone();
-            last.to_string().contains(&host).then_some(())
-        });
-        found.await.with_context(|| format!("on node {node} {service} goes through {last}, not {waypoint}"))?;
-    }
-    Ok(())
-}
-
-async fn switch(shop: &Shop<'_>) -> anyhow::Result<()> {
-    let (lab, namespace) = (shop.lab, shop.namespace);
-    let to = |waypoint| lab.label("Namespace", "", namespace, &[("istio.io/use-waypoint", Some(waypoint))]);
-    // The user's own instead of the automatic one, which leaves meanwhile.
-    lab.waypoint(namespace, "waypoint", &[]).await?;
-    to("waypoint")?;
-    for service in ["near", "far"] {
-        through(shop, service, "waypoint").await?;
-    }
-    println!("through a waypoint of the user's, and no more through the automatic one");
-    // One that is not there yet: what goes through the first goes on doing so.
-    lab.waypoint(namespace, "second", &[]).await?;
-    to("second")?;
-    for service in ["near", "far"] {
-        through(shop, service, "second").await?;
-    }
-    young_service(shop).await.context("a Service that is new")?;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    // Back, without a pause: the first may still know what it carried, or not.
-    to("waypoint")?;
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    to("second")?;
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    to("waypoint")?;
-    for service in ["near", "far"] {
-        through(shop, service, "waypoint").await?;
-    }
-    // Longer than the one that was left still knows them.
-    tokio::time::sleep(Duration::from_secs(12)).await;
-    gone(shop).await
-}
-
-/// From its first moment a new Service behind a waypoint in use answers, and answers nobody whom a policy denies.
-async fn young_service(shop: &Shop<'_>) -> anyhow::Result<()> {
-    shop.lab.apply(&format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: young, namespace: {}}}\nspec: {{selector: {{app: far}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n",
-        shop.namespace
-    ))?;
-    let address = wait::until(CHANGE, "an address", async || shop.lab.service_address(shop.namespace, "young", Family::V4)).await?;
-    // Kubernetes' part, service addresses on each node, has its own time: connections before it are refused by nobody of the mesh.
-    let url = format!("http://{address}/");
-    let (mut answered, mut begun) = (0, None);
-    let until = Instant::now() + Duration::from_secs(3);
-    while Instant::now() < until {
-        let denied: Calls = shop.other.run(&["call", &url, "--fresh", "--authority", "young"]).await?;
-        ensure!(denied.served() == 0, "a denied request passed: {denied:?}");
-        let calls: Calls = shop.client.run(&["call", &url, "-n", "5", "--fresh", "--authority", "young"]).await?;
-        if calls.served() == 5 {
-            answered += 5;
-            begun.get_or_insert_with(Instant::now);
-        } else {
-            ensure!(begun.is_none(), "it had answered already: {calls:?}");
-        }
-    }
-    println!("{answered} requests to the new Service were answered");
-    ensure!(answered > 0, "the new Service never answered");
-    through(shop, "young", "second").await
 }
