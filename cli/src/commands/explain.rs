@@ -1,7 +1,9 @@
 //! `tropis explain`: why a connection or a request may pass, or not. It runs the decisions that the proxies run, on what the control
-//! plane makes of the objects that there are now, and tells what each of them said.
+//! plane makes of the objects that there are now, and tells what each of them said, and which proxy goes by something older
+//! (docs/adr/0010-explain-by-the-objects-and-say-who-lags.md).
 
 mod connection;
+mod in_force;
 mod question;
 mod request;
 mod story;
@@ -51,7 +53,8 @@ pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Res
     let state = State::open(&options.state)?;
     let mesh = Mesh::compile(control::settings(&state).await, &state.snapshot().objects);
     let question = question::read(&mesh, arguments, options.namespace())?;
-    let story = connection::tell(&mesh, &question);
+    let mut story = connection::tell(&mesh, &question);
+    story.proxies = in_force::ask(&state, &mesh, &question, &story.decided).await;
     match options.output {
         Format::Table => Ok(story.text()),
         format => output::value(format, &story),

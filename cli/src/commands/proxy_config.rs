@@ -1,18 +1,18 @@
 //! `tropis proxy-config`: what waypoints do with requests, and for a pod, which proxies its traffic meets.
 //!
-//! Routes, clusters and listeners of a waypoint are what the control plane tells it, compiled here from the same objects; endpoints with
-//! their ejections, certificates and log levels come from the running proxy.
+//! All of it is what the running proxies have in force, each row with its proxy; only what names mean, and which DestinationRule a
+//! cluster is by, is looked up in the objects.
 
 mod endpoints;
 mod held;
+mod in_force;
 
 use std::collections::BTreeMap;
 
 use anyhow::bail;
 use clap::Subcommand;
-use serde::Serialize;
-use tropis_compile::{destination_rule, index::Key, waypoint::GATEWAY_NAME};
-use tropis_crds::{Kind, Object, ObjectRef};
+use tropis_compile::{index::Key, waypoint::GATEWAY_NAME};
+use tropis_crds::{Kind, ObjectRef};
 use tropis_model::{route::Host, view::View};
 
 use crate::{
@@ -21,17 +21,8 @@ use crate::{
     mesh::Mesh,
     names::{self, Name},
     output::Listing,
-    render,
     state::State,
 };
-
-/// What a node proxy opens in each pod that it serves.
-const POD_LISTENERS: [(u16, &str, &str); 4] = [
-    (15001, "all connections that the pod opens", "by address, see `tropis explain`"),
-    (15006, "plain connections to the pod", "the pod, where policy allows"),
-    (15008, "HBONE tunnels to the pod", "the pod, where policy allows"),
-    (15053, "questions of the pod's resolver", "DNS proxy"),
-];
 
 const EXAMPLES: &str = "\
 Examples:
@@ -135,7 +126,8 @@ pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Res
     let format = options.output;
     match &arguments.what {
         What::Listeners { name, port } => {
-            let mut rows = listeners(&find(name)?, &mesh);
+            let subject = find(name)?;
+            let mut rows = in_force::listeners(&subject, &in_force::running(&state, &mesh, &subject).await?);
             rows.retain(|row| port.is_none_or(|port| row.port == port));
             let headings = &["PROXY", "ADDRESSES", "PORT", "MATCH", "DESTINATION"];
             let listing = Listing::new(headings, rows, |row| {
@@ -143,9 +135,11 @@ pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Res
             });
             listing.render(format, "No listener.")
         }
-        What::Routes { name, port } => routes(&find(name)?, &mesh, *port).render(format, NO_WAYPOINT),
+        What::Routes { name, port } => {
+            in_force::routes(&in_force::running(&state, &mesh, &find(name)?).await?, *port).render(format, NO_WAYPOINT)
+        }
         What::Clusters { name, fqdn, port, subset } => {
-            let mut rows = clusters(&find(name)?, &mesh);
+            let mut rows = in_force::clusters(&in_force::running(&state, &mesh, &find(name)?).await?, &mesh);
             rows.retain(|row| {
                 fqdn.as_ref().is_none_or(|fqdn| row.service == *fqdn)
                     && port.is_none_or(|port| row.port == port)
@@ -153,8 +147,8 @@ pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Res
             });
             let headings = &["PROXY", "SERVICE FQDN", "PORT", "SUBSET", "DIRECTION", "TYPE", "DESTINATION RULE"];
             let listing = Listing::new(headings, rows, |row| {
-                let Cluster { proxy, service, port, subset, direction, r#type, destination_rule } = row.clone();
-                vec![proxy, service, port.to_string(), subset, direction.to_owned(), r#type.to_owned(), destination_rule]
+                let in_force::Cluster { proxy, service, port, subset, direction, r#type, destination_rule } = row.clone();
+                vec![proxy, service, port.to_string(), subset, direction.to_owned(), r#type, destination_rule]
             });
             listing.render(format, NO_WAYPOINT)
         }
@@ -217,127 +211,6 @@ fn shown((namespace, name): &Key) -> String {
 
 fn hosts(view: &View) -> BTreeMap<&str, &Host> {
     view.hosts().map(|host| (&*host.name.hostname, &**host)).collect()
-}
-
-#[derive(Debug, Clone, Serialize)]
-struct Listener {
-    proxy: String,
-    addresses: &'static str,
-    port: u16,
-    r#match: String,
-    destination: String,
-}
-
-fn listeners(subject: &Subject, mesh: &Mesh) -> Vec<Listener> {
-    let mut rows = Vec::new();
-    if let Subject::Pod(pod) = subject {
-        let proxy = format!("ztunnel (in {}.{})", pod.name, pod.namespace);
-        rows.extend(POD_LISTENERS.iter().map(|(port, what, destination)| Listener {
-            proxy: proxy.clone(),
-            addresses: "the pod's own",
-            port: *port,
-            r#match: (*what).to_owned(),
-            destination: (*destination).to_owned(),
-        }));
-    }
-    for (key, view) in told(subject, mesh) {
-        for host in hosts(view).values() {
-            rows.extend(host.ports.iter().map(|(port, own)| Listener {
-                proxy: shown(key),
-                addresses: "[::],0.0.0.0",
-                port: tropis_model::resolve::HBONE_PORT,
-                r#match: format!("tunnel to {}:{port}", host.name.hostname),
-                destination: format!("{:?}, {} routes", own.protocol, own.http.len() + own.tls.len() + own.tcp.len()),
-            }));
-        }
-    }
-    rows
-}
-
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Route {
-    proxy: String,
-    name: String,
-    vhost: String,
-    domains: String,
-    r#match: String,
-    virtual_service: String,
-    destination: String,
-}
-
-fn routes(subject: &Subject, mesh: &Mesh, wanted: Option<u16>) -> Listing<Route> {
-    let mut rows = Vec::new();
-    for (key, view) in told(subject, mesh) {
-        for host in hosts(view).values() {
-            for (number, port) in host.ports.iter().filter(|(number, _)| wanted.is_none_or(|wanted| wanted == **number)) {
-                let row = |r#match: String, origin, destination: String| Route {
-                    proxy: shown(key),
-                    name: number.to_string(),
-                    vhost: format!("{}:{number}", host.name.hostname),
-                    domains: host.name.hostname.to_string(),
-                    r#match,
-                    virtual_service: render::virtual_service(origin),
-                    destination,
-                };
-                rows.extend(port.http.iter().map(|route| row(render::matches(route), &route.origin, render::action(route))));
-                let tls = port.tls.iter().map(|route| {
-                    row(
-                        format!("TLS to {}", route.server_names.join(",")),
-                        &route.origin,
-                        render::destinations(&route.destinations).join(", "),
-                    )
-                });
-                rows.extend(tls);
-                let tcp =
-                    port.tcp.iter().map(|route| row("TCP".to_owned(), &route.origin, render::destinations(&route.destinations).join(", ")));
-                rows.extend(tcp);
-            }
-        }
-    }
-    let headings = &["PROXY", "NAME", "VHOST NAME", "DOMAINS", "MATCH", "VIRTUAL SERVICE", "DESTINATION"];
-    Listing::new(headings, rows, |row| {
-        let Route { proxy, name, vhost, domains, r#match, virtual_service, destination } = row.clone();
-        vec![proxy, name, vhost, domains, r#match, virtual_service, destination]
-    })
-}
-
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Cluster {
-    proxy: String,
-    service: String,
-    port: u16,
-    subset: String,
-    direction: &'static str,
-    r#type: &'static str,
-    destination_rule: String,
-}
-
-fn clusters(subject: &Subject, mesh: &Mesh) -> Vec<Cluster> {
-    let mut rows = Vec::new();
-    for (key, view) in told(subject, mesh) {
-        for pool in hosts(view).values().flat_map(|host| host.pools.values()) {
-            let (namespace, hostname) = (&pool.key.host.namespace, &pool.key.host.hostname);
-            let rule = destination_rule::select(mesh.index(), &key.0, namespace, hostname);
-            rows.push(Cluster {
-                proxy: shown(key),
-                service: hostname.to_string(),
-                port: pool.key.port,
-                subset: pool.key.subset.as_deref().unwrap_or_default().to_owned(),
-                direction: "outbound",
-                r#type: render::balancer(&pool.balancer),
-                destination_rule: rule
-                    .map(|rule| rule.objects.iter().map(|object| named(object)).collect::<Vec<_>>().join(","))
-                    .unwrap_or_default(),
-            });
-        }
-    }
-    rows
-}
-
-fn named(object: &Object) -> String {
-    format!("{}.{}", object.metadata.name, object.metadata.namespace)
 }
 
 #[cfg(test)]

@@ -15,6 +15,12 @@ const CONTROL: &str = "tropisd";
 const CLUSTER: &str = "Kubernetes";
 /// What the control plane calls a waypoint's audience, before the Gateway's key.
 const WAYPOINT_AUDIENCE: &str = "waypoint ";
+/// All that was sent is in force.
+pub(crate) const SYNCED: &str = "SYNCED";
+/// Something is on its way.
+pub(crate) const STALE: &str = "STALE";
+/// The proxy did not take a resource.
+pub(crate) const REFUSED: &str = "REFUSED";
 const HEADINGS: &[&str] = &["NAME", "CLUSTER", "PROXY", "STATUS", "CONTROL PLANE", "SUBSCRIBED TYPES"];
 
 const EXAMPLES: &str = "\
@@ -40,28 +46,24 @@ pub(crate) struct Arguments {
 /// How far a proxy is.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Row {
-    name: String,
+pub(crate) struct Row {
+    pub(crate) name: String,
     cluster: String,
     /// The proxy behind a pod; its own name for a proxy.
     proxy: String,
     /// The Gateway (`namespace/name`) of a waypoint.
     #[serde(skip_serializing_if = "Option::is_none")]
-    gateway: Option<String>,
-    status: String,
+    pub(crate) gateway: Option<String>,
+    pub(crate) status: String,
     control_plane: String,
     types: Vec<String>,
     /// What it refused, with its reasons.
-    refused: Vec<String>,
+    pub(crate) refused: Vec<String>,
 }
 
 pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Result<String> {
     let state = State::open(&options.state)?;
-    let control = state.sockets_of(CONTROL)?.remove(0);
-    let clients = admin::json(&control.path, "/debug/clients").await?;
-    let live = admin::json(&control.path, "/debug/live").await?;
-    let generation = live["generation"].as_u64().unwrap_or_default();
-    let proxies: Vec<Row> = clients.as_array().into_iter().flatten().map(|client| proxy(client, generation, &control.node)).collect();
+    let proxies = proxies(&state).await?;
     let mut rows = proxies.clone();
     for node in pods::dumps(&state, None).await? {
         let name = node.name();
@@ -95,6 +97,15 @@ pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Res
     Ok(told)
 }
 
+/// The proxies that are connected to the control plane.
+pub(crate) async fn proxies(state: &State) -> anyhow::Result<Vec<Row>> {
+    let control = state.sockets_of(CONTROL)?.remove(0);
+    let clients = admin::json(&control.path, "/debug/clients").await?;
+    let live = admin::json(&control.path, "/debug/live").await?;
+    let generation = live["generation"].as_u64().unwrap_or_default();
+    Ok(clients.as_array().into_iter().flatten().map(|client| proxy(client, generation, &control.node)).collect())
+}
+
 /// The row of a connected proxy.
 fn proxy(client: &Value, generation: u64, control: &str) -> Row {
     let subscriptions: Vec<(&String, &Value)> = client["subscriptions"].as_object().into_iter().flatten().collect();
@@ -106,10 +117,10 @@ fn proxy(client: &Value, generation: u64, control: &str) -> Row {
     let refused: Vec<String> = refused.collect();
     let behind = |state: &Value| state["acknowledged"].as_u64().unwrap_or_default() < generation;
     let status = match () {
-        () if !refused.is_empty() => "REFUSED",
+        () if !refused.is_empty() => REFUSED,
         () if asked.iter().any(|(_, state)| behind(state) && state["acknowledged"] == 0) => "NOT SENT",
-        () if asked.iter().any(|(_, state)| behind(state)) => "STALE",
-        () => "SYNCED",
+        () if asked.iter().any(|(_, state)| behind(state)) => STALE,
+        () => SYNCED,
     };
     let name = node_name(text(client, "/node"), text(client, "/client"));
     Row {

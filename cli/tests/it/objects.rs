@@ -127,8 +127,9 @@ fn a_request_is_explained_from_the_objects_that_there_are() {
     let refused = mesh.done(&["explain", "sleep.shop", "reviews:9080/x", "--method", "POST", "-o", "json"]);
     let value: serde_json::Value = serde_json::from_str(&refused).unwrap();
     assert_eq!(value["verdict"]["outcome"], "refused");
-    let routes = mesh.done(&["pc", "routes", "waypoint.shop"]);
-    assert!(routes.contains("reviews.shop:9080/v1 90%"), "{routes}");
+    assert_eq!(value["proxies"][0]["status"], "UNKNOWN", "nobody says what is in force");
+    let routes = mesh.tropis(&["pc", "routes", "waypoint.shop"]);
+    assert!(routes.code == 1 && routes.error.contains("no pod of waypoint shop/waypoint runs"), "{routes:?}");
 }
 
 #[test]

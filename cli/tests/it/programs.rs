@@ -1,12 +1,25 @@
 //! Commands that ask programs, on sockets that answer as the programs do.
 
-use serde_json::json;
+use std::{fs, path::Path};
+
+use serde_json::{Value, json};
 
 use crate::mesh::{Mesh, shop};
 
+/// A mesh whose waypoint and node proxies have acknowledged version 3, which is the latest, unless told otherwise.
 fn running() -> Mesh {
+    running_at(3, json!({}))
+}
+
+/// The waypoint acknowledged this version, and refused this.
+fn running_at(acknowledged: u64, rejected: Value) -> Mesh {
     let mesh = Mesh::new();
-    mesh.write("objects/shop.yaml", &shop());
+    let ztunnel = |name: &str, node: &str, address: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: istio-system}}\nspec: {{nodeName: {node}, serviceAccountName: ztunnel, containers: [{{name: main, image: main}}]}}\nstatus: {{phase: Running, podIP: {address}, conditions: [{{type: Ready, status: 'True'}}]}}\n"
+        )
+    };
+    mesh.write("objects/shop.yaml", &format!("{}{}", shop(), ztunnel("ztunnel-x7k2p", "a", "10.88.0.11")));
     let dump = json!({
         "workloads": [{"uid": "u", "name": "sleep", "namespace": "shop", "node": "a", "workloadIps": ["10.244.1.2"], "protocol": "HBONE", "waypoint": null},
             {"uid": "z", "name": "ztunnel-x7k2p", "namespace": "istio-system", "node": "a", "serviceAccount": "ztunnel", "workloadIps": ["10.88.0.11"], "protocol": "TCP", "waypoint": null}],
@@ -24,8 +37,9 @@ fn running() -> Mesh {
         ],
     );
     let state = json!({"subscribed": true, "acknowledged": 3, "inFlight": null, "rejected": {}});
+    let of_waypoint = json!({"subscribed": true, "acknowledged": acknowledged, "inFlight": null, "rejected": rejected});
     let clients = json!([{"client": "istio-system/ztunnel", "audience": "node proxies", "node": "ztunnel~10.88.0.11~ztunnel-x7k2p.istio-system~x", "subscriptions": {"address": state, "authorization": state}},
-        {"client": "shop/waypoint", "audience": "waypoint shop/waypoint", "node": "waypoint~10.244.1.7~waypoint-1.shop~x", "subscriptions": {"host": state}}]);
+        {"client": "shop/waypoint", "audience": "waypoint shop/waypoint", "node": "waypoint~10.244.1.7~waypoint-1.shop~x", "subscriptions": {"host": of_waypoint}}]);
     mesh.serve(
         "tropisd.control.sock",
         &[
@@ -35,8 +49,8 @@ fn running() -> Mesh {
         ],
     );
     let pools = json!([{"pool": "shop/reviews.shop.svc.cluster.local:9080/v1", "endpoints": [{"address": "10.244.2.3:8080", "workload": "Kubernetes//Pod/shop/reviews-v1", "weight": 1, "active": 0, "ejected": true}]}]);
-    let own = json!({"version": "0.1.0", "certificates": [{"identity": "spiffe://cluster.local/ns/shop/sa/waypoint", "state": "Available", "serial": "01"}]});
-    mesh.serve("waypoint.shop.waypoint-1.sock", &[("GET /config_dump", &own.to_string()), ("GET /clusters", &pools.to_string())]);
+    let own = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/config_dump.json")).unwrap();
+    mesh.serve("waypoint.shop.waypoint-1.sock", &[("GET /config_dump", &own), ("GET /clusters", &pools.to_string())]);
     mesh
 }
 
@@ -75,6 +89,40 @@ fn endpoints_are_shown_with_what_the_running_waypoint_ejected() {
     assert!(ejected.contains("waypoint-1.shop") && ejected.contains("UNHEALTHY") && ejected.contains("FAILED"), "{told}");
     assert!(told.contains("10.244.2.4:8080"), "a pool that is not in use yet: {told}");
     assert_eq!(mesh.done(&["pc", "endpoints", "sleep.shop", "--status", "ejected"]).lines().count(), 2);
+}
+
+#[test]
+fn routes_are_those_that_the_running_waypoint_has_in_force() {
+    let mesh = running();
+    let routes = mesh.done(&["pc", "routes", "waypoint.shop"]);
+    assert!(routes.contains("waypoint-1.shop") && routes.contains("reviews.shop:9080/v1 75%"), "not the objects' 90%: {routes}");
+    assert_eq!(mesh.done(&["pc", "routes", "sleep.shop"]), routes);
+    assert!(mesh.done(&["pc", "clusters", "waypoint.shop", "--subset", "v2"]).contains("RANDOM"));
+    assert!(mesh.done(&["pc", "listeners", "sleep.shop", "--port", "15008"]).contains("tunnel to reviews.shop.svc.cluster.local:9443"));
+}
+
+#[test]
+fn explain_says_which_proxy_on_the_way_goes_by_something_older() {
+    let ask = ["explain", "sleep.shop", "reviews:9080/x"];
+    let proxies = |mesh: &Mesh| {
+        let told: Value = serde_json::from_str(&mesh.done(&[&ask[..], &["-o", "json"]].concat())).unwrap();
+        let part = |proxy: &Value, name: &str| proxy[name].as_str().unwrap().to_owned();
+        told["proxies"].as_array().unwrap().iter().map(|proxy| [part(proxy, "place"), part(proxy, "status")].join(" ")).collect::<Vec<_>>()
+    };
+    let behind = running_at(2, json!({}));
+    assert_eq!(proxies(&behind), ["node a SYNCED", "node b NOT CONNECTED", "waypoint shop/waypoint STALE"]);
+    let told = behind.done(&ask);
+    let (_, notes) = told.split_once("\nNot everywhere in force:\n").unwrap();
+    assert_eq!(
+        notes,
+        "  node b is not connected to tropisd and goes by what it had\n  waypoint-1.shop (waypoint shop/waypoint) has not confirmed the latest yet\n\nAllowed.\n"
+    );
+    let refused = running_at(3, json!({"shop/reviews": "too many routes"})).done(&ask);
+    assert!(refused.contains("refused host shop/reviews: too many routes; an older version is in force there"), "{refused}");
+    assert_eq!(proxies(&running())[2], "waypoint shop/waypoint SYNCED");
+    // A way that does not lead through the waypoint does not depend on it.
+    let direct = behind.done(&["explain", "sleep.shop", "pod/old.legacy:80"]);
+    assert!(!direct.contains("Not everywhere"), "{direct}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub mod address;
 pub mod attached;
 pub mod authorize;
 pub mod bounds;
+pub mod describe;
 pub mod enrolment;
 pub mod identity;
 pub mod limits;

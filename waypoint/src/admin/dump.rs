@@ -1,10 +1,10 @@
-//! What the admin endpoint shows. Hosts are shown as the model has them: `tropis` reads routes and policies from the control plane, which
-//! says the same with names of objects.
+//! What the admin endpoint shows. Hosts are shown as the model has them, and in the words of `tropis_model::describe`, which
+//! `tropis proxy-config` prints.
 
 use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
-use tropis_model::route::Host;
+use tropis_model::{describe, route::Host};
 use tropis_xds::current::Seen;
 
 use crate::{app::Shared, stages::report::cluster, upstream::pools::PoolInfo};
@@ -49,12 +49,21 @@ fn host(host: &Host) -> Value {
             "protocol": format!("{:?}", port.protocol),
             "http": port.http.iter().map(|route| json!({
                 "name": &*route.name,
-                "origin": origin(&route.origin),
+                "origin": describe::origin(&route.origin),
+                "match": describe::matches(route),
+                "destination": describe::action(route),
                 "matches": route.matches.iter().map(|one| format!("{one:?}")).collect::<Vec<_>>(),
                 "action": format!("{:?}", route.action),
             })).collect::<Vec<_>>(),
-            "tls": port.tls.iter().map(|route| json!({ "origin": origin(&route.origin), "serverNames": route.server_names.iter().map(|name| &**name).collect::<Vec<_>>() })).collect::<Vec<_>>(),
-            "tcp": port.tcp.iter().map(|route| json!({ "origin": origin(&route.origin) })).collect::<Vec<_>>(),
+            "tls": port.tls.iter().map(|route| json!({
+                "origin": describe::origin(&route.origin),
+                "serverNames": route.server_names.iter().map(|name| &**name).collect::<Vec<_>>(),
+                "destination": describe::destinations(&route.destinations).join(", "),
+            })).collect::<Vec<_>>(),
+            "tcp": port.tcp.iter().map(|route| json!({
+                "origin": describe::origin(&route.origin),
+                "destination": describe::destinations(&route.destinations).join(", "),
+            })).collect::<Vec<_>>(),
         })
     });
     json!({
@@ -69,18 +78,15 @@ fn host(host: &Host) -> Value {
         "pools": host.pools.values().map(|pool| json!({
             "key": pool.key.to_string(),
             "cluster": cluster(pool, true),
+            "service": { "namespace": &*pool.key.host.namespace, "hostname": &*pool.key.host.hostname },
+            "port": pool.key.port,
+            "subset": pool.key.subset.as_deref(),
+            "type": describe::balancer(&pool.balancer),
             "balancer": format!("{:?}", pool.balancer),
             "limits": format!("{:?}", pool.limits),
             "outlier": pool.outlier.as_ref().map(|outlier| format!("{outlier:?}")),
         })).collect::<Vec<_>>(),
     })
-}
-
-fn origin(origin: &tropis_model::route::Origin) -> String {
-    match origin.field.is_empty() {
-        true => format!("{} {}", origin.kind, origin.object),
-        false => format!("{} {} {}", origin.kind, origin.object, origin.field),
-    }
 }
 
 /// The pools in use.

@@ -4,6 +4,8 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use serde::Serialize;
 
+use super::in_force::Proxy;
+
 /// The whole of it.
 #[derive(Debug, Serialize)]
 pub(super) struct Story {
@@ -12,6 +14,8 @@ pub(super) struct Story {
     steps: Vec<Step>,
     /// What the steps decided, in facts.
     pub(super) decided: Decided,
+    /// The proxies that decide, and whether each has in force what was told.
+    pub(super) proxies: Vec<Proxy>,
     verdict: Verdict,
 }
 
@@ -146,7 +150,7 @@ impl Verdict {
 impl Story {
     /// A story that has not begun.
     pub(super) fn new(source: String, destination: String) -> Self {
-        Self { source, destination, steps: Vec::new(), decided: Decided::default(), verdict: Verdict::Allowed }
+        Self { source, destination, steps: Vec::new(), decided: Decided::default(), proxies: Vec::new(), verdict: Verdict::Allowed }
     }
 
     /// Notes how it ends at one endpoint.
@@ -179,6 +183,11 @@ impl Story {
         for step in &self.steps {
             text += &format!("{:<10} {}\n", step.stage, step.says);
             text.extend(step.because.iter().map(|line| format!("{:<10}   {line}\n", "")));
+        }
+        let notes: Vec<String> = self.proxies.iter().filter_map(Proxy::note).collect();
+        if !notes.is_empty() {
+            text += "\nNot everywhere in force:\n";
+            text.extend(notes.iter().map(|note| format!("  {note}\n")));
         }
         text += &match &self.verdict {
             Verdict::Allowed => "\nAllowed.\n".to_owned(),

@@ -74,7 +74,7 @@ pub(super) async fn log(state: &State, mesh: &Mesh, subject: &Subject, level: Op
 }
 
 /// The admin sockets of a waypoint's pods; an error if it has none.
-fn waypoint_sockets(state: &State, mesh: &Mesh, key: &Key) -> anyhow::Result<Vec<Socket>> {
+pub(super) fn waypoint_sockets(state: &State, mesh: &Mesh, key: &Key) -> anyhow::Result<Vec<Socket>> {
     let sockets = sockets_of_waypoint(state, mesh, key)?;
     if sockets.is_empty() {
         bail!("no pod of waypoint {}/{} runs\n`tropis waypoint status {} -n {}` says more", key.0, key.1, key.1, key.0);

@@ -161,7 +161,7 @@ pub struct Delay {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Abort {
-    /// An HTTP status, 200 to 600.
+    /// An HTTP status, 200 to 599; Istio takes 600 too.
     pub http_status: Option<i64>,
     /// A gRPC status, by name or number.
     pub grpc_status: Option<String>,
