@@ -39,6 +39,9 @@ pub const ALLOWED_PER_REQUEST: u64 = 8;
 /// Control frames for each frame of DATA that a peer is sent: credit for stream and connection, the PING by which gRPC measures the way,
 /// and one more.
 pub const ALLOWED_PER_DATA: u64 = 4;
+/// Bytes of DATA for which a peer may send one more: Go's client gives credit for stream and connection with each 4096 bytes that its
+/// application reads, which is half of this.
+pub const BYTES_PER_ALLOWED: u64 = 1024;
 /// What a peer may have saved of all this: it may read long after we have sent.
 pub const ALLOWED_MOST: u64 = 100_000;
 /// How long a peer may take nothing of what we send while it has an answer to come: a process that lives reads its socket (RFC 9113 §5.2.2).
@@ -130,8 +133,8 @@ struct Frames {
 }
 
 impl Frames {
-    /// Takes the next bytes, and tells `each` the kind and the flags of each frame whose head ends in them.
-    fn follow(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8, u8)) {
+    /// Takes the next bytes, and tells `each` the kind, the flags and the length of each frame whose head ends in them.
+    fn follow(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8, u8, usize)) {
         loop {
             let skipped = self.payload_left.min(bytes.len());
             self.payload_left -= skipped;
@@ -146,7 +149,7 @@ impl Frames {
             self.head_length = 0;
             let [first, second, third, kind, flags, ..] = self.head;
             self.payload_left = u32::from_be_bytes([0, first, second, third]) as usize;
-            each(kind, flags);
+            each(kind, flags, self.payload_left);
         }
     }
 }
@@ -182,7 +185,7 @@ impl Allowance {
 impl<S> Counted<S> {
     fn receive(&mut self, bytes: &[u8]) {
         let Self { received, allowance, answers_owed, conduct, .. } = self;
-        received.follow(bytes, |kind, flags| {
+        received.follow(bytes, |kind, flags, _| {
             *answers_owed += u64::from(is_asking(kind, flags));
             match kind {
                 HEADERS => allowance.earn(ALLOWED_PER_REQUEST),
@@ -195,8 +198,8 @@ impl<S> Counted<S> {
 
     fn send(&mut self, bytes: &[u8]) {
         let Self { sent, allowance, answers_owed, .. } = self;
-        sent.follow(bytes, |kind, flags| match kind {
-            DATA => allowance.earn(ALLOWED_PER_DATA),
+        sent.follow(bytes, |kind, flags, length| match kind {
+            DATA => allowance.earn(ALLOWED_PER_DATA + length as u64 / BYTES_PER_ALLOWED),
             PING | SETTINGS if flags & ACK != 0 => *answers_owed = answers_owed.saturating_sub(1),
             _ => {}
         });

@@ -74,9 +74,9 @@ fn frames_are_followed_however_they_are_cut() {
     for piece in [1, 2, 8, 9, 10, 17, 4096, bytes.len()] {
         let (mut frames, mut seen) = (Frames::default(), Vec::new());
         for bytes in bytes.chunks(piece) {
-            frames.follow(bytes, |kind, flags| seen.push((kind, flags)));
+            frames.follow(bytes, |kind, flags, length| seen.push((kind, flags, length)));
         }
-        assert_eq!(seen, kinds.map(|(kind, flags, _)| (kind, flags)), "in pieces of {piece}");
+        assert_eq!(seen, kinds, "in pieces of {piece}");
     }
 }
 
@@ -115,6 +115,17 @@ async fn requests_answers_and_time_allow_more() {
         answers.sends(&each).await;
     }
     answers.may_ping(ALLOWED_AT_ONCE + 2 * ALLOWED_AT_ONCE * (ALLOWED_PER_DATA - 3)).await;
+
+    // Whoever gives credit for stream and connection with each 4096 bytes that it reads, of frames of any length.
+    for length in [16 * 1024, 60 * 1024] {
+        let mut reader = Connection::begin().await;
+        let credit = frame(WINDOW_UPDATE, 0, 4).repeat(2 * length / 4096);
+        for _ in 0..(64 << 20) / length {
+            reader.is_sent(&frame(DATA, 0, length)).await;
+            reader.sends(&credit).await;
+        }
+        assert_eq!(reader.excess(), None, "frames of {length} bytes");
+    }
 
     let mut patient = Connection::begin().await;
     for _ in 0..10 * ALLOWED_AT_ONCE {
