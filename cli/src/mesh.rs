@@ -43,6 +43,11 @@ impl Mesh {
         self.compiler.index()
     }
 
+    /// A workload as a waypoint is told it that knows it as a caller alone.
+    pub(crate) fn as_caller<'a>(&'a self, workload: &'a Arc<Workload>) -> &'a Arc<Workload> {
+        self.compiler.as_caller(workload)
+    }
+
     /// What there is to tell about the objects together.
     pub(crate) fn findings(&self) -> impl Iterator<Item = &Finding> {
         self.compiler.findings()

@@ -1,6 +1,8 @@
 //! A canary: a VirtualService splits a service's traffic by weight and sends one user to the new version; changing the YAML moves the
 //! split with no request failed.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, ensure};
 use futures_util::future::try_join_all;
 use tropis_tests::observe::AccessLine;
@@ -36,7 +38,10 @@ async fn canary(lab: &Lab) -> anyhow::Result<()> {
     }
     try_join_all(Way::all().map(|way| one_split(&shop, way))).await?;
     the_waypoint_tells(&shop).await?;
+    let before = versions(&shop);
     try_join_all(["near", "far"].map(|service| one_move(&shop, service))).await?;
+    let after: Vec<String> = versions(&shop).difference(&before).cloned().collect();
+    ensure!(!after.is_empty(), "the move gave the configuration no new name: {before:?}");
     shop.close(&[
         ("VirtualService", "near"),
         ("VirtualService", "far"),
@@ -62,13 +67,19 @@ async fn one_split(shop: &Shop<'_>, way: Way) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The names of configurations in the waypoint's log.
+fn versions(shop: &Shop<'_>) -> BTreeSet<String> {
+    let lines = shop.lab.waypoint_access_log(shop.namespace, "waypoint");
+    lines.iter().map(|line| line.field("config_version")).collect()
+}
+
 /// The waypoint logs and counts each request, with the caller's own identity.
 async fn the_waypoint_tells(shop: &Shop<'_>) -> anyhow::Result<()> {
     let (lab, namespace) = (shop.lab, shop.namespace);
     let ways = Way::all().count() as u64;
     let principal = format!("spiffe://cluster.local/ns/{namespace}/sa/client");
-    let labels =
-        [("reporter", "waypoint"), ("source_principal", principal.as_str()), ("response_code", "200"), ("destination_version", "v2")];
+    let caller = [("source_workload", "client"), ("source_app", "client"), ("source_principal", principal.as_str())];
+    let labels = [&[("reporter", "waypoint"), ("response_code", "200"), ("destination_version", "v2")][..], &caller].concat();
     let mut counted = 0.0;
     for pod in lab.pods(namespace, "waypoint") {
         counted += lab.waypoint_metrics(&pod).await?.sum("istio_requests_total", &labels);
@@ -81,6 +92,8 @@ async fn the_waypoint_tells(shop: &Shop<'_>) -> anyhow::Result<()> {
         line.has(&[("response_code", "200"), ("response_flags", "-")]) && callers.iter().any(|address| caller.contains(address.as_str()))
     };
     let logged = lines.iter().filter(ours).count() as u64;
+    let unnamed = lines.iter().filter(|line| line.field("config_version").is_empty()).count();
+    ensure!(unnamed == 0, "{unnamed} lines do not name the configuration that decided");
     ensure!(logged >= REQUESTS * ways, "{logged} lines of {} are of our requests; the last one is {:?}", lines.len(), lines.last());
     Ok(())
 }

@@ -8,6 +8,7 @@
 mod absent_waypoint;
 mod automatic_waypoint;
 mod bad_input;
+mod callers;
 mod canary;
 mod circuit_breaking;
 mod encryption;

@@ -11,7 +11,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 use tokio_util::sync::CancellationToken;
-use tropis_model::workload::WorkloadUid;
+use tropis_model::{view::Change, workload::WorkloadUid};
 use tropis_net::{
     drain::Drain,
     listen::{self, ListenError, ListenOptions},
@@ -34,6 +34,7 @@ use tropis_xds::{
 
 use crate::{
     admin::{self, Admin},
+    callers::Callers,
     config::Config,
     metrics::{ProxyMetrics, register_xds},
     upstream::pools::Pools,
@@ -46,6 +47,8 @@ pub struct Shared {
     pub config: Config,
     /// The mesh.
     pub view: CurrentView,
+    /// Who calls from outside of that.
+    pub callers: Arc<Callers>,
     /// Our own certificate.
     pub certificates: Certificates,
     /// The pools of all workers.
@@ -70,6 +73,7 @@ impl Shared {
         let source = format!("{}//Pod/{}/{}", config.cluster_id, config.pod_namespace, config.pod_name);
         Self {
             view: CurrentView::default(),
+            callers: Arc::new(Callers::new(config.network.clone())),
             certificates,
             pools: Pools::new(config.gateway.clone(), config.network.clone()),
             metrics: ProxyMetrics::register(metrics),
@@ -77,6 +81,12 @@ impl Shared {
             drain: Drain::new(),
             config,
         }
+    }
+
+    /// Puts what the control plane told in force. Called by one thread only.
+    pub fn apply(&self, changes: Vec<Change>) {
+        self.callers.answered(&changes);
+        self.view.apply(changes);
     }
 }
 
@@ -231,6 +241,7 @@ fn follow_control_plane(shared: &Arc<Shared>, counters: Arc<Counters>, status: w
         metadata: config.metadata.clone(),
         headers: Vec::new(),
         counters,
+        callers: Some(shared.callers.names()),
     };
     let connect = move || {
         let (control_plane, credentials) = (control_plane.clone(), credentials.clone());
@@ -240,7 +251,7 @@ fn follow_control_plane(shared: &Arc<Shared>, counters: Arc<Counters>, status: w
         }
     };
     let feed = shared.clone();
-    let apply = move |changes| feed.view.apply(changes);
+    let apply = move |changes| feed.apply(changes);
     tokio::spawn(client::run(client_config, connect, apply, status, CancellationToken::new()));
     Ok(())
 }

@@ -7,7 +7,7 @@ use tropis_model::{
     authorize::request::{Endpoint, ServerName, StreamFacts},
     matching, outlier, pick,
     pool::Limits,
-    route::{Destination, Host},
+    route::{Caller, Destination, Host},
 };
 use tropis_net::{
     drain::DrainSignal,
@@ -111,7 +111,8 @@ async fn revoked(entry: &Entry, server_name: ServerName<&str>, mut host: Arc<Hos
         there = view.host(&way.pool.host).cloned().or(there);
         let workload = view.workload(&chosen.workload.uid).unwrap_or(&chosen.workload);
         let way = Way { there: there.as_ref(), endpoint: Endpoint { workload, ..way.endpoint }, ..way };
-        let facts = facts(entry, server_name);
+        let caller = entry.caller(&view);
+        let facts = facts(entry, &caller, server_name);
         let permit = authorize::connection_target(&host, &facts);
         if permit.and_then(|permit| authorize::connection_endpoint(&way, &facts, permit)).is_err() {
             return;
@@ -120,8 +121,8 @@ async fn revoked(entry: &Entry, server_name: ServerName<&str>, mut host: Arc<Hos
     std::future::pending().await
 }
 
-fn facts<'f>(entry: &'f Entry, server_name: ServerName<&'f str>) -> StreamFacts<'f> {
-    StreamFacts { caller: &entry.caller, port: entry.addressed.port(), destination: entry.addressed.address(), server_name }
+fn facts<'f>(entry: &Entry, caller: &'f Caller, server_name: ServerName<&'f str>) -> StreamFacts<'f> {
+    StreamFacts { caller, port: entry.addressed.port(), destination: entry.addressed.address(), server_name }
 }
 
 /// What it takes to relay.
@@ -134,9 +135,16 @@ struct Reached {
 
 async fn reach(entry: &Rc<Entry>, server_name: ServerName<&str>, report: &mut Report) -> Result<Reached, Failure> {
     let worker = &entry.worker;
-    let view = report.view(worker.shared.view.seen());
-    let host = report.host(entry.host(&view)?, &view);
-    let facts = facts(entry, server_name);
+    let mut view = report.view(worker.shared.view.seen());
+    let mut host = entry.host(&view)?;
+    if let Some(deadline) = entry.waits_for_caller(&host, &view) {
+        entry.wait_for_caller(deadline).await;
+        view = report.view(worker.shared.view.seen());
+        host = entry.host(&view)?;
+    }
+    let host = report.host(host, &view);
+    let caller = entry.caller(&view);
+    let facts = facts(entry, &caller, server_name);
     let permit = authorize::connection_target(&host, &facts)?;
     report.permitted();
     let destination = route(entry, &host, &facts)?;
@@ -162,7 +170,7 @@ fn route(entry: &Entry, host: &Arc<Host>, facts: &StreamFacts<'_>) -> Result<Des
     let by_name = facts.server_name.known().and_then(|name| matching::tls(host, facts.port, name, facts.destination));
     let by_name = by_name.map(|route| &route.destinations);
     let destinations =
-        by_name.or_else(|| matching::tcp(host, facts.port, facts.destination, &entry.caller).map(|route| &route.destinations));
+        by_name.or_else(|| matching::tcp(host, facts.port, facts.destination, facts.caller).map(|route| &route.destinations));
     let destinations = destinations.ok_or(RouteError::NotFound)?;
     entry.worker.draw(|draw| pick::destination(destinations, draw).cloned()).ok_or(RouteError::NotFound)
 }

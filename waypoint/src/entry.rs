@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
+    time::Instant,
 };
 
 use http::HeaderValue;
@@ -18,6 +19,7 @@ use tropis_model::{
 };
 
 use crate::{
+    callers::{self, Question},
     stages::resolve::{self, Addressed, ResolveError},
     worker::Worker,
 };
@@ -26,10 +28,8 @@ use crate::{
 pub struct Entry {
     /// The worker that serves it.
     pub worker: Rc<Worker>,
-    /// The original caller.
-    pub caller: Caller,
-    /// The original caller's workload, as far as it is known: for metrics.
-    pub source: Option<Arc<Workload>>,
+    /// The identity that the original caller proved; `None` behind a listener of our own.
+    pub identity: Option<Identity>,
     /// Where the original caller called from.
     pub source_address: SocketAddr,
     /// Its address as text, as `x-forwarded-for` names it.
@@ -38,6 +38,12 @@ pub struct Entry {
     pub addressed: Addressed,
     /// Its identity was proved, and ours to it.
     pub mutual_tls: bool,
+    /// Who calls, as the view of this version says.
+    known: RefCell<(u64, Rc<Known>)>,
+    /// Keeps being asked who that is, if the view does not tell of itself.
+    question: RefCell<Option<Question>>,
+    /// The workload that the tunnel describes as its source: for metrics, until it is known better.
+    described: Option<Arc<Workload>>,
     /// The way of what is addressed, as the view of this version says.
     way: Cell<(u64, Way)>,
     /// The host that was made up for a workload that is addressed itself, with the view's version that it is of.
@@ -55,28 +61,100 @@ pub enum Way {
     Nowhere,
 }
 
+/// Who calls.
+#[derive(Debug, Default)]
+struct Known {
+    /// What routes and policies may ask about it.
+    caller: Rc<Caller>,
+    /// The workload that it is.
+    workload: Option<Arc<Workload>>,
+}
+
 impl Entry {
     /// A connection of `identity` (proved by its tunnel) from `source_address`, for what `addressed` says.
-    pub fn new(worker: Rc<Worker>, view: &View, identity: Option<Identity>, source_address: SocketAddr, addressed: Addressed) -> Self {
-        let source = view.workload_at(&worker.shared.config.network, source_address.ip());
-        // An address is hearsay where the identity says that another calls.
-        let source = source.filter(|source| identity.as_ref().is_none_or(|identity| source.identity == *identity)).cloned();
-        let labels = source.as_ref().map(|source| source.labels.clone()).unwrap_or_default();
+    pub fn new(worker: Rc<Worker>, identity: Option<Identity>, source_address: SocketAddr, addressed: Addressed) -> Self {
         let mutual_tls = identity.is_some();
-        let caller = Caller { identity, address: Some(source_address.ip()), labels };
         // An address's text is a header's value.
         let source_text = HeaderValue::try_from(source_address.ip().to_string()).unwrap_or(HeaderValue::from_static("unknown"));
         Self {
             worker,
-            caller,
-            source,
+            identity,
             source_address,
             source_text,
             addressed,
             mutual_tls,
+            known: RefCell::new((u64::MAX, Rc::default())),
+            question: RefCell::default(),
+            described: None,
             way: Cell::new((u64::MAX, Way::Here)),
             made: RefCell::default(),
         }
+    }
+
+    /// The same with what the tunnel says of its source, where `view` does not know it. It is asked for from now on.
+    pub fn described(self, view: &View, baggage: Option<&str>) -> Self {
+        let is_known = self.known(view).workload.is_some();
+        let described = self.identity.as_ref().filter(|_| !is_known).and_then(|identity| callers::described(baggage, identity));
+        Self { described, ..self }
+    }
+
+    /// The original caller, as far as `view` knows it. Who is not known is asked for.
+    pub fn caller(&self, view: &View) -> Rc<Caller> {
+        self.known(view).caller.clone()
+    }
+
+    /// The original caller's workload, as far as it is known by now: for metrics.
+    pub fn source(&self) -> Option<Arc<Workload>> {
+        self.known(&self.worker.shared.view.load()).workload.clone().or_else(|| self.described.clone())
+    }
+
+    fn known(&self, view: &View) -> Rc<Known> {
+        let (version, known) = &mut *self.known.borrow_mut();
+        if *version == view.version() {
+            return known.clone();
+        }
+        *version = view.version();
+        let (network, address) = (&self.worker.shared.config.network, self.source_address.ip());
+        let found = match &self.identity {
+            // An address is hearsay where the identity says that another calls.
+            Some(identity) => view.caller_at(network, address, identity),
+            None => view.workload_at(network, address),
+        };
+        let mut question = self.question.borrow_mut();
+        if question.is_none() && self.identity.is_some() {
+            *question = self.worker.shared.callers.ask(address, found.is_some());
+        }
+        let is_same = known.caller.address.is_some() && known.workload.as_ref().map(Arc::as_ptr) == found.map(Arc::as_ptr);
+        if !is_same {
+            let labels = found.map(|found| found.labels.clone()).unwrap_or_default();
+            let caller = Caller { identity: self.identity.clone(), address: Some(address), labels };
+            *known = Rc::new(Known { caller: Rc::new(caller), workload: found.cloned() });
+        }
+        known.clone()
+    }
+
+    /// Until when who calls is to be waited for, because the host's routes ask it for labels and it is not known yet.
+    pub fn waits_for_caller(&self, host: &Host, view: &View) -> Option<Instant> {
+        if self.known(view).workload.is_some() {
+            return None;
+        }
+        let deadline = self.question.borrow().as_ref()?.deadline()?;
+        let port = host.ports.get(&self.addressed.port())?;
+        port.caller_labels().next().map(|_| deadline)
+    }
+
+    /// Waits until who calls is known, or is nobody, or `deadline`.
+    pub async fn wait_for_caller(&self, deadline: Instant) {
+        let mut changes = self.worker.shared.view.subscribe();
+        let known = async {
+            while self.known(&self.worker.shared.view.load()).workload.is_none() && self.is_asked() && changes.changed().await.is_ok() {}
+        };
+        // Too late is as good as unknown: what asks for labels does not match.
+        let _ = tokio::time::timeout_at(deadline.into(), known).await;
+    }
+
+    fn is_asked(&self) -> bool {
+        self.question.borrow().as_ref().is_some_and(|question| question.deadline().is_some())
     }
 
     /// The routes, policies and pools of what is addressed, as `view` has them: a change holds for open connections too, and what is no
@@ -117,7 +195,7 @@ impl Entry {
         let Some(waypoint) = view.waypoint(&config.gateway) else { return Way::Here };
         let is_here = match &self.addressed {
             // Behind a listener of our own nobody is attached.
-            _ if self.caller.identity.is_none() => true,
+            _ if self.identity.is_none() => true,
             Addressed::Service { name, .. } => {
                 let own = view.service(name).and_then(|service| service.waypoint.as_ref());
                 own.is_some_and(|own| is_ours(view, waypoint, &config.network, own))
@@ -130,6 +208,6 @@ impl Entry {
 
 impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entry").field("addressed", &self.addressed).field("caller", &self.caller).finish_non_exhaustive()
+        f.debug_struct("Entry").field("addressed", &self.addressed).field("identity", &self.identity).finish_non_exhaustive()
     }
 }

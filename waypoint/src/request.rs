@@ -87,7 +87,7 @@ pub enum Answered {
 /// The journey itself, up to the response's head. `report` is written when the response's body has been sent, however that ends.
 async fn journey(
     entry: &Rc<Entry>,
-    view: Arc<View>,
+    mut view: Arc<View>,
     upgrades: Option<&Rc<UpgradeSlot>>,
     parts: &Parts,
     upload: &Upload,
@@ -97,7 +97,14 @@ async fn journey(
     report.places(worker.open_requests.take("requests", MAX_REQUESTS_PER_WORKER)?);
     let named = identify::request(parts, worker.shared.config.path_normalization)?;
     report.named();
-    let host = report.host(entry.host(&view)?, &view);
+    let mut host = entry.host(&view)?;
+    if let Some(deadline) = entry.waits_for_caller(&host, &view) {
+        Box::pin(entry.wait_for_caller(deadline)).await;
+        view = report.view(worker.shared.view.seen());
+        host = entry.host(&view)?;
+    }
+    let host = report.host(host, &view);
+    let caller = entry.caller(&view);
     let facts = RequestFacts {
         method: parts.method.as_str(),
         scheme: named.scheme,
@@ -106,7 +113,7 @@ async fn journey(
         query: named.path.query,
         headers: &parts.headers,
         port: entry.addressed.port(),
-        caller: &entry.caller,
+        caller: &caller,
         remote_address: None,
         destination: entry.addressed.address(),
         server_name: None,

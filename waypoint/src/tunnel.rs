@@ -88,7 +88,8 @@ async fn serve_tunnel(worker: Rc<Worker>, drain: DrainSignal, tunnel: IncomingTu
             return tunnel.refuse(status);
         }
     };
-    let entry = Entry::new(worker.clone(), &view, Some(tunnel.peer().clone()), source, addressed);
+    let entry = Entry::new(worker.clone(), Some(tunnel.peer().clone()), source, addressed);
+    let entry = entry.described(&view, tunnel.headers().baggage.as_deref());
     // The peer may have given up meanwhile.
     let Ok(stream) = tunnel.accept(None) else { return };
     serve_stream(Rc::new(entry), Stream::tunnel(stream), drain).await;
@@ -105,7 +106,7 @@ pub async fn serve_plain(worker: Rc<Worker>, drain: DrainSignal, plain: PlainLis
     let authority = Authority::Hostname { hostname: plain.hostname.clone(), port: plain.port };
     match resolve::addressed(&view, &config.gateway, &config.network, &authority) {
         Ok(addressed) => {
-            let entry = Entry::new(worker.clone(), &view, None, from, addressed);
+            let entry = Entry::new(worker.clone(), None, from, addressed);
             serve_stream(Rc::new(entry), Stream::socket(stream), drain).await;
         }
         Err(error) => refused(&error.into(), from),

@@ -116,6 +116,7 @@ impl Asked {
     }
 
     fn is_allowed(&self, host: &Host, there: Option<&Arc<Host>>, view: &View) -> bool {
+        let caller = self.entry.caller(view);
         let facts = RequestFacts {
             method: &self.method,
             scheme: &self.scheme,
@@ -124,7 +125,7 @@ impl Asked {
             query: self.query.as_deref(),
             headers: &self.headers,
             port: self.entry.addressed.port(),
-            caller: &self.entry.caller,
+            caller: &caller,
             remote_address: None,
             destination: self.entry.addressed.address(),
             server_name: None,

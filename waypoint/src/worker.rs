@@ -146,6 +146,7 @@ async fn sweep(worker: Rc<Worker>) {
     loop {
         tick.tick().await;
         worker.connections.sweep(Instant::now());
+        worker.shared.callers.sweep(Instant::now());
     }
 }
 

@@ -218,6 +218,7 @@ fn follow_control_plane(shared: &Arc<Shared>, counters: Arc<Counters>, status: w
         metadata: config.metadata.clone(),
         headers: Vec::new(),
         counters,
+        callers: None,
     };
     let connect = move || {
         let (control_plane, credentials) = (control_plane.clone(), credentials.clone());

@@ -158,6 +158,17 @@ impl Compiler {
         std::mem::take(&mut self.told)
     }
 
+    /// The workloads of which a waypoint that they call is told more than node proxies are, as they became different since the last call,
+    /// as of the last [`Self::changes`]; one that is removed is still there, without that.
+    pub fn callers(&mut self) -> Vec<Change> {
+        self.waypoints.take_callers()
+    }
+
+    /// A workload as a waypoint is told it that knows it as a caller alone.
+    pub fn as_caller<'a>(&'a self, workload: &'a Arc<Workload>) -> &'a Arc<Workload> {
+        self.waypoints.callers.of(workload)
+    }
+
     fn scopes(&mut self) {
         let workloads = self.pods.values().chain(self.slices.values().flat_map(BTreeMap::values));
         let (told, gone) = self.waypoints.differences(&self.index, &self.services, workloads);

@@ -3,12 +3,13 @@
 //! Traffic to a service goes by the Service's label, then by the account that all of its pods run as, then by the namespace's label,
 //! then through the namespace's automatic waypoint; traffic to a pod by the pod's label, then by its account, then by the namespace's
 //! label (design.md §4, ambient-protocols.md 11.2). A label whose waypoint cannot be used attaches to nothing: it never falls back to a
-//! wider one. A waypoint cannot be used before its Gateway has an address in its status. [`scope`] says what a waypoint is told,
-//! [`admission`] how the policies of its destinations let it in, [`binding`] what a Service's status says, [`needed`] when a namespace gets one of its own accord, [`refused`]
+//! wider one. A waypoint cannot be used before its Gateway has an address in its status. [`scope`] says what a waypoint is told, [`callers`]
+//! what of those who call it, [`admission`] how the policies of its destinations let it in, [`binding`] what a Service's status says, [`needed`] when a namespace gets one of its own accord, [`refused`]
 //! what became of an object that a waypoint refuses.
 
 pub mod admission;
 pub mod binding;
+pub(crate) mod callers;
 pub mod needed;
 pub mod refused;
 pub mod scope;

@@ -286,6 +286,7 @@ impl Watch {
         self.grace_ends = self.compiler.has_grace().then_some(grace);
         let mut step = self.told.resources.step();
         step.apply(&Audience::NodeProxies, &changes);
+        step.callers(&self.compiler.callers());
         for told in &told {
             match &told.changes {
                 Some(changes) => step.apply(&audience(&told.gateway), changes),

@@ -40,6 +40,14 @@ pub struct HostPort {
     pub tcp: Vec<Arc<TcpRoute>>,
 }
 
+impl HostPort {
+    /// The keys of the labels that its routes ask callers for (`sourceLabels`); some may come twice.
+    pub fn caller_labels(&self) -> impl Iterator<Item = &Arc<str>> {
+        let requests = self.http.iter().flat_map(|route| &route.matches).flat_map(|one| one.source_labels.keys());
+        requests.chain(self.tcp.iter().flat_map(|route| route.source_labels.keys()))
+    }
+}
+
 /// What a port speaks, as declared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum PortProtocol {

@@ -14,6 +14,7 @@ use self::policies::Policies;
 use crate::{
     address::{NamespacedHostname, Network, NetworkAddress},
     authorize::PolicySet,
+    identity::Identity,
     policy::{Policy, PolicyKey},
     route::Host,
     service::{Service, Visibility},
@@ -121,13 +122,17 @@ impl View {
     /// The workload that owns `address` on `network`; never a host-network one. Where two claim it (an IP that was just reused), a
     /// pod in the mesh comes first, then a pod, then another mesh member.
     pub fn workload_at(&self, network: &str, address: IpAddr) -> Option<&Arc<Workload>> {
-        let rank = |workload: &Workload| {
-            let pod = workload.uid.0.contains("//Pod/");
-            let hbone = workload.tunnel_protocol == TunnelProtocol::Hbone;
-            (pod && hbone, pod, hbone)
-        };
-        let uids = self.workloads_at.get(&NetworkAddress { network: Network::from(network), address })?;
-        uids.iter().filter_map(|uid| self.workloads.get(uid)).max_by_key(|workload| rank(workload))
+        self.claimants(network, address).max_by_key(|workload| rank(workload))
+    }
+
+    /// The same, of those alone that run as `identity`: of two that claim an address, the one that calls from it is who it proves to be.
+    pub fn caller_at(&self, network: &str, address: IpAddr, identity: &Identity) -> Option<&Arc<Workload>> {
+        self.claimants(network, address).filter(|workload| workload.identity == *identity).max_by_key(|workload| rank(workload))
+    }
+
+    fn claimants(&self, network: &str, address: IpAddr) -> impl Iterator<Item = &Arc<Workload>> {
+        let uids = self.workloads_at.get(&NetworkAddress { network: Network::from(network), address });
+        uids.into_iter().flatten().filter_map(|uid| self.workloads.get(uid))
     }
 
     /// The pod of this name that runs as `service_account` on `node`; an empty `node` means any.
@@ -295,6 +300,13 @@ impl View {
             self.remove_service(&NamespacedHostname { namespace: namespace.into(), hostname: hostname.into() });
         }
     }
+}
+
+/// Which of those that claim an address comes first.
+fn rank(workload: &Workload) -> (bool, bool, bool) {
+    let pod = workload.uid.0.contains("//Pod/");
+    let hbone = workload.tunnel_protocol == TunnelProtocol::Hbone;
+    (pod && hbone, pod, hbone)
 }
 
 /// The addresses that identify a workload: none for a host-network one.

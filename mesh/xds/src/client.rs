@@ -2,12 +2,12 @@
 //!
 //! [`run`] subscribes to everything of the types in [`ClientConfig::types`], hands what arrives to a function and acknowledges it
 //! afterwards, so that an acknowledged version is one that decides. A resource that is refused is named to the sender and changes nothing; a policy that is
-//! refused before any version of it was accepted is stood in for by one that denies ([`crate::convert::denying_policy`]). When the
-//! stream ends, what is held stays in force, and the next stream asks only for what differs. Start with [`run`]; what one response
+//! refused before any version of it was accepted is stood in for by one that denies ([`crate::convert::denying_policy`]). Besides it asks for
+//! the addresses in [`ClientConfig::callers`], as they change. When the stream ends, what is held stays in force, and the next stream asks only for what differs. Start with [`run`]; what one response
 //! means is in [`held`], how long to wait between streams in [`backoff`]. TLS and tokens belong to the caller's `connect`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     error::Error as StdError,
     fmt,
     future::Future,
@@ -55,6 +55,8 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 const REQUEST_QUEUE: usize = 8;
 /// Longest reason of a refusal that is told to the sender, in bytes.
 const MAX_REASON_BYTES: usize = 1024;
+/// Everything of a type.
+const WILDCARD: &str = "*";
 
 /// What a node proxy asks for. Policies first: a workload that names one should find it.
 pub const NODE_PROXY_TYPES: &[ResourceType] = &[ResourceType::Authorization, ResourceType::Address];
@@ -84,6 +86,9 @@ pub struct ClientConfig {
     pub headers: Vec<(String, String)>,
     /// What is counted.
     pub counters: Arc<Counters>,
+    /// Addresses of workloads (`network/address`) that are asked for besides everything of the types; a server takes that from waypoints.
+    /// One that nobody has comes as a [`Change::RemoveAddress`] of its own name.
+    pub callers: Option<watch::Receiver<BTreeSet<Arc<str>>>>,
 }
 
 /// What a client counts; monotonic.
@@ -245,11 +250,15 @@ where
         Err(error) => return StreamEnded::Connect(error),
     };
     let (requests, outgoing) = mpsc::channel(REQUEST_QUEUE);
+    let mut callers = config.callers.clone();
+    let mut asked = callers.as_mut().map(|callers| callers.borrow_and_update().clone()).unwrap_or_default();
     // The queue has room for all of them before the stream is read.
     for r#type in config.types {
+        let names = if *r#type == ResourceType::Address { first_names(&asked) } else { Vec::new() };
         let subscription = DeltaDiscoveryRequest {
             node: Some(node(config)),
             type_url: r#type.url().to_owned(),
+            resource_names_subscribe: names,
             initial_resource_versions: held.versions(*r#type),
             ..Default::default()
         };
@@ -273,17 +282,51 @@ where
         status.failure = None;
     });
     loop {
-        let response = match responses.message().await {
-            Ok(Some(response)) => response,
-            Ok(None) => return StreamEnded::Completed,
-            Err(error) => return StreamEnded::Broken(Told(error)),
+        let request = tokio::select! {
+            response = responses.message() => match response {
+                Ok(Some(response)) => {
+                    *productive = true;
+                    absorb(config, held, apply, status, response)
+                }
+                Ok(None) => return StreamEnded::Completed,
+                Err(error) => return StreamEnded::Broken(Told(error)),
+            },
+            wanted = changed(&mut callers) => question(&mut asked, wanted),
         };
-        *productive = true;
-        let answer = absorb(config, held, apply, status, response);
-        if requests.send(answer).await.is_err() {
+        if requests.send(request).await.is_err() {
             return StreamEnded::Completed;
         }
     }
+}
+
+/// The names in a first subscription: none says everything, and so does `*` beside others.
+fn first_names(asked: &BTreeSet<Arc<str>>) -> Vec<String> {
+    let everything = (!asked.is_empty()).then(|| WILDCARD.to_owned());
+    everything.into_iter().chain(asked.iter().map(|name| name.to_string())).collect()
+}
+
+/// The addresses that are asked for, once they are others.
+async fn changed(callers: &mut Option<watch::Receiver<BTreeSet<Arc<str>>>>) -> BTreeSet<Arc<str>> {
+    if let Some(callers) = callers
+        && callers.changed().await.is_ok()
+    {
+        return callers.borrow_and_update().clone();
+    }
+    // Nobody asks, or asks any more.
+    std::future::pending().await
+}
+
+/// Asks for what is `wanted` and is not asked for yet, and no more for the rest.
+fn question(asked: &mut BTreeSet<Arc<str>>, wanted: BTreeSet<Arc<str>>) -> DeltaDiscoveryRequest {
+    let names = |names: std::collections::btree_set::Difference<'_, Arc<str>>| names.map(|name| name.to_string()).collect();
+    let request = DeltaDiscoveryRequest {
+        type_url: ResourceType::Address.url().to_owned(),
+        resource_names_subscribe: names(wanted.difference(asked)),
+        resource_names_unsubscribe: names(asked.difference(&wanted)),
+        ..Default::default()
+    };
+    *asked = wanted;
+    request
 }
 
 /// Puts a response in force and gives the acknowledgement.

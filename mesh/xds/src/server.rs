@@ -25,6 +25,7 @@ use self::{
 };
 
 mod clients;
+mod named;
 mod subscriber;
 mod table;
 

@@ -8,6 +8,7 @@ pub mod format;
 
 use std::{
     borrow::Cow,
+    cell::OnceCell,
     fmt,
     net::SocketAddr,
     rc::Rc,
@@ -54,6 +55,8 @@ pub struct Report {
     server_name: Option<String>,
     waypoint: Option<Arc<Waypoint>>,
     config_version: Option<Arc<String>>,
+    /// Of a connection, whose counters are to have the same labels when it ends as when it opened.
+    source: OnceCell<Option<Arc<Workload>>>,
     service: Option<Arc<Service>>,
     route_name: Option<Arc<str>>,
     pool: Option<Arc<Pool>>,
@@ -145,6 +148,7 @@ impl Report {
             server_name: None,
             waypoint: None,
             config_version: None,
+            source: OnceCell::new(),
             service: None,
             route_name: None,
             pool: None,
@@ -360,9 +364,13 @@ impl Report {
             Some(asked) if asked.is_grpc => Protocol::Grpc(self.status, self.grpc_status),
             Some(_) => Protocol::Http(self.status),
         };
+        let source = match &self.request {
+            Some(_) => self.entry.source(),
+            None => self.source.get_or_init(|| self.entry.source()).clone(),
+        };
         Traffic {
-            source: self.entry.source.clone(),
-            source_identity: self.entry.caller.identity.clone(),
+            source,
+            source_identity: self.entry.identity.clone(),
             destination: self.destination.clone(),
             service: self.service.clone(),
             protocol,

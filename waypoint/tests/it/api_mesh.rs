@@ -6,6 +6,7 @@ use std::{
     collections::HashMap,
     future::Future,
     net::{IpAddr, SocketAddr},
+    rc::Rc,
     sync::Arc,
 };
 
@@ -16,6 +17,8 @@ use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, net::TcpListener, task::spawn_local};
 use tropis_compile::{Compiler, Settings};
 use tropis_crds::decode;
+use tropis_model::{view::Change, workload::Workload};
+use tropis_waypoint::app::Shared;
 
 use crate::world::{App, Body, Seen, World, full, own_address, says};
 
@@ -29,7 +32,7 @@ pub(crate) struct Mesh {
     pub(crate) world: World,
     /// The heads of all requests that came to a pod.
     pub(crate) seen: Seen,
-    compiler: RefCell<Compiler>,
+    compiler: Rc<RefCell<Compiler>>,
 }
 
 /// An answer, whole.
@@ -112,7 +115,9 @@ fn pod_in(namespace: &str, name: &str, labels: &Value, address: IpAddr, node: &s
 impl Mesh {
     /// The services without pods. The waypoint's own pod is on node `near`; `cart` calls from the address that tunnels come from.
     pub(crate) fn new() -> Self {
-        let mesh = Self { world: World::new(), seen: Seen::default(), compiler: RefCell::new(Compiler::new(Settings::default())) };
+        let compiler = Rc::new(RefCell::new(Compiler::new(Settings::default())));
+        let mesh = Self { world: World::new(), seen: Seen::default(), compiler };
+        spawn_local(tell_of_callers(mesh.world.shared.clone(), mesh.compiler.clone()));
         let port = |name: &str, number: u16| json!({"name": name, "port": number, "targetPort": POD_PORT});
         let http = json!([port("http", 9080), port("http-admin", 9081)]);
         mesh.apply([
@@ -285,6 +290,18 @@ impl Mesh {
             *counts.entry(body).or_default() += 1;
         }
         counts
+    }
+}
+
+/// Answers who calls, as the control plane does.
+async fn tell_of_callers(shared: Arc<Shared>, compiler: Rc<RefCell<Compiler>>) {
+    let mut names = shared.callers.names();
+    while names.changed().await.is_ok() {
+        let asked = names.borrow_and_update().clone();
+        let compiler = compiler.borrow();
+        let named = |workload: &Workload| workload.addresses.iter().any(|address| asked.contains(format!("/{address}").as_str()));
+        let found = compiler.workloads().filter(|workload| named(workload));
+        shared.apply(found.map(|workload| Change::Workload(compiler.as_caller(workload).clone())).collect());
     }
 }
 

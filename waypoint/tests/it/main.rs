@@ -12,6 +12,7 @@ mod api_policies;
 mod api_pools;
 mod api_semantics;
 mod api_tries;
+mod callers;
 mod flow_brought;
 mod flow_connections;
 mod flow_connects;

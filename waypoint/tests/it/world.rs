@@ -221,7 +221,7 @@ impl World {
 
     /// Puts changes in force.
     pub(crate) fn apply(&self, changes: impl IntoIterator<Item = Change>) {
-        self.shared.view.apply(changes.into_iter().collect());
+        self.shared.apply(changes.into_iter().collect());
     }
 
     /// A service with this virtual address, and what is done with its traffic.
@@ -330,6 +330,11 @@ impl World {
 
     /// A tunnel of `account` to the waypoint, for `authority`.
     pub(crate) async fn tunnel(&self, account: &str, authority: &str) -> Result<TunnelStream, TunnelError> {
+        self.tunnel_of(account, authority, None).await
+    }
+
+    /// The same, which describes its source.
+    pub(crate) async fn tunnel_of(&self, account: &str, authority: &str, baggage: Option<&str>) -> Result<TunnelStream, TunnelError> {
         let address = self.bound.hbone;
         let key = TunnelKey {
             source: WorkloadUid(format!("Kubernetes//Pod/shop/{account}-1").into()),
@@ -340,7 +345,8 @@ impl World {
             expected: Arc::from([identity("waypoint")]),
         };
         let source = SocketAddr::new(address.ip(), 4711);
-        let headers = TunnelHeaders { forwarded: Some(Forwarded { source: Some(source), host: None }), ..TunnelHeaders::default() };
+        let forwarded = Forwarded { source: Some(source), host: None };
+        let headers = TunnelHeaders { forwarded: Some(forwarded), baggage: baggage.map(str::to_owned), ..TunnelHeaders::default() };
         let authority: Authority = authority.parse().unwrap();
         let request = TunnelRequest { authority, headers };
         let opened = self
@@ -351,7 +357,12 @@ impl World {
 
     /// A connection of HTTP/1.1 in a tunnel.
     pub(crate) async fn http1(&self, account: &str, authority: &str) -> Http1 {
-        let stream = self.tunnel(account, authority).await.unwrap();
+        self.http1_of(account, authority, None).await
+    }
+
+    /// The same, in one that describes its source.
+    pub(crate) async fn http1_of(&self, account: &str, authority: &str, baggage: Option<&str>) -> Http1 {
+        let stream = self.tunnel_of(account, authority, baggage).await.unwrap();
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         spawn_local(connection);
         sender

@@ -83,12 +83,12 @@ struct Waypoint<'a> {
 }
 
 impl Waypoint<'_> {
-    /// The original caller, with the labels that this waypoint is told.
+    /// The original caller, with the labels that this waypoint is told, be it when it asks.
     fn caller(&self) -> Caller {
         let caller = &self.question.caller;
         let address = address_like(caller, self.question.destination.ip());
-        let known = self.view.workload_at(&caller.network, address).filter(|known| known.identity == caller.identity);
-        let labels = known.map(|known| known.labels.clone()).unwrap_or_default();
+        let known = self.view.caller_at(&caller.network, address, &caller.identity);
+        let labels = known.unwrap_or_else(|| self.mesh.as_caller(caller)).labels.clone();
         Caller { identity: Some(caller.identity.clone()), address: Some(address), labels }
     }
 

@@ -45,6 +45,8 @@ pub(super) struct Mesh {
     waypoint: Option<View>,
     /// How often policies of another service let in what a route brought to it, and how often they did not.
     pub(super) brought: Cell<(usize, usize)>,
+    /// What the waypoint is told of callers when it asks, where that is more than node proxies are told.
+    callers: View,
 }
 
 /// What was decided for one draw.
@@ -122,7 +124,8 @@ impl Mesh {
             waypoint = told.changes.map(|changes| view(&changes));
         }
         learn(compiler.changes());
-        Self { nodes: view(&told.into_values().collect::<Vec<_>>()), waypoint, brought: Cell::default() }
+        let callers = view(&compiler.callers());
+        Self { nodes: view(&told.into_values().collect::<Vec<_>>()), waypoint, brought: Cell::default(), callers }
     }
 
     fn pod(&self, (name, namespace): (&str, &str)) -> Arc<Workload> {
@@ -281,9 +284,10 @@ impl Mesh {
             Addressed::Service { name, port, .. } => attached::service(view, &gateway, name, *port).unwrap(),
             Addressed::Workload { uid, address } => Arc::new(attached::workload(view, &gateway, "", uid, *address).unwrap()),
         };
-        // As `waypoint/src/entry.rs`.
+        // As `waypoint/src/entry.rs`, once it knows who calls.
         let address = from.addresses.iter().find(|own| own.is_ipv4() == instance_family(authority)).copied();
-        let known = address.and_then(|address| view.workload_at("", address)).filter(|known| known.identity == from.identity);
+        let at = |view: &'_ View| address.and_then(|address| view.caller_at("", address, &from.identity)).cloned();
+        let known = at(view).or_else(|| at(&self.callers));
         let labels = known.map(|known| known.labels.clone()).unwrap_or_default();
         let caller = Caller { identity: Some(from.identity.clone()), address, labels };
         let here = Here { mesh: self, view, instance, host: &host, addressed: &addressed, caller: &caller, question, turn };

@@ -11,6 +11,7 @@ use tropis_model::{
     policy::PolicyKey,
     request_policy::RequestPolicy,
     service::Service,
+    view::Change,
     workload::{Workload, WorkloadUid},
 };
 
@@ -23,6 +24,7 @@ use crate::{
     index::{Key, key_of},
     waypoint::{
         self, Attached,
+        callers::Callers,
         scope::{Parts, Scope, Served, Told},
     },
 };
@@ -96,6 +98,10 @@ pub(super) struct Waypoints {
     /// What may go through each.
     carried: BTreeMap<Key, Arc<Served>>,
     scopes: BTreeMap<Key, Scope>,
+    /// What they are told of who calls them.
+    pub(super) callers: Callers,
+    /// What of that is new.
+    told_of_callers: Vec<Change>,
     /// Where policies may let each in.
     destinations: Destinations,
     /// Policies whose waypoints have other destinations now.
@@ -247,6 +253,10 @@ impl Waypoints {
         let parts =
             Parts { index, services_through: self.services.told(), pods_through: self.pods.told(), services, workloads: &workloads };
         let (told, gone) = if anew { remade(&mut self.scopes, &parts) } else { (updated(&mut self.scopes, &parts, &changed), Vec::new()) };
+        self.told_of_callers.extend(match anew {
+            true => self.callers.remake(index, self.scopes.values(), &workloads),
+            false => self.callers.update(index, &changed, &workloads),
+        });
         for gateway in &gone {
             self.known.remove(gateway);
             self.carried.remove(gateway);
@@ -257,6 +267,11 @@ impl Waypoints {
             self.measure(gateway, &index.settings().root_namespace);
         }
         (told, gone)
+    }
+
+    /// What waypoints are told of callers that is new, once.
+    pub(super) fn take_callers(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.told_of_callers)
     }
 
     /// Looks what a waypoint's destinations are now, and notes the policies that are about those which were not.

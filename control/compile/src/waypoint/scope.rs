@@ -1,7 +1,7 @@
 //! What one waypoint is told: itself, the hosts that it serves, the services and workloads that their routes lead to, with labels.
 //!
 //! Nothing else: a waypoint that is taken over knows its own part of the mesh. Labels go as far as the waypoint's configuration names
-//! them. Callers are sent only if a route asks for their labels.
+//! them. Who calls from elsewhere it asks when they call; what it is told of them then is [`super::callers`]'s.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -14,7 +14,7 @@ use tropis_model::{
     bounds,
     pool::LocalityPreference,
     request_policy::{Attachment, RequestPolicy},
-    route::Host,
+    route::{Host, HostPort},
     service::Service,
     view::Change,
     waypoint::Waypoint,
@@ -49,8 +49,6 @@ pub struct Scope {
     /// The services whose endpoints it knows.
     reached: BTreeSet<NamespacedHostname>,
     label_keys: BTreeSet<Arc<str>>,
-    /// Routes ask for labels of callers, who may be anybody.
-    anybody: bool,
     findings: Vec<Finding>,
     served: Arc<Served>,
 }
@@ -139,7 +137,6 @@ impl Scope {
         }));
         scope.served = Arc::new(Served { services: served, pods });
         scope.label_keys = scope.named_labels();
-        scope.anybody = scope.hosts.values().any(|host| asks_for_callers(host));
         for workload in parts.workloads {
             scope.workloads.extend(scope.told(parts, &key, workload).map(|told| (told.uid.clone(), told)));
         }
@@ -150,12 +147,10 @@ impl Scope {
     pub(crate) fn told(&self, parts: &Parts<'_>, gateway: &Key, workload: &Arc<Workload>) -> Option<Arc<Workload>> {
         let pod = (workload.namespace.to_string(), workload.name.to_string());
         let through = parts.pods_through.get(&pod).is_some_and(|told| told.contains(gateway));
-        if !(self.anybody || through || workload.services.keys().any(|service| self.reached.contains(service))) {
+        if !(through || workload.services.keys().any(|service| self.reached.contains(service))) {
             return None;
         }
-        let labels = parts.index.pod(&pod).map(|object| &object.metadata.labels);
-        let named = |key: &Arc<str>| Some((key.clone(), Arc::from(labels?.get(&**key)?.as_str())));
-        let labels: BTreeMap<Arc<str>, Arc<str>> = self.label_keys.iter().filter_map(named).collect();
+        let labels = named(parts.index, &pod, &self.label_keys);
         // What comes or goes is addressed through it before node proxies know, and after.
         let own = || GatewayAddress {
             destination: GatewayDestination::Service(own_service(parts.index.settings(), gateway)),
@@ -241,6 +236,11 @@ impl Scope {
         self.hosts.values()
     }
 
+    /// The keys of the labels that its routes ask callers for; some may come twice.
+    pub(super) fn caller_labels(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.hosts.values().flat_map(|host| host.ports.values()).flat_map(HostPort::caller_labels)
+    }
+
     /// The keys of labels that its configuration names.
     fn named_labels(&self) -> BTreeSet<Arc<str>> {
         let mut keys = BTreeSet::new();
@@ -251,11 +251,8 @@ impl Scope {
                     keys.extend(labels.iter().map(|(key, _)| key.clone()));
                 }
             }
-            for port in host.ports.values() {
-                keys.extend(port.http.iter().flat_map(|route| &route.matches).flat_map(|found| found.source_labels.keys()).cloned());
-                keys.extend(port.tcp.iter().flat_map(|route| route.source_labels.keys()).cloned());
-            }
         }
+        keys.extend(self.caller_labels().cloned());
         for policy in self.policies() {
             if let Attachment::Workloads { labels, .. } = &policy.attachment {
                 keys.extend(labels.keys().cloned());
@@ -265,11 +262,11 @@ impl Scope {
     }
 }
 
-fn asks_for_callers(host: &Host) -> bool {
-    host.ports.values().any(|port| {
-        port.http.iter().flat_map(|route| &route.matches).any(|found| !found.source_labels.is_empty())
-            || port.tcp.iter().any(|route| !route.source_labels.is_empty())
-    })
+/// The labels of a pod that are among these.
+pub(super) fn named(index: &Index, pod: &Key, keys: &BTreeSet<Arc<str>>) -> BTreeMap<Arc<str>, Arc<str>> {
+    let Some(object) = index.pod(pod) else { return BTreeMap::new() };
+    let value = |key: &Arc<str>| Some((key.clone(), Arc::from(object.metadata.labels.get(&**key)?.as_str())));
+    keys.iter().filter_map(value).collect()
 }
 
 fn new<'a, K: Ord, V: PartialEq>(now: &'a BTreeMap<K, Arc<V>>, before: &'a BTreeMap<K, Arc<V>>) -> impl Iterator<Item = &'a Arc<V>> {

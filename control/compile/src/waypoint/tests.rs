@@ -5,6 +5,7 @@ use tropis_crds::{Kind, ObjectRef, decode};
 use tropis_model::{
     policy::{Action, Policy, StringMatch},
     view::{Change, View},
+    workload::Workload,
 };
 
 use super::{
@@ -276,6 +277,53 @@ fn a_waypoint_is_told_its_hosts_and_where_they_lead_and_nothing_else() {
     mesh.compiler.changes();
     let gone = mesh.compiler.waypoints();
     assert_eq!(gone, [scope::Told { gateway: key("shop", "gw"), changes: None }]);
+}
+
+#[test]
+fn a_route_that_asks_callers_for_labels_brings_the_labels_of_callers_and_not_the_mesh() {
+    let mut mesh = Mesh::new(json!({}));
+    mesh.service("web", json!({"istio.io/use-waypoint": "gw"}));
+    mesh.gateway("shop", "gw", json!({}), "Same", true);
+    mesh.pod("caller-1", "caller", "caller", json!({"team": "sales", "secret": "x"}));
+    mesh.pod("caller-2", "caller", "caller", json!({}));
+    let (view, _) = told(&mut mesh, "gw", &View::default());
+    assert_eq!(mesh.compiler.callers(), [], "nobody asks for labels");
+    let route = |found: Value| {
+        json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"hosts": ["web"], "http": [{"match": [found], "route": [{"destination": {"host": "web"}}]}]},
+        })
+    };
+    mesh.apply(route(json!({"sourceLabels": {"team": "sales"}})));
+    let (view, count) = told(&mut mesh, "gw", &view);
+    let mut names: Vec<&str> = view.workloads().map(|workload| &*workload.name).collect();
+    names.sort_unstable();
+    assert_eq!((count, names), (1, vec!["web-1", "web-2"]), "the host alone is different");
+    let changes = mesh.compiler.callers();
+    let labelled = |changes: &[Change]| -> Vec<(String, Vec<String>)> {
+        let workload = |change: &Change| match change {
+            Change::Workload(found) => (found.name.to_string(), found.labels.iter().map(|(key, value)| format!("{key}={value}")).collect()),
+            other => (format!("{other:?}"), Vec::new()),
+        };
+        changes.iter().map(workload).collect()
+    };
+    assert_eq!(labelled(&changes), [("caller-1".to_owned(), vec!["team=sales".to_owned()])], "only who has the label");
+    let Change::Workload(caller) = &changes[0] else { unreachable!() };
+    let mut plain = Workload::clone(caller);
+    plain.labels.clear();
+    assert_eq!(mesh.compiler.as_caller(&Arc::new(plain)), caller);
+
+    // A label that node proxies are not told is a change for who asks for it; one that nobody asks for is none.
+    mesh.pod("caller-2", "caller", "caller", json!({"team": "stock"}));
+    mesh.pod("caller-1", "caller", "caller", json!({"team": "sales", "secret": "y"}));
+    assert_eq!(told(&mut mesh, "gw", &view).1, 0);
+    assert_eq!(labelled(&mesh.compiler.callers()), [("caller-2".to_owned(), vec!["team=stock".to_owned()])]);
+    mesh.compiler.remove(&ObjectRef::new(Kind::Pod, "shop", "caller-2"));
+    mesh.compiler.changes();
+    assert_eq!(mesh.compiler.callers(), [Change::RemoveAddress("Kubernetes//Pod/shop/caller-2".into())]);
+    mesh.apply(route(json!({"sourceNamespace": "shop"})));
+    mesh.compiler.changes();
+    assert_eq!(mesh.compiler.callers(), [Change::RemoveAddress("Kubernetes//Pod/shop/caller-1".into())], "nobody asks any more");
 }
 
 #[test]

@@ -66,6 +66,7 @@ impl Proxy {
             metadata: Default::default(),
             headers: Vec::new(),
             counters: counters.clone(),
+            callers: None,
         };
         let token = tropisd.token("istio-system", "ztunnel-a", "ztunnel", "a");
         let endpoint = ControlEndpoint {

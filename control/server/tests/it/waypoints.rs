@@ -1,11 +1,17 @@
 //! A waypoint of a real tropisd: what is made for it, what its pod is told and nobody else is, when it comes into use.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tonic::service::interceptor::InterceptedService;
-use tropis_model::view::{Change, View};
+use tropis_model::{
+    view::{Change, View},
+    workload::Workload,
+};
 use tropis_tls::control::{self, ControlEndpoint, Credentials, RootSource, TokenSource};
 use tropis_xds::{
     ResourceType,
@@ -50,10 +56,18 @@ fn follow_node(tropisd: &Tropisd) -> Followed {
     follow_as(tropisd, ("ztunnel", NODE_PROXY_TYPES), ("istio-system", "ztunnel-a", "ztunnel"))
 }
 
-fn follow_as(
+/// Addresses that are asked for besides.
+type Asked = watch::Receiver<BTreeSet<Arc<str>>>;
+
+fn follow_as(tropisd: &Tropisd, kind: (&'static str, &'static [ResourceType]), pod: (&str, &str, &str)) -> Followed {
+    follow_asking(tropisd, kind, pod, None)
+}
+
+fn follow_asking(
     tropisd: &Tropisd,
     (role, types): (&'static str, &'static [ResourceType]),
     (namespace, pod, account): (&str, &str, &str),
+    callers: Option<Asked>,
 ) -> Followed {
     let view: Arc<Mutex<View>> = Arc::default();
     let (sender, status) = watch::channel(Status::default());
@@ -68,6 +82,7 @@ fn follow_as(
         metadata: Default::default(),
         headers: Vec::new(),
         counters: Default::default(),
+        callers,
     };
     let endpoint = ControlEndpoint {
         address: tropisd.addresses[0].to_string(),
@@ -139,6 +154,36 @@ async fn a_waypoint_is_deployed_configured_and_used_once_it_acknowledged() {
     assert!(view.workloads().all(|workload| &*workload.namespace == "shop"), "nothing of the rest of the mesh");
     assert_eq!(view.policies().len(), 0, "no policy of layer 4");
     assert_eq!(view.waypoint("shop/gw").map(|own| own.service.to_string()).as_deref(), Some("shop/gw.shop.svc.cluster.local"));
+}
+
+#[tokio::test]
+async fn a_waypoint_is_told_who_calls_when_it_asks_with_the_labels_that_its_routes_ask_for() {
+    let tropisd = Tropisd::start(&[]);
+    tropisd.ready().await;
+    tropisd.apply("objects/gateway.yaml", GATEWAY);
+    tropisd.apply("cluster/shop-gw-1.yaml", &waypoint_pod("gw", "gw-1", "gw-1").to_string());
+    let own = tropisd.token("shop", "gw-1", "gw", "a");
+    tropisd.until("a certificate", async || tropisd.certify(Some(&own), Ask::default()).await.ok()).await;
+    let (asks, asked) = watch::channel(BTreeSet::new());
+    let kind = ("waypoint", WAYPOINT_TYPES);
+    let (view, mut status, _stop) = follow_asking(&tropisd, kind, ("shop", "gw-1", "gw"), Some(asked));
+    tokio::time::timeout(std::time::Duration::from_secs(20), status.wait_for(Status::synced)).await.unwrap().unwrap();
+    let named = |name: &str| -> Option<Arc<Workload>> {
+        let view = view.lock().unwrap();
+        view.workloads().find(|workload| &*workload.name == name).cloned()
+    };
+    assert!(named("cart").is_some() && named("web").is_none() && named("old").is_none(), "its endpoints and nobody else");
+
+    asks.send_modify(|asked| _ = asked.insert("/10.244.2.2".into()));
+    let web = tropisd.until("the caller", async || named("web")).await;
+    assert_eq!((web.identity.to_string().as_str(), web.labels.len()), ("spiffe://cluster.local/ns/shop/sa/web", 0));
+    assert!(named("old").is_none());
+    tropisd.apply("objects/route.yaml", &ROUTE.replace("http: [{", "http: [{match: [{sourceLabels: {app: web}}], "));
+    let labelled = async || named("web").filter(|web| web.labels == [("app".into(), "web".into())].into());
+    tropisd.until("the label that a route asks for", labelled).await;
+    assert!(named("old").is_none(), "a route that asks for labels brings nobody else");
+    tropisd.delete("cluster/shop-web.yaml");
+    tropisd.until("that it is gone", async || named("web").is_none().then_some(())).await;
 }
 
 const ROUTED: &str = "

@@ -4,7 +4,6 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    identity::Identity,
     policy::{Action, PolicyScope},
     service::ServiceAddress,
 };
@@ -73,6 +72,18 @@ fn a_reused_address_belongs_to_the_mesh_member() {
     assert_eq!(&*view.workload_at("", "10.0.0.1".parse().unwrap()).unwrap().name, "new");
     let view = view.apply([Change::RemoveAddress("c//Pod/a/new".into())]);
     assert_eq!(&*view.workload_at("", "10.0.0.1".parse().unwrap()).unwrap().name, "old");
+}
+
+#[test]
+fn who_calls_from_a_reused_address_is_who_the_caller_proves_to_be() {
+    let (old, mut new) = (pod("a", "old", "fd00::1"), pod("b", "new", "fd00::1"));
+    new.tunnel_protocol = TunnelProtocol::Hbone;
+    let view = View::default().apply([&old, &new].map(|workload| Change::Workload(Arc::new(workload.clone()))));
+    let at = |namespace: &str| {
+        let identity = Identity::new("cluster.local", namespace, "default");
+        view.caller_at("", "fd00::1".parse().unwrap(), &identity).map(|found| found.name.to_string())
+    };
+    assert_eq!((at("a").as_deref(), at("b").as_deref(), at("c")), (Some("old"), Some("new"), None));
 }
 
 #[test]

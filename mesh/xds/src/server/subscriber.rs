@@ -13,11 +13,12 @@ use tropis_proto::xds::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource}
 
 use super::{
     clients::SubscriptionState,
+    named::Named,
     table::{Audience, Entries, Entry, Snapshot},
 };
 use crate::ResourceType;
 
-const WILDCARD: &str = "*";
+pub(super) const WILDCARD: &str = "*";
 
 /// Longer reasons why a client refused something are cut: they are kept, logged and told in statuses.
 const MAX_REFUSAL_BYTES: usize = 16 << 10;
@@ -30,10 +31,12 @@ pub(super) fn shortened(reason: &str) -> &str {
 /// A request that cannot be served; the stream ends with it.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub(super) enum BadRequest {
-    // Served by need a client would also want the workloads of its node and the endpoints of services that it names: an index of
-    // addresses, nodes and services beside the table, and a table for each such client.
-    #[error("only wildcard subscriptions are served, not one to {0:?}; unset XDS_ON_DEMAND")]
+    // Served by need alone a node proxy would also want the workloads of its node and the endpoints of services that it names: an index
+    // of addresses, nodes and services beside the table, and a table for each such client.
+    #[error("only wildcard subscriptions are served, with addresses besides to waypoints, not one to {0:?}; unset XDS_ON_DEMAND")]
     Named(String),
+    #[error("more than {limit} addresses are asked for, or one that is longer than {bytes} bytes")]
+    TooMany { limit: usize, bytes: usize },
 }
 
 /// A client's subscriptions.
@@ -52,6 +55,8 @@ struct Subscription {
     has: Entries,
     /// The first response is due even if it is empty: the client waits for it to become ready.
     owes_first: bool,
+    /// What it asks for besides; `None` where there is no such thing.
+    named: Option<Named>,
     in_flight: Option<InFlight>,
     state: SubscriptionState,
 }
@@ -89,7 +94,9 @@ const WAYPOINT_STEPS: &[Step] = &[
 impl Subscriber {
     /// A client that asked for nothing yet.
     pub(super) fn new(audience: Audience) -> Self {
-        let subscriptions = audience.types().iter().map(|served| (*served, Subscription::default())).collect();
+        let takes_names = |served| matches!(audience, Audience::Waypoint(_)) && served == ResourceType::Address;
+        let subscription = |served| Subscription { named: takes_names(served).then(Named::default), ..Subscription::default() };
+        let subscriptions = audience.types().iter().map(|served| (*served, subscription(*served))).collect();
         Self { audience, subscriptions, nonces: 0 }
     }
 
@@ -115,8 +122,15 @@ impl Subscriber {
     pub(super) fn next(&mut self, snapshot: &Snapshot, patient_enough: bool) -> Option<DeltaDiscoveryResponse> {
         let table = snapshot.table(&self.audience)?;
         let everything_asked = self.subscriptions.values().all(|subscription| subscription.state.subscribed);
+        let mut tables = BTreeMap::new();
         for (served, subscription) in &mut self.subscriptions {
-            subscription.begin(&table.entries(*served), *served);
+            let own = table.entries(*served);
+            let all = match &mut subscription.named {
+                Some(named) => named.complete(own, snapshot),
+                None => own,
+            };
+            subscription.begin(&all, *served);
+            tables.insert(*served, all);
         }
         self.nonces += 1;
         let steps = match self.audience {
@@ -124,17 +138,16 @@ impl Subscriber {
             Audience::Waypoint(_) => WAYPOINT_STEPS,
         };
         for Step(r#type, part) in steps {
-            let Some(subscription) = self.subscriptions.get_mut(r#type) else { continue };
-            let entries = table.entries(*r#type);
-            if subscription.pending(&entries, *part) {
+            let (Some(subscription), Some(entries)) = (self.subscriptions.get_mut(r#type), tables.get(r#type)) else { continue };
+            if subscription.pending(entries, *part) {
                 if *part == Part::Removals && !everything_asked && !patient_enough {
                     return None;
                 }
                 let nonce = format!("{}/{}", snapshot.version(), self.nonces);
-                return subscription.respond(*r#type, &entries, *part, snapshot, nonce);
+                return subscription.respond(*r#type, entries, *part, snapshot, nonce);
             }
             if *part != Part::Updates {
-                subscription.settle(&entries, snapshot.generation);
+                subscription.settle(entries, snapshot.generation);
             }
         }
         None
@@ -143,12 +156,17 @@ impl Subscriber {
 
 impl Subscription {
     fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), BadRequest> {
-        if let Some(name) = request.resource_names_subscribe.iter().find(|name| *name != WILDCARD) {
+        let names = &request.resource_names_subscribe;
+        let everything_too = self.state.subscribed || names.iter().any(|name| name == WILDCARD);
+        if let Some(name) = names.iter().find(|name| *name != WILDCARD && !(self.named.is_some() && everything_too)) {
             return Err(BadRequest::Named(name.clone()));
         }
         if request.resource_names_unsubscribe.iter().any(|name| name == WILDCARD) {
-            *self = Self::default();
+            *self = Self { named: self.named.take().map(|_| Named::default()), ..Self::default() };
             return Ok(());
+        }
+        if let Some(named) = &mut self.named {
+            named.request(&request)?;
         }
         if !self.state.subscribed {
             self.state.subscribed = true;
@@ -207,7 +225,8 @@ impl Subscription {
     }
 
     fn pending(&self, table: &Entries, part: Part) -> bool {
-        self.state.subscribed && ((self.owes_first && part != Part::Removals) || self.has.diff(table).any(|item| wanted(&item, part)))
+        let owes = self.owes_first || self.named.as_ref().is_some_and(Named::has_absent);
+        self.state.subscribed && ((owes && part != Part::Removals) || self.has.diff(table).any(|item| wanted(&item, part)))
     }
 
     /// `None` if another response has to be acknowledged first.
@@ -231,7 +250,8 @@ impl Subscription {
         }
         let resources: Vec<Resource> = updated.iter().map(|(_, entry)| Resource::clone(&entry.resource)).collect();
         let names = updated.iter().map(|(name, _)| name).chain(&removed).cloned().collect();
-        let removed_resources = removed.iter().map(|name| name.to_string()).collect();
+        let absent = self.named.as_mut().filter(|_| part != Part::Removals).map(Named::take_absent).unwrap_or_default();
+        let removed_resources = removed.iter().chain(&absent).map(|name| name.to_string()).collect();
         for (name, entry) in updated {
             self.has.insert(name, entry);
         }

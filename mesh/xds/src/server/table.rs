@@ -1,14 +1,15 @@
 //! The table of resources, as snapshots that share what did not change.
 //!
 //! Each audience has a table of its own: the node proxies share one, a waypoint has what concerns it. All of them change in one step
-//! and under one generation, so that "everything up to this generation is in force" means the same for every client.
+//! and under one generation, so that "everything up to this generation is in force" means the same for every client. Who calls a waypoint
+//! from outside of its table is found by address among what the node proxies are told ([`Snapshot::callers`]).
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use imbl::{HashMap, OrdMap};
+use imbl::{HashMap, OrdMap, OrdSet};
 use prost_types::Any;
 use tokio::sync::watch;
-use tropis_model::{policy::PolicyScope, view::Change};
+use tropis_model::{address::NetworkAddress, policy::PolicyScope, view::Change, workload::NetworkMode};
 use tropis_proto::xds::Resource;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -66,7 +67,14 @@ pub struct Snapshot {
     pub generation: u64,
     pub(super) version: Arc<str>,
     tables: HashMap<Audience, Table>,
+    /// The workloads of the node proxies' table by `network/address`.
+    workloads_at: HashMap<Arc<str>, OrdSet<Arc<str>>>,
+    /// Workloads of which waypoints are told more than node proxies are, when they are called by them.
+    callers: Table,
 }
+
+/// Workloads that are told for one address: two while an address is given on, more only while something is wrong.
+const CALLERS_AT: usize = 8;
 
 /// One audience's resources. Cloning is cheap.
 #[derive(Debug, Clone, Default)]
@@ -75,6 +83,11 @@ pub(super) struct Table(BTreeMap<ResourceType, Entries>);
 impl Table {
     pub(super) fn entries(&self, r#type: ResourceType) -> Entries {
         self.0.get(&r#type).cloned().unwrap_or_default()
+    }
+
+    /// A workload or a service.
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.0.get(&ResourceType::Address)?.get(name)
     }
 }
 
@@ -93,6 +106,34 @@ impl Snapshot {
     /// The audiences that have a table.
     pub fn audiences(&self) -> impl Iterator<Item = &Audience> {
         self.tables.keys()
+    }
+
+    /// The workloads that have an address (`network/address`), as a waypoint is told those that call it.
+    pub(super) fn callers<'a>(&'a self, address: &str) -> impl Iterator<Item = (&'a Arc<str>, &'a Entry)> {
+        let everybody = self.tables.get(&Audience::NodeProxies);
+        let names = self.workloads_at.get(address).into_iter().flatten().take(CALLERS_AT);
+        names.filter_map(move |name| Some((name, self.callers.entry(name).or_else(|| everybody?.entry(name))?)))
+    }
+
+    /// Files a workload of the node proxies by the addresses that are its own.
+    fn file(&mut self, before: Option<&Entry>, change: &Change) {
+        let forgotten = before.iter().flat_map(|entry| entry.resource.aliases.iter().map(|alias| (alias, &entry.resource.name)));
+        for (alias, name) in forgotten {
+            if let Some(names) = self.workloads_at.get_mut(alias.as_str()) {
+                names.remove(name.as_str());
+                if names.is_empty() {
+                    self.workloads_at.remove(alias.as_str());
+                }
+            }
+        }
+        let Change::Workload(workload) = change else { return };
+        if workload.network_mode == NetworkMode::HostNetwork {
+            return;
+        }
+        for address in &workload.addresses {
+            let at = NetworkAddress { network: workload.network.clone(), address: *address };
+            self.workloads_at.entry(at.to_string().into()).or_default().insert(workload.uid.0.clone());
+        }
     }
 
     /// `None` for an audience that was told nothing yet: it waits.
@@ -164,9 +205,22 @@ impl Step<'_> {
             self.next.tables.insert(audience.clone(), Table::default());
             self.opened = true;
         }
-        let Some(table) = self.next.tables.get_mut(audience) else { return };
         for change in changes {
-            self.changed += usize::from(table.apply(change));
+            let Some(table) = self.next.tables.get_mut(audience) else { return };
+            let before = addressed(change).and_then(|name| table.entry(name)).cloned();
+            let is_different = table.apply(change);
+            if is_different && *audience == Audience::NodeProxies {
+                self.next.file(before.as_ref(), change);
+            }
+            self.changed += usize::from(is_different);
+        }
+    }
+
+    /// Workloads of the node proxies' table as waypoints are told them that are called by them, where that is more than the node proxies
+    /// are told; removed: it is no more than that.
+    pub fn callers<'a>(&mut self, changes: impl IntoIterator<Item = &'a Change>) {
+        for change in changes {
+            self.changed += usize::from(self.next.callers.apply(change));
         }
     }
 
@@ -186,6 +240,15 @@ impl Step<'_> {
         let generation = next.generation;
         resources.snapshots.send_replace(Some(Arc::new(next)));
         Published { generation, changed }
+    }
+}
+
+/// The name of the workload or service that a change is about.
+fn addressed(change: &Change) -> Option<&str> {
+    match change {
+        Change::Workload(workload) => Some(&workload.uid.0),
+        Change::RemoveAddress(name) => Some(name),
+        _ => None,
     }
 }
 
@@ -273,5 +336,38 @@ mod tests {
         assert_eq!(step.publish(), Published { generation: 3, changed: 1 });
         assert_eq!(table.snapshot().unwrap().audiences().collect::<Vec<_>>(), [&Audience::NodeProxies]);
         assert_eq!(table.step().publish(), Published { generation: 3, changed: 0 });
+    }
+
+    #[test]
+    fn a_caller_is_found_by_the_addresses_that_it_has_now() {
+        let table = Resources::new("i");
+        let pod = |name: &str, addresses: &[&str]| {
+            let mut workload = Workload::new(format!("k//Pod/ns/{name}"), name, Identity::new("cluster.local", "ns", "sa"));
+            workload.network = "n".into();
+            workload.addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
+            workload
+        };
+        let at = |address: &str| -> Vec<String> {
+            let snapshot = table.snapshot().unwrap();
+            snapshot.callers(address).map(|(name, _)| name.to_string()).collect()
+        };
+        let host = Workload { network_mode: NetworkMode::HostNetwork, ..pod("node", &["10.0.0.1"]) };
+        table.publish(&[Change::Workload(Arc::new(pod("a", &["10.0.0.1", "fd00::1"]))), Change::Workload(Arc::new(host))]);
+        assert_eq!([at("n/10.0.0.1"), at("n/fd00::1"), at("/10.0.0.1")], [vec!["k//Pod/ns/a"], vec!["k//Pod/ns/a"], vec![]]);
+        table.publish(&[Change::Workload(Arc::new(pod("a", &["10.0.0.2"]))), Change::Workload(Arc::new(pod("b", &["10.0.0.2"])))]);
+        assert_eq!((at("n/10.0.0.1").len(), at("n/10.0.0.2").len()), (0, 2));
+
+        // Labels that only waypoints are told are another version of it, and it is gone whether it has them or not.
+        let version = || table.snapshot().unwrap().callers("n/10.0.0.2").next().unwrap().1.resource.version.clone();
+        let plain = version();
+        let labelled = Workload { labels: [("app".into(), "a".into())].into(), ..pod("a", &["10.0.0.2"]) };
+        let mut step = table.step();
+        step.callers(&[Change::Workload(Arc::new(labelled))]);
+        assert_eq!(step.publish().changed, 1);
+        assert_ne!(version(), plain);
+        table.publish(&[Change::RemoveAddress("k//Pod/ns/a".into())]);
+        assert_eq!(at("n/10.0.0.2"), ["k//Pod/ns/b"]);
+        table.publish(&[Change::RemoveAddress("k//Pod/ns/b".into())]);
+        assert!(at("n/10.0.0.2").is_empty() && table.snapshot().unwrap().workloads_at.is_empty());
     }
 }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{
         Arc, Mutex,
@@ -111,6 +111,17 @@ impl Proxy {
     }
 
     fn start_as(role: &'static str, types: &'static [ResourceType], address: SocketAddr, namespace: &str) -> Self {
+        Self::start_asking(role, types, address, namespace, None)
+    }
+
+    /// One that asks for addresses besides.
+    fn start_asking(
+        role: &'static str,
+        types: &'static [ResourceType],
+        address: SocketAddr,
+        namespace: &str,
+        callers: Option<watch::Receiver<BTreeSet<Arc<str>>>>,
+    ) -> Self {
         let (view, told): (Arc<Mutex<View>>, Arc<Mutex<Vec<Change>>>) = Default::default();
         let (sender, status) = watch::channel(Status::default());
         let (counters, stop) = (Arc::new(Counters::default()), CancellationToken::new());
@@ -125,6 +136,7 @@ impl Proxy {
             metadata: BTreeMap::new(),
             headers: vec![("x-test".into(), "1".into())],
             counters: counters.clone(),
+            callers,
         };
         let connect = move || async move {
             let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
@@ -436,4 +448,70 @@ async fn a_waypoint_that_comes_back_is_told_only_what_differs() {
     control.live().await;
     let told = proxy.told.lock().unwrap().clone();
     assert_eq!(told, [pod("b"), host("new", 0), Change::RemoveHost(hostname("old"))]);
+}
+
+/// Waits until `what` holds for what the proxy was told.
+async fn told(proxy: &Proxy, what: impl Fn(&[Change]) -> bool) {
+    let waits = async {
+        while !what(&proxy.told.lock().unwrap()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, waits).await.unwrap_or_else(|_| panic!("{:?}", proxy.told.lock().unwrap()));
+}
+
+#[tokio::test]
+async fn a_waypoint_asks_for_callers_by_address_and_asks_again_on_the_next_stream() {
+    for loopback in ["127.0.0.1:0", "[::1]:0"] {
+        let audience = Audience::Waypoint("shop/waypoint".into());
+        let Change::Workload(plain) = pod("caller") else { unreachable!() };
+        let addresses = ["10.0.0.1", "fd00::1"].map(|address| address.parse().unwrap()).into();
+        let caller = Change::Workload(Arc::new(Workload { addresses, ..Workload::clone(&plain) }));
+        let table = |instance: &'static str, nodes: &[Change]| {
+            let resources = Resources::new(instance);
+            let mut step = resources.step();
+            step.apply(&Audience::NodeProxies, nodes);
+            step.apply(&audience, &[pod("own"), waypoint()]);
+            step.publish();
+            resources
+        };
+        let first = table("first", &[caller.clone(), pod("own"), pod("stranger")]);
+        let control = Control::start_for(audience.clone(), loopback.parse().unwrap(), first).await;
+        let (asks, asked) = watch::channel(BTreeSet::new());
+        let mut proxy = Proxy::start_asking("waypoint", WAYPOINT_TYPES, control.address, "istio-system", Some(asked));
+        proxy.until(Status::synced).await;
+        assert_eq!(proxy.workloads(), ["own"]);
+        proxy.forget_told();
+
+        let name = |address: &str| -> Arc<str> { format!("/{address}").into() };
+        asks.send_modify(|asked| asked.extend(["10.0.0.1", "fd00::1", "fd00::9"].map(name)));
+        let nobody = Change::RemoveAddress(name("fd00::9"));
+        told(&proxy, |told| told.contains(&caller) && told.contains(&nobody)).await;
+        assert_eq!(proxy.forget_told(), 2, "one of them is told, though it was asked for by two addresses, and nobody else");
+        let (view, ipv6) = (proxy.view.lock().unwrap().clone(), "fd00::1".parse().unwrap());
+        assert_eq!(view.workload_at("", ipv6).map(|found| found.name.to_string()).as_deref(), Some("caller"));
+        control.live().await;
+
+        // Another control plane: what is held is not told again, what has changed is, and nobody asked anew.
+        let address = control.stop().await;
+        let control = Control::start_for(audience.clone(), address, table("second", &[caller.clone(), pod("own")])).await;
+        told(&proxy, |told| told.contains(&nobody)).await;
+        control.live().await;
+        assert_eq!((proxy.forget_told(), proxy.workloads()), (1, vec!["caller".to_owned(), "own".to_owned()]));
+
+        asks.send_modify(BTreeSet::clear);
+        told(&proxy, |told| told == [Change::RemoveAddress("k//Pod/ns/caller".into())]).await;
+        assert_eq!(proxy.workloads(), ["own"]);
+        control.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_proxy_that_asks_by_address_is_sent_away() {
+    let control = Control::start(loopback(), Resources::new("i")).await;
+    control.resources.publish(&[pod("a")]);
+    let (_asks, asked) = watch::channel(BTreeSet::from([Arc::from("/10.0.0.1")]));
+    let mut proxy = Proxy::start_asking("ztunnel", NODE_PROXY_TYPES, control.address, "istio-system", Some(asked));
+    let status = proxy.until(|status| status.failure.is_some()).await;
+    assert!(!status.synced() && proxy.workloads().is_empty(), "{status:?}");
 }

@@ -75,7 +75,7 @@ fn worker() -> Rc<Worker> {
 
 fn entry(worker: &Rc<Worker>, addressed: Addressed) -> Entry {
     let identity = Some(Identity::new("cluster.local", "shop", "caller"));
-    Entry::new(worker.clone(), &worker.shared.view.load(), identity, ([10, 0, 0, 1], 4711).into(), addressed)
+    Entry::new(worker.clone(), identity, ([10, 0, 0, 1], 4711).into(), addressed)
 }
 
 /// Counts how often it is woken.

@@ -98,6 +98,7 @@ fn copied(tries: &Tries<'_>, pool: Arc<Pool>, body: RequestBody, place: Place) -
 
 impl Copied {
     async fn run(self) {
+        let caller = self.entry.caller(&self.view);
         let facts = RequestFacts {
             method: &self.method,
             scheme: &self.scheme,
@@ -106,7 +107,7 @@ impl Copied {
             query: self.query.as_deref(),
             headers: &self.headers,
             port: self.port,
-            caller: &self.entry.caller,
+            caller: &caller,
             remote_address: None,
             destination: self.destination,
             server_name: None,

@@ -334,12 +334,126 @@ fn acknowledgements_tell_how_far_the_client_is() {
     assert_eq!(acknowledged(&talk), [2, 2]);
 }
 
+/// A pod with an address.
+fn pod_at(name: &str, address: &str) -> Change {
+    let Change::Workload(workload) = pod(name, "1") else { unreachable!() };
+    Change::Workload(Arc::new(Workload { addresses: vec![address.parse().unwrap()], ..Workload::clone(&workload) }))
+}
+
+impl Talk {
+    fn ask(&mut self, more: &[&str], less: &[&str]) {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let request = DeltaDiscoveryRequest {
+            type_url: ADDRESS_TYPE.into(),
+            resource_names_subscribe: owned(more),
+            resource_names_unsubscribe: owned(less),
+            ..Default::default()
+        };
+        self.subscriber.request(request).unwrap();
+    }
+}
+
+#[test]
+fn a_waypoint_is_told_of_callers_for_as_long_as_it_asks_for_them() {
+    let mut talk = Talk::waypoint(&[pod("a", "1"), own()]);
+    for type_url in [ADDRESS_TYPE, WAYPOINT_TYPE, HOST_TYPE] {
+        talk.subscribe(type_url, &[]);
+    }
+    talk.table.publish(&[pod_at("caller", "10.0.0.1"), pod_at("other", "fd00::2")]);
+    assert_eq!(talk.drain(), ["addresses: +a", "waypoints: +waypoint", "hosts:"], "nobody is told unasked");
+    talk.ask(&["/10.0.0.1"], &[]);
+    assert_eq!(talk.drain(), ["addresses: +caller"]);
+    talk.ask(&["/10.0.0.1", "/fd00::2"], &[]);
+    assert_eq!(talk.drain(), ["addresses: +other"]);
+    talk.table.publish(&[pod_at("other", "fd00::3"), pod("third", "1")]);
+    assert_eq!(talk.drain(), ["addresses: -other"], "it is not at that address any more");
+    talk.ask(&[], &["/10.0.0.1", "/fd00::2"]);
+    assert_eq!(talk.drain(), ["addresses: -caller"]);
+    let generation = talk.table.snapshot().unwrap().generation;
+    assert!(talk.subscriber.state().all(|(_, state)| state.acknowledged == generation));
+}
+
+#[test]
+fn an_address_that_nobody_has_is_told_as_removed_once_and_told_when_somebody_gets_it() {
+    let mut talk = Talk::waypoint(&[own()]);
+    for type_url in [ADDRESS_TYPE, WAYPOINT_TYPE, HOST_TYPE] {
+        talk.subscribe(type_url, &[]);
+    }
+    talk.drain();
+    talk.ask(&["/10.0.0.1"], &[]);
+    assert_eq!(talk.drain(), ["addresses: -10.0.0.1"]);
+    talk.tell(&[host("web")]);
+    assert_eq!(talk.drain(), ["hosts: +web"], "it is said once");
+    talk.table.publish(&[pod_at("late", "10.0.0.1")]);
+    assert_eq!(talk.drain(), ["addresses: +late"]);
+}
+
+#[test]
+fn what_stands_in_a_waypoints_own_table_counts_for_a_caller_too() {
+    let labelled = |change: Change, label: &str| {
+        let Change::Workload(workload) = change else { unreachable!() };
+        Change::Workload(Arc::new(Workload { labels: [(label.into(), "x".into())].into(), ..Workload::clone(&workload) }))
+    };
+    let own_labels = labelled(pod_at("a", "10.0.0.1"), "own");
+    let mut talk = Talk::waypoint(&[own_labels, own()]);
+    let mut step = talk.table.step();
+    step.apply(&Audience::NodeProxies, &[pod_at("a", "10.0.0.1"), pod_at("b", "10.0.0.2")]);
+    step.callers(&[labelled(pod_at("a", "10.0.0.1"), "asked"), labelled(pod_at("b", "10.0.0.2"), "asked")]);
+    step.publish();
+    for type_url in [ADDRESS_TYPE, WAYPOINT_TYPE, HOST_TYPE] {
+        talk.subscribe(type_url, &[]);
+    }
+    talk.drain();
+    talk.ask(&["/10.0.0.1"], &[]);
+    assert_eq!(talk.drain(), [""; 0], "it has it");
+    talk.tell(&[gone("a")]);
+    assert_eq!(talk.drain(), ["addresses: +a"], "now it is a caller and nothing else");
+    talk.ask(&["/10.0.0.2"], &[]);
+    let response = talk.next().unwrap();
+    assert_eq!(summary(&response), "addresses: +b");
+    let sent = crate::convert::decode(ResourceType::Address, &response.resources[0], &mut Default::default()).unwrap();
+    assert_eq!(sent, labelled(pod_at("b", "10.0.0.2"), "asked"), "with the labels that routes ask callers for");
+}
+
+#[test]
+fn a_waypoint_that_comes_back_with_its_callers_is_told_only_what_differs() {
+    let mut talk = Talk::waypoint(&[own()]);
+    talk.table.publish(&[pod_at("caller", "10.0.0.1")]);
+    let snapshot = talk.table.snapshot().unwrap();
+    let version = snapshot.callers("/10.0.0.1").next().unwrap().1.resource.version.clone();
+    let request = DeltaDiscoveryRequest {
+        type_url: ADDRESS_TYPE.into(),
+        resource_names_subscribe: ["*", "/10.0.0.1", "/10.0.0.9"].map(str::to_owned).into(),
+        initial_resource_versions: [("k//Pod/ns/caller".to_owned(), version)].into(),
+        ..Default::default()
+    };
+    talk.subscriber.request(request).unwrap();
+    assert_eq!(talk.drain(), ["addresses: -10.0.0.9"]);
+}
+
+#[test]
+fn a_client_cannot_ask_for_more_addresses_than_there_is_room_for() {
+    let mut talk = Talk::waypoint(&[own()]);
+    talk.subscribe(ADDRESS_TYPE, &[]);
+    let ask = |talk: &mut Talk, names: Vec<String>| {
+        let request = DeltaDiscoveryRequest { type_url: ADDRESS_TYPE.into(), resource_names_subscribe: names, ..Default::default() };
+        talk.subscriber.request(request)
+    };
+    assert_eq!(ask(&mut talk, (0..4096).map(|number| format!("/fd00::{number:x}")).collect()), Ok(()));
+    assert!(matches!(ask(&mut talk, vec!["/fd00::ffff:1".into()]), Err(BadRequest::TooMany { .. })));
+    let mut talk = Talk::waypoint(&[own()]);
+    talk.subscribe(ADDRESS_TYPE, &[]);
+    assert!(matches!(ask(&mut talk, vec!["x".repeat(1000)]), Err(BadRequest::TooMany { .. })));
+}
+
 #[test]
 fn named_subscriptions_are_refused_and_a_wildcard_can_be_left() {
     let mut talk = Talk::new(&[pod("a", "1")]);
     let named =
         DeltaDiscoveryRequest { type_url: ADDRESS_TYPE.into(), resource_names_subscribe: vec!["/10.0.0.1".into()], ..Default::default() };
-    assert_eq!(talk.subscriber.request(named), Err(BadRequest::Named("/10.0.0.1".into())));
+    assert_eq!(talk.subscriber.request(named.clone()), Err(BadRequest::Named("/10.0.0.1".into())));
+    let mut waypoints = Talk::waypoint(&[own()]);
+    assert_eq!(waypoints.subscriber.request(named), Err(BadRequest::Named("/10.0.0.1".into())), "alone, nor by a waypoint");
     talk.subscribe(ADDRESS_TYPE, &[]);
     talk.drain();
     let leave = DeltaDiscoveryRequest { type_url: ADDRESS_TYPE.into(), resource_names_unsubscribe: vec!["*".into()], ..Default::default() };
