@@ -89,7 +89,7 @@ impl Side {
 }
 
 macro_rules! reasons {
-    ($($variant:ident $word:literal $flags:literal $meaning:literal)*) => {
+    ($($variant:ident $word:literal $flags:literal $at_waypoint:tt $meaning:literal)*) => {
         /// Why a connection ended, or was refused.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Reason { $(#[doc = $meaning] $variant,)* }
@@ -108,45 +108,51 @@ macro_rules! reasons {
                 match self { $(Self::$variant => $meaning,)* }
             }
 
-            /// Istio's `response_flags` for it; `-` for none.
+            /// The `response_flags` of Istio's node proxy for it; `-` for none, and where only waypoints have it.
             pub const fn response_flags(self) -> &'static str {
                 match self { $(Self::$variant => $flags,)* }
+            }
+
+            /// The flags of Envoy that a waypoint may report with it, one of them or several, `-` for none; empty where only node proxies
+            /// have it.
+            pub const fn waypoint_flags(self) -> &'static [&'static str] {
+                match self { $(Self::$variant => &$at_waypoint,)* }
             }
         }
     };
 }
 
 reasons! {
-    Completed "completed" "-" "Both directions ended as the applications wished."
-    LimitReached "limit_reached" "CONNECT" "A limit on connections, streams or requests was reached."
-    NoOriginalDestination "no_original_destination" "CONNECT" "The connection was not captured: somebody dialled the listener itself."
-    LoopDetected "loop_detected" "CONNECT" "The connection would come back to the proxy's own port."
-    WorkloadUnknown "workload_unknown" "CONNECT" "The control plane has not told this proxy about the pod."
-    PeerUntrusted "peer_untrusted" "TLS_FAILURE" "The peer's certificate does not prove an identity of this trust domain, or not the expected one."
-    CertificateUnavailable "certificate_unavailable" "IDENTITY_ERROR" "No certificate could be had for the workload."
-    BadRequest "bad_request" "CONNECT" "The tunnel request is malformed or names a destination that is not here."
-    NoEndpoint "no_endpoint" "CONNECT" "The service has no endpoint that may be used."
-    NoWaypoint "no_waypoint" "CONNECT" "A waypoint is required and cannot be reached; traffic never goes around it."
-    NoGateway "no_gateway" "CONNECT" "The destination is on another network, and no gateway to it is known or it takes a tunnel in a tunnel, which the node proxy does not open."
-    PolicyDenied "policy_denied" "DENY" "An authorization policy denied it, or none of the ALLOW policies allowed it."
-    PolicyMissing "policy_missing" "DENY" "A policy that applies has not arrived yet; doubt denies."
-    ConnectRefused "connect_refused" "CONNECT" "The upstream refused the connection."
-    ConnectTimeout "connect_timeout" "CONNECT" "The upstream did not answer in time."
-    ConnectFailed "connect_failed" "CONNECT" "The upstream could not be reached."
-    TunnelFailed "tunnel_failed" "H2_HANDSHAKE_FAILURE" "The tunnel to the peer could not be set up, or broke."
-    TunnelTimeout "tunnel_timeout" "NETWORK_POLICY" "Port 15008 of the peer did not answer in time; a NetworkPolicy may block it."
-    TunnelRefused "tunnel_refused" "CONNECT" "The peer answered the tunnel request with something else than 200."
-    TunnelDenied "tunnel_denied" "DENY" "The peer's policy denied the tunnel request (401)."
-    DownstreamReset "downstream_reset" "-" "The downstream reset the connection."
-    UpstreamReset "upstream_reset" "-" "The upstream reset the connection."
-    PermitRevoked "permit_revoked" "DENY" "Policy changed while the connection was open and no longer allows it."
-    NotAttached "not_attached" "NR" "What was asked for is not attached to this waypoint."
-    RouteNotFound "route_not_found" "NR" "No route of the host matches."
-    PoolUnknown "pool_unknown" "NC" "The route names a service or subset that does not exist."
-    RequestTimeout "request_timeout" "UT" "The route's time for a request ran out."
-    FaultInjected "fault_injected" "FI" "The route's fault injection answered."
-    TimeLimit "time_limit" "-" "Nothing was sent for as long as the pool allows, or the connection has lasted as long as it may."
-    Drained "drained" "-" "The proxy or the pod was drained and the time to finish ran out."
+    Completed "completed" "-" ["-"] "Both directions ended as the applications wished."
+    LimitReached "limit_reached" "CONNECT" ["UO"] "A limit on connections, streams or requests was reached."
+    NoOriginalDestination "no_original_destination" "CONNECT" [] "The connection was not captured: somebody dialled the listener itself."
+    LoopDetected "loop_detected" "CONNECT" [] "The connection would come back to the proxy's own port."
+    WorkloadUnknown "workload_unknown" "CONNECT" [] "The control plane has not told this proxy about the pod."
+    PeerUntrusted "peer_untrusted" "TLS_FAILURE" ["UF"] "The peer's certificate does not prove an identity of this trust domain, or not the expected one."
+    CertificateUnavailable "certificate_unavailable" "IDENTITY_ERROR" ["UF"] "No certificate could be had for the workload."
+    BadRequest "bad_request" "CONNECT" ["DPE", "-"] "The tunnel request is malformed or names a destination that is not here."
+    NoEndpoint "no_endpoint" "CONNECT" ["UH"] "The service has no endpoint that may be used."
+    NoWaypoint "no_waypoint" "CONNECT" [] "A waypoint is required and cannot be reached; traffic never goes around it."
+    NoGateway "no_gateway" "CONNECT" [] "The destination is on another network, and no gateway to it is known or it takes a tunnel in a tunnel, which the node proxy does not open."
+    PolicyDenied "policy_denied" "DENY" ["-"] "An authorization policy denied it, or none of the ALLOW policies allowed it."
+    PolicyMissing "policy_missing" "DENY" [] "A policy that applies has not arrived yet; doubt denies."
+    ConnectRefused "connect_refused" "CONNECT" ["UF"] "The upstream refused the connection."
+    ConnectTimeout "connect_timeout" "CONNECT" ["UF"] "The upstream did not answer in time."
+    ConnectFailed "connect_failed" "CONNECT" ["UF"] "The upstream could not be reached."
+    TunnelFailed "tunnel_failed" "H2_HANDSHAKE_FAILURE" ["UF"] "The tunnel to the peer could not be set up, or broke."
+    TunnelTimeout "tunnel_timeout" "NETWORK_POLICY" ["UF"] "Port 15008 of the peer did not answer in time; a NetworkPolicy may block it."
+    TunnelRefused "tunnel_refused" "CONNECT" ["UF"] "The peer answered the tunnel request with something else than 200."
+    TunnelDenied "tunnel_denied" "DENY" ["UF"] "The peer's policy denied the tunnel request (401)."
+    DownstreamReset "downstream_reset" "-" ["DC", "-"] "The downstream reset the connection."
+    UpstreamReset "upstream_reset" "-" ["UR", "UC", "UPE", "-"] "The upstream reset the connection."
+    PermitRevoked "permit_revoked" "DENY" ["-"] "Policy changed while the connection was open and no longer allows it."
+    NotAttached "not_attached" "-" ["NR"] "What was asked for is not attached to this waypoint."
+    RouteNotFound "route_not_found" "-" ["NR"] "No route of the host matches."
+    PoolUnknown "pool_unknown" "-" ["NC"] "The route names a service or subset that does not exist."
+    RequestTimeout "request_timeout" "-" ["UT"] "The route's time for a request ran out."
+    FaultInjected "fault_injected" "-" ["FI"] "The route's fault injection answered."
+    TimeLimit "time_limit" "-" ["-"] "Nothing was sent for as long as the pool allows, or the connection has lasted as long as it may."
+    Drained "drained" "-" ["DC", "-"] "The proxy or the pod was drained and the time to finish ran out."
 }
 
 /// How a connection ended.

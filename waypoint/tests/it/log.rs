@@ -1,4 +1,4 @@
-//! Catches access lines, so that tests can look at them.
+//! Catches access lines, so that tests can look at them. Each line's flags are held to what the reference says of its reason.
 
 use std::{
     fmt,
@@ -12,11 +12,14 @@ use tracing::{
     field::{Field, Visit},
 };
 use tracing_subscriber::{Layer, layer::Context, prelude::*};
+use tropis_model::outcome::Reason;
 
 /// A field that lines do not have: the thread that wrote one.
 pub(crate) const THREAD: &str = "thread";
 
 static LINES: Mutex<Vec<Value>> = Mutex::new(Vec::new());
+/// Those that are no JSON.
+static TEXTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static STARTED: OnceLock<()> = OnceLock::new();
 
 /// Starts catching, once.
@@ -58,13 +61,38 @@ impl<S: Subscriber> Layer<S> for Catch {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let mut line = match event.metadata().target() {
-            tropis_telemetry::logs::VERBATIM_TARGET => serde_json::from_str(&text(&fields.0["message"])).unwrap(),
+            tropis_telemetry::logs::VERBATIM_TARGET => {
+                let message = text(&fields.0["message"]);
+                let Ok(line) = serde_json::from_str(&message) else { return TEXTS.lock().unwrap().push(message) };
+                check_flags(&line);
+                line
+            }
             // Of a connection that was refused or ended for what it is.
             "access" => Value::Object(fields.0),
             _ => return,
         };
         line[THREAD] = std::thread::current().name().into();
         LINES.lock().unwrap().push(line);
+    }
+}
+
+/// The flags of a line are among those that go with its reason (`docs/reference/outcomes.md`).
+fn check_flags(line: &Value) {
+    let reason = Reason::ALL.iter().find(|reason| line["reason"] == reason.word()).unwrap_or_else(|| panic!("{line}"));
+    let flags: Vec<&str> = line["response_flags"].as_str().unwrap().split(',').filter(|flag| !matches!(*flag, "DI" | "URX")).collect();
+    let known = flags.iter().all(|flag| reason.waypoint_flags().contains(flag));
+    assert!(known, "{:?} of {reason}, which has {:?}: {line}", flags, reason.waypoint_flags());
+}
+
+/// Waits for a line of text with `part` in it.
+pub(crate) async fn wait_for_text(part: &str) -> String {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(found) = TEXTS.lock().unwrap().iter().find(|line| line.contains(part)) {
+            return found.clone();
+        }
+        assert!(Instant::now() < deadline, "no line with {part:?} among {:#?}", TEXTS.lock().unwrap());
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
