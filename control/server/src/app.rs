@@ -120,7 +120,7 @@ impl App {
             network: config.network.as_str().into(),
             sidecar_labels: config.sidecar_labels,
             automatic_waypoints: config.automatic_waypoints,
-            ..Settings::default()
+            access_log: config.access_log.clone(),
         }
     }
 

@@ -5,12 +5,15 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use clap::Parser;
 use thiserror::Error;
 use tropis_compile::waypoint::needed::AutomaticWaypoints;
+use tropis_model::waypoint::AccessLogFormat;
 use tropis_telemetry::logs::LogFormat;
 
 /// What Kubernetes writes into tokens of its own clusters.
 const DEFAULT_ISSUER: &str = "https://kubernetes.default.svc";
 /// What Istio's proxies ask tokens for.
 const DEFAULT_AUDIENCE: &str = "istio-ca";
+/// Longest format of an access line, in bytes; Istio's default has 500.
+const MAX_ACCESS_LOG_FORMAT: usize = 16 << 10;
 
 /// The control plane of the mesh: reads objects, serves the proxies' configuration, signs their certificates.
 #[derive(Debug, Parser)]
@@ -72,6 +75,14 @@ pub(crate) struct Arguments {
     /// says otherwise for it.
     #[arg(long, env = "TROPIS_AUTOMATIC_WAYPOINTS", default_value = "ByNeed", value_parser = automatic_waypoints)]
     automatic_waypoints: AutomaticWaypoints,
+    /// How waypoints log requests: JSON (Istio's fields, and ours), TEXT (Istio's default format) or off; as MeshConfig's accessLogEncoding,
+    /// and accessLogFile for whether at all.
+    #[arg(long, env = "TROPIS_ACCESS_LOG", default_value = "JSON", value_parser = access_log)]
+    access_log: AccessLog,
+    /// The format of a line of the access log TEXT instead of Istio's default, with Envoy's operators (%RESPONSE_CODE%); as MeshConfig's
+    /// accessLogFormat.
+    #[arg(long, env = "TROPIS_ACCESS_LOG_FORMAT", default_value = "")]
+    access_log_format: String,
     /// How long what is open through a waypoint has to end, in seconds: for so long any waypoint still serves what has left it, and one that
     /// was made by need runs on after nothing goes through it any more. Waypoints end connections of HTTP/1.1 on which nobody asks anything
     /// five seconds after they have heard of it: with less than 10 some are still open when the waypoint forgets what they address, and a
@@ -102,6 +113,14 @@ pub(crate) struct Arguments {
     log: String,
 }
 
+/// What an access log is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AccessLog {
+    Json,
+    Text,
+    Off,
+}
+
 /// A setting that cannot be used.
 #[derive(Debug, Error)]
 pub(crate) enum InvalidConfig {
@@ -111,6 +130,12 @@ pub(crate) enum InvalidConfig {
     /// The text would not fit into an identity.
     #[error("--trust-domain {0:?} is not a trust domain (lower-case letters, digits, '.', '-', '_')")]
     TrustDomain(String),
+    /// A format for another encoding than text.
+    #[error("--access-log-format is for --access-log TEXT: a template of JSON is not supported, and off has no lines")]
+    AccessLogFormat,
+    /// A format that is more than a line.
+    #[error("--access-log-format has {0} bytes, or a line break before its end; up to {MAX_ACCESS_LOG_FORMAT} bytes on one line are taken")]
+    AccessLogFormatLine(usize),
     /// Nobody could connect.
     #[error("--max-connections 0 would let nobody in")]
     NoConnections,
@@ -146,6 +171,7 @@ pub(crate) struct Config {
     pub(crate) trusted_account: String,
     pub(crate) sidecar_labels: bool,
     pub(crate) automatic_waypoints: AutomaticWaypoints,
+    pub(crate) access_log: Option<AccessLogFormat>,
     pub(crate) waypoint_drain: Duration,
     pub(crate) default_certificate_lifetime: Duration,
     pub(crate) longest_certificate_lifetime: Duration,
@@ -196,6 +222,7 @@ impl Config {
             network: arguments.network,
             sidecar_labels: arguments.sidecar_labels,
             automatic_waypoints: arguments.automatic_waypoints,
+            access_log: access_log_format(arguments.access_log, &arguments.access_log_format)?,
             waypoint_drain: Duration::from_secs(arguments.waypoint_drain),
             default_certificate_lifetime: Duration::from_secs(default),
             longest_certificate_lifetime: Duration::from_secs(longest),
@@ -232,6 +259,30 @@ fn automatic_waypoints(text: &str) -> Result<AutomaticWaypoints, String> {
     }
 }
 
+/// In any case of letters.
+fn access_log(text: &str) -> Result<AccessLog, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "json" => Ok(AccessLog::Json),
+        "text" => Ok(AccessLog::Text),
+        "off" => Ok(AccessLog::Off),
+        _ => Err("JSON, TEXT or off".to_owned()),
+    }
+}
+
+/// How waypoints are to log; a line break at the end of the format is there anyway.
+fn access_log_format(encoding: AccessLog, format: &str) -> Result<Option<AccessLogFormat>, InvalidConfig> {
+    let line = format.trim_end_matches('\n');
+    match encoding {
+        AccessLog::Json | AccessLog::Off if !format.is_empty() => Err(InvalidConfig::AccessLogFormat),
+        AccessLog::Json => Ok(Some(AccessLogFormat::Json)),
+        AccessLog::Off => Ok(None),
+        AccessLog::Text if line.len() > MAX_ACCESS_LOG_FORMAT || line.contains('\n') => {
+            Err(InvalidConfig::AccessLogFormatLine(format.len()))
+        }
+        AccessLog::Text => Ok(Some(AccessLogFormat::Text((!line.is_empty()).then(|| line.into())))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,6 +316,31 @@ mod tests {
         assert_eq!(config(&[]).unwrap().automatic_waypoints, AutomaticWaypoints::ByNeed);
         assert_eq!(config(&["--automatic-waypoints", "off"]).unwrap().automatic_waypoints, AutomaticWaypoints::Off);
         assert!(Arguments::try_parse_from(["tropisd", "--automatic-waypoints", "often"]).is_err());
+    }
+
+    #[test]
+    fn requests_are_logged_as_mesh_config_would_say() {
+        let logged = |more: &[&str]| config(more).map(|config| config.access_log).map_err(|error| error.to_string());
+        let format = "%RESPONSE_CODE% %REQ(:PATH)%";
+        for (more, expected) in [
+            (&[][..], Some(AccessLogFormat::Json)),
+            (&["--access-log", "TEXT"], Some(AccessLogFormat::Text(None))),
+            (
+                &["--access-log", "text", "--access-log-format", "%RESPONSE_CODE% %REQ(:PATH)%\n"],
+                Some(AccessLogFormat::Text(Some(format.into()))),
+            ),
+            (&["--access-log", "off"], None),
+        ] {
+            assert_eq!(logged(more), Ok(expected), "{more:?}");
+        }
+        for encoding in ["JSON", "off"] {
+            let refused = logged(&["--access-log", encoding, "--access-log-format", format]).unwrap_err();
+            assert!(refused.contains("--access-log TEXT"), "{refused}");
+        }
+        for format in ["a\nb".to_owned(), "x".repeat(MAX_ACCESS_LOG_FORMAT + 1)] {
+            assert!(logged(&["--access-log", "TEXT", "--access-log-format", &format]).unwrap_err().contains("--access-log-format"));
+        }
+        assert!(Arguments::try_parse_from(["tropisd", "--access-log", "xml"]).is_err());
     }
 
     #[test]

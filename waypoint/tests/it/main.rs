@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
+mod access_log;
 mod api_actions;
 mod api_connections;
 mod api_guides;

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tonic::service::interceptor::InterceptedService;
 use tropis_model::{
     view::{Change, View},
+    waypoint::AccessLogFormat,
     workload::Workload,
 };
 use tropis_tls::control::{self, ControlEndpoint, Credentials, RootSource, TokenSource};
@@ -154,6 +155,22 @@ async fn a_waypoint_is_deployed_configured_and_used_once_it_acknowledged() {
     assert!(view.workloads().all(|workload| &*workload.namespace == "shop"), "nothing of the rest of the mesh");
     assert_eq!(view.policies().len(), 0, "no policy of layer 4");
     assert_eq!(view.waypoint("shop/gw").map(|own| own.service.to_string()).as_deref(), Some("shop/gw.shop.svc.cluster.local"));
+}
+
+#[tokio::test]
+async fn waypoints_are_told_to_log_as_tropisd_is_set() {
+    let tropisd = Tropisd::start(&["--access-log", "TEXT", "--access-log-format", "%RESPONSE_CODE% %REQ(:PATH)%"]);
+    tropisd.ready().await;
+    tropisd.apply("objects/gateway.yaml", GATEWAY);
+    tropisd.apply("cluster/shop-gw-1.yaml", &waypoint_pod("gw", "gw-1", "gw-1").to_string());
+    let own = tropisd.token("shop", "gw-1", "gw", "a");
+    tropisd.until("a certificate", async || tropisd.certify(Some(&own), Ask::default()).await.ok()).await;
+    let (view, mut status, _stop) = follow(&tropisd, "gw", "gw-1");
+    tokio::time::timeout(std::time::Duration::from_secs(20), status.wait_for(Status::synced)).await.unwrap().unwrap();
+    let told = view.lock().unwrap().waypoint("shop/gw").unwrap().access_log.clone();
+    assert_eq!(told, Some(AccessLogFormat::Text(Some("%RESPONSE_CODE% %REQ(:PATH)%".into()))));
+    let settings = tropisd.debug("/debug/settings").await;
+    assert_eq!(settings["accessLog"], serde_json::json!({"text": "%RESPONSE_CODE% %REQ(:PATH)%"}));
 }
 
 #[tokio::test]
