@@ -158,6 +158,21 @@ impl Compiler {
         std::mem::take(&mut self.told)
     }
 
+    /// The waypoints, as of the last [`Self::changes`].
+    pub fn waypoint_keys(&self) -> impl Iterator<Item = &Key> {
+        self.waypoints.scopes().keys()
+    }
+
+    /// The VirtualServices, DestinationRules and AuthorizationPolicies that what a waypoint is told was made of.
+    pub fn origins(&self, gateway: &Key) -> BTreeSet<ObjectRef> {
+        self.waypoints.scopes().get(gateway).map(|scope| scope.origins(&self.index, gateway)).unwrap_or_default()
+    }
+
+    /// Whether node proxies are told a policy.
+    pub fn node_proxies_obey(&self, policy: &ObjectRef) -> bool {
+        policy.kind == Kind::AuthorizationPolicy && self.authorizations.contains_key(&(policy.namespace.clone(), policy.name.clone()))
+    }
+
     /// The workloads of which a waypoint that they call is told more than node proxies are, as they became different since the last call,
     /// as of the last [`Self::changes`]; one that is removed is still there, without that.
     pub fn callers(&mut self) -> Vec<Change> {

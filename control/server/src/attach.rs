@@ -66,6 +66,11 @@ impl Attach {
         self.acknowledged.contains_key(waypoint)
     }
 
+    /// The generation in which a waypoint was told something last, if every pod of it has acknowledged that.
+    pub(crate) fn in_force(&self, waypoint: &Key) -> Option<u64> {
+        self.told.get(waypoint).copied().filter(|told| self.acknowledged.get(waypoint) == Some(told))
+    }
+
     /// Tells the compiler who acknowledged what, before it compiles. Says whether a waypoint has become live.
     pub(crate) fn acknowledge(&mut self, compiler: &mut Compiler, clients: &Clients, now: Instant) -> bool {
         let mut newly_live = false;

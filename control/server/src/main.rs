@@ -22,6 +22,7 @@ mod deploy;
 mod exits;
 mod graph;
 mod handshakes;
+mod in_force;
 mod metrics;
 mod report;
 mod scope;

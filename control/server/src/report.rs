@@ -21,7 +21,7 @@ use tropis_crds::{Finding, Kind, Level, Object, ObjectRef, codes};
 use tropis_source::{Report, Source};
 use tropis_telemetry::chain;
 
-use crate::{deploy::Made, metrics::Metrics};
+use crate::{deploy::Made, in_force::Places, metrics::Metrics};
 
 /// Who writes these fields.
 const WRITER: &str = "tropisd";
@@ -86,16 +86,17 @@ fn condition_type(kind: Kind) -> &'static str {
 /// Policies that a proxy refused, each with that proxy and its reason.
 pub(crate) type Refused = BTreeMap<ObjectRef, (String, String)>;
 
-/// The conditions of objects with findings, and of the policies that `obeyed` lists even without. A policy that a proxy refused says so
-/// before all else.
+/// The conditions of objects with findings, and even without of the policies that `obeyed` lists and of what some waypoint has in force,
+/// which it is named by. A policy that a proxy refused says so before all else.
 pub(crate) fn conditions<'a>(
     findings: &[Finding],
     obeyed: impl IntoIterator<Item = &'a ObjectRef>,
+    in_force: &'a BTreeMap<ObjectRef, Places>,
     refused: &Refused,
     generation: impl Fn(&ObjectRef) -> Option<i64>,
 ) -> BTreeMap<ObjectRef, Condition> {
     let mut by_object: BTreeMap<&ObjectRef, Vec<&Finding>> = BTreeMap::new();
-    for object in obeyed {
+    for object in obeyed.into_iter().chain(in_force.keys()) {
         by_object.entry(object).or_default();
     }
     for finding in findings {
@@ -108,6 +109,11 @@ pub(crate) fn conditions<'a>(
             let separator = if message.is_empty() { "" } else { "; " };
             // Writing to a string cannot fail.
             let _ = write!(message, "{separator}{finding}");
+        }
+        let is_wrong = worst.is_some_and(|worst| worst.level == Level::Error);
+        if let Some(places) = in_force.get(object).filter(|_| !is_wrong) {
+            let separator = if message.is_empty() { "" } else { "; " };
+            let _ = write!(message, "{separator}{}", places.words());
         }
         Condition {
             kind: condition_type(object.kind).to_owned(),
@@ -338,13 +344,17 @@ mod tests {
         let findings = [
             Finding::warning(codes::NEEDS_WAYPOINT, policies[1].clone()).problem("looks at HTTP").effect("denied"),
             Finding::error(codes::UNREADABLE_VALUE, object(Kind::VirtualService, "route")).problem("is wrong").effect("nothing"),
+            Finding::warning(codes::FIELD_NOT_HONOURED, object(Kind::VirtualService, "partly")).problem("is odd").effect("a part"),
             Finding::warning(codes::FIELD_NOT_HONOURED, object(Kind::Service, "web")).problem("is UDP").effect("nothing"),
         ];
         let refused = Refused::from([
             (policies[2].clone(), ("istio-system/z".into(), "a string match of an unknown kind".into())),
             (object(Kind::AuthorizationPolicy, "gone"), ("istio-system/z".into(), "late".into())),
         ]);
-        let found = conditions(&findings, &policies, &refused, |_| Some(7));
+        let at = Places { waypoints: ["shop/gw".to_owned()].into(), node_proxies: false };
+        let names = ["route", "canary", "partly"];
+        let in_force = names.map(|name| (object(Kind::VirtualService, name), at.clone())).into();
+        let found = conditions(&findings, &policies, &in_force, &refused, |_| Some(7));
         let told: Vec<(&str, &str, bool, &str)> = (found.iter())
             .map(|(object, condition)| (object.name.as_str(), condition.kind.as_str(), condition.accepted, condition.reason.as_str()))
             .collect();
@@ -352,10 +362,16 @@ mod tests {
             ("good", ZTUNNEL_ACCEPTED, true, "Accepted"),
             ("l7", ZTUNNEL_ACCEPTED, false, "UnsupportedValue"),
             ("odd", ZTUNNEL_ACCEPTED, false, "RefusedByProxy"),
+            ("canary", ACCEPTED, true, "Accepted"),
+            ("partly", ACCEPTED, false, "UnsupportedValue"),
             ("route", ACCEPTED, false, "Invalid"),
         ];
         expected.sort_by_key(|(name, kind, ..)| (*kind != ZTUNNEL_ACCEPTED, *name));
         assert_eq!(told, expected, "a Service's status is not ours, and what is gone has none");
+        let message = |name: &str| found[&object(Kind::VirtualService, name)].message.as_str();
+        assert_eq!((message("canary"), found[&policies[0]].message.as_str()), ("in force at waypoint shop/gw", "in force"));
+        assert!(message("partly").ends_with("; in force at waypoint shop/gw"), "{}", message("partly"));
+        assert!(!message("route").contains("in force at"), "what is wrong is in force nowhere: {}", message("route"));
         assert!(found[&policies[2]].message.contains("istio-system/z refuses it: a string match of an unknown kind"));
     }
 

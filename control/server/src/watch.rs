@@ -32,6 +32,7 @@ use crate::{
     automatic::{self, Automatic, Stand},
     deploy::{self, Existing},
     graph::{inventory::Inventory, look::InventoryAsk},
+    in_force::InForce,
     metrics::Metrics,
     report::{self, Condition, Refused, Reports},
     scope::{Fact, GATEWAY_LABEL, Key, PodFacts, Scope},
@@ -122,6 +123,8 @@ pub(crate) struct Watch {
     refusals: Vec<Finding>,
     /// What there is to tell about the waypoints of Services.
     bindings: Vec<Binding>,
+    /// Where objects are in force.
+    in_force: InForce,
     /// Something besides the findings of compiling changed what is to be told.
     untold: bool,
     /// `metadata.generation` of every object; its size is the number of objects.
@@ -174,6 +177,7 @@ impl Watch {
             refused: Refused::new(),
             refusals: Vec::new(),
             bindings: Vec::new(),
+            in_force: InForce::default(),
             untold: true,
             generations: HashMap::new(),
             found: BTreeMap::new(),
@@ -245,6 +249,7 @@ impl Watch {
                     self.policies.insert(reference.clone());
                     self.untold = true;
                 }
+                self.in_force.touch(&reference);
                 self.generations.insert(reference, object.metadata.generation);
                 self.compiler.apply(&object);
             }
@@ -254,6 +259,7 @@ impl Watch {
                 self.untold |= reference.kind == Kind::Pod && self.existing.has_strangers();
                 self.told.scope.apply(gone(&reference));
                 self.untold |= self.policies.remove(&reference);
+                self.in_force.touch(&reference);
                 self.generations.remove(&reference);
                 self.compiler.remove(&reference);
             }
@@ -334,6 +340,7 @@ impl Watch {
         let (refused, refusals) = (self.refused(), self.refusals());
         let bindings: Vec<Binding> = self.compiler.bindings().map(|(_, binding)| binding.clone()).collect();
         self.untold |= bindings != self.bindings;
+        self.untold |= self.in_force.look(&self.compiler, |gateway| self.attach.in_force(gateway));
         if compiled == self.compiled_findings && refused == self.refused && refusals == self.refusals && !self.untold {
             return;
         }
@@ -352,7 +359,9 @@ impl Watch {
         let (made, told) = deploy::desired(self.compiler.index(), &self.existing, &automatic, &all, is_live);
         all.extend(told);
         self.deploy(made.keys().filter(|object| object.kind == Kind::ServiceAccount).map(key).collect());
-        let mut desired = report::conditions(&all, &self.policies, &self.refused, |object| self.generations.get(object).copied().flatten());
+        let places = self.in_force.places(&self.compiler);
+        let generation = |object: &ObjectRef| self.generations.get(object).copied().flatten();
+        let mut desired = report::conditions(&all, &self.policies, &places, &self.refused, generation);
         desired.extend(self.compiler.bindings().map(|(service, binding)| (service, Condition::of(binding))));
         // A waypoint's Gateway has a status of its own.
         desired.retain(|object, _| !made.contains_key(object));

@@ -269,6 +269,11 @@ impl Waypoints {
         (told, gone)
     }
 
+    /// The waypoints that are told something, with what.
+    pub(super) fn scopes(&self) -> &BTreeMap<Key, Scope> {
+        &self.scopes
+    }
+
     /// What waypoints are told of callers that is new, once.
     pub(super) fn take_callers(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.told_of_callers)

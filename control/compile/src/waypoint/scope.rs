@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use tropis_crds::{Finding, Object};
+use tropis_crds::{Finding, Kind, Object, ObjectRef};
 use tropis_model::{
     address::NamespacedHostname,
     bounds,
@@ -25,9 +25,9 @@ use super::{HBONE_PORT, own_service};
 use crate::{
     Index,
     compiler::destinations::{ByNamespace, Part},
-    host,
+    destination_rule, host,
     index::{Key, key_of},
-    request_policy,
+    request_policy, virtual_service,
 };
 
 /// What a waypoint is told that is different now.
@@ -219,6 +219,24 @@ impl Scope {
     pub(crate) fn parts(&self) -> impl Iterator<Item = (Part, &[Arc<RequestPolicy>])> {
         let own = self.waypoint.iter().map(|own| (None, own.policies.as_slice()));
         own.chain(self.hosts.iter().map(|(name, host)| (Some(name.clone()), host.policies.as_slice())))
+    }
+
+    /// The objects that it is made of besides Services: VirtualServices and what they delegate to, DestinationRules, policies.
+    pub(crate) fn origins(&self, index: &Index, gateway: &Key) -> BTreeSet<ObjectRef> {
+        let object = |kind, name: &str| name.split_once('/').map(|(namespace, name)| ObjectRef::new(kind, namespace, name));
+        let mut origins: BTreeSet<ObjectRef> =
+            self.policies().filter_map(|policy| object(Kind::AuthorizationPolicy, &policy.key.0)).collect();
+        for host in self.hosts.values() {
+            let used = virtual_service::used(index, gateway, &host.name.namespace, &host.name.hostname);
+            origins.extend(used.into_iter().map(|object| object.reference()));
+            let rendered = host.ports.values().flat_map(|port| &port.http).map(|route| &route.origin);
+            let delegates = rendered.filter(|origin| &*origin.kind == "VirtualService");
+            origins.extend(delegates.filter_map(|origin| object(Kind::VirtualService, &origin.object)));
+            let rules =
+                host.pools.keys().filter_map(|pool| destination_rule::select(index, &gateway.0, &pool.host.namespace, &pool.host.hostname));
+            origins.extend(rules.flat_map(|rules| rules.objects).map(|object| object.reference()));
+        }
+        origins
     }
 
     /// What there is to tell about its hosts.
