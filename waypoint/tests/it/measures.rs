@@ -83,8 +83,8 @@ fn policy_is_asked_before_routes_and_faults_come_before_cors() {
         for (path, status, stage) in [
             ("/routed", 200, "forward"),
             ("/routed/closed", 403, "authorize"),
-            ("/elsewhere", 404, "route"),
-            ("/closed/elsewhere", 403, "authorize"),
+            ("/unrouted", 404, "route"),
+            ("/closed/unrouted", 403, "authorize"),
         ] {
             assert_eq!(mesh.send(request("GET", path, &[])).await.status, status, "{path}");
             assert_eq!(log::text(&log::wait_for(&[("path", path)]).await["stage"]), stage, "{path}");
