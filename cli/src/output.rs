@@ -3,6 +3,7 @@
 use anyhow::Context;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
+use tropis_crds::ObjectRef;
 
 use crate::arguments::Format;
 
@@ -27,6 +28,41 @@ impl<T: Serialize> Listing<T> {
             Format::Table => Ok(table(self.headings, &self.rows)),
             Format::Json | Format::Yaml => value(format, &self.facts),
         }
+    }
+}
+
+/// Something that a command did.
+#[derive(Debug, Serialize)]
+pub(crate) struct Done {
+    kind: &'static str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    namespace: String,
+    name: String,
+    /// A word: `created`, `deleted`, `labeled`.
+    done: &'static str,
+    /// A line for people.
+    #[serde(skip)]
+    told: String,
+}
+
+impl Done {
+    /// What was done to an object, as `kubectl` tells it: `virtualservice/reviews created`.
+    pub(crate) fn new(object: &ObjectRef, done: &'static str) -> Self {
+        let told = format!("{}/{} {done}", object.kind.folder(), object.name);
+        Self { kind: object.kind.as_str(), namespace: object.namespace.clone(), name: object.name.clone(), done, told }
+    }
+
+    /// With another line for people.
+    pub(crate) fn told(self, told: String) -> Self {
+        Self { told, ..self }
+    }
+}
+
+/// What was done, a line each; for programs a list of it.
+pub(crate) fn done(format: Format, done: &[Done]) -> anyhow::Result<String> {
+    match format {
+        Format::Table => Ok(done.iter().map(|one| format!("{}\n", one.told)).collect()),
+        Format::Json | Format::Yaml => value(format, &done),
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::bail;
 use clap::ValueEnum;
+use serde_json::{Value, json};
 use tropis_compile::Settings;
 use tropis_crds::{CODES, Finding, Level, Object, ObjectRef, Origin};
 use tropis_source::{
@@ -82,7 +83,7 @@ impl Threshold {
 
 pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Result<(String, ExitCode)> {
     if arguments.list_analyzers {
-        return Ok((codes(), ExitCode::SUCCESS));
+        return Ok((codes(options.output)?, ExitCode::SUCCESS));
     }
     let suppressed: Vec<Suppression> = arguments.suppress.iter().map(|text| Suppression::read(text)).collect::<Result<_, _>>()?;
     let mut findings = findings(options, &arguments.paths).await?;
@@ -175,9 +176,21 @@ fn text(findings: &[Placed], namespace: Option<&str>) -> String {
     findings.iter().map(Placed::shown).collect()
 }
 
-fn codes() -> String {
-    let row = |code: &tropis_crds::Code| vec![code.code.to_owned(), code.name.to_owned(), code.level.to_string(), code.meaning.to_owned()];
-    output::table(&["CODE", "NAME", "LEVEL", "MEANING"], &CODES.iter().map(row).collect::<Vec<_>>())
+fn codes(format: Format) -> anyhow::Result<String> {
+    let parts = |code: &tropis_crds::Code| [code.code.to_owned(), code.name.to_owned(), code.level.to_string(), code.meaning.to_owned()];
+    match format {
+        Format::Table => {
+            let rows: Vec<Vec<String>> = CODES.iter().map(|code| parts(code).to_vec()).collect();
+            Ok(output::table(&["CODE", "NAME", "LEVEL", "MEANING"], &rows))
+        }
+        format => {
+            let facts = CODES.iter().map(|code| {
+                let [code, name, level, meaning] = parts(code);
+                json!({"code": code, "name": name, "level": level, "meaning": meaning})
+            });
+            output::value(format, &facts.collect::<Vec<Value>>())
+        }
+    }
 }
 
 /// `CODE=KIND NAME.NAMESPACE`, with `*` for any text in each part.

@@ -1,7 +1,7 @@
 //! `tropis apply`: objects into the mesh's folder of objects, all of a call or none, refused as an API server would refuse them.
 
 use std::{
-    fmt, fs,
+    fs,
     io::Read,
     path::{Path, PathBuf},
 };
@@ -15,7 +15,12 @@ use tropis_source::{
     yaml,
 };
 
-use crate::{arguments::Options, place::Placed, state::State};
+use crate::{
+    arguments::Options,
+    output::{self, Done},
+    place::Placed,
+    state::State,
+};
 
 /// Standard input among the files.
 pub(crate) const STANDARD_INPUT: &str = "-";
@@ -56,19 +61,19 @@ pub(crate) fn run(options: &Options, arguments: &Arguments) -> anyhow::Result<St
     let documents = read(&arguments.filename, options.namespace.as_deref())?;
     let folder = state.writable(arguments.into_manifests || arguments.dry_run)?;
     refuse_listed(&folder, documents.iter().map(|document| &document.object))?;
-    let mut told = String::new();
+    let mut told = Vec::new();
     for Document { object, text } in &documents {
-        let done: &dyn fmt::Display = match arguments.dry_run {
-            true => &"would be applied",
+        let done = match arguments.dry_run {
+            true => "would be applied",
             false => match write::apply(&folder, object, text).with_context(|| format!("write {object} into {}", folder.display()))? {
-                Applied::Created => &"created",
-                Applied::Configured => &"configured",
-                Applied::Unchanged => &"unchanged",
+                Applied::Created => "created",
+                Applied::Configured => "configured",
+                Applied::Unchanged => "unchanged",
             },
         };
-        told += &format!("{} {done}\n", shown(object));
+        told.push(Done::new(object, done));
     }
-    Ok(told)
+    output::done(options.output, &told)
 }
 
 /// Reads all documents; an error if one of them would be refused. Those that name no namespace are of `namespace`.
@@ -146,9 +151,4 @@ pub(crate) fn refuse_listed<'a>(folder: &Path, objects: impl IntoIterator<Item =
         }
     }
     Ok(())
-}
-
-/// `virtualservice/reviews`, as `kubectl` prints objects.
-pub(crate) fn shown(object: &ObjectRef) -> String {
-    format!("{}/{}", object.kind.folder(), object.name)
 }

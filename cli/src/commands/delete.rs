@@ -6,8 +6,13 @@ use anyhow::{Context, bail};
 use tropis_crds::ObjectRef;
 use tropis_source::write::{self, Edit};
 
-use super::apply::{self, shown};
-use crate::{arguments::Options, names, state::State};
+use super::apply;
+use crate::{
+    arguments::{Format, Options},
+    names,
+    output::{self, Done},
+    state::State,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,15 +48,15 @@ pub(crate) fn run(options: &Options, arguments: &Arguments) -> anyhow::Result<St
     };
     let folder = state.writable(arguments.into_manifests)?;
     apply::refuse_listed(&folder, &objects)?;
-    let mut told = String::new();
+    let mut told = Vec::new();
     for object in objects {
         if remove(&folder, &object)? {
-            told += &format!("{} deleted\n", shown(&object));
+            told.push(Done::new(&object, "deleted"));
         } else if !arguments.ignore_not_found {
-            return Err(absent(&state, &object)).context(told);
+            return Err(absent(&state, &object)).context(output::done(Format::Table, &told)?);
         }
     }
-    Ok(told)
+    output::done(options.output, &told)
 }
 
 /// Takes an object away; `false` if it was not there. One that was defined twice would come back by its other definition.

@@ -5,7 +5,12 @@ use serde_json::Value;
 use tropis_source::write::{self, Edit};
 
 use super::{apply, delete};
-use crate::{arguments::Options, names, state::State};
+use crate::{
+    arguments::Options,
+    names,
+    output::{self, Done},
+    state::State,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,7 +63,7 @@ pub(crate) fn run(options: &Options, arguments: &Arguments) -> anyhow::Result<St
         return Err(delete::absent(&state, &object));
     }
     let word = if outcome? { "labeled" } else { "not labeled (the labels are as wanted)" };
-    Ok(format!("{} {word}\n", apply::shown(&object)))
+    output::done(options.output, &[Done::new(&object, word)])
 }
 
 fn change(text: &str) -> anyhow::Result<Change> {

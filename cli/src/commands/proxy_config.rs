@@ -162,7 +162,7 @@ pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Res
             endpoints::listing(rows).render(format, NO_WAYPOINT)
         }
         What::Secret { name } => held::secret(&state, &mesh, &find(name)?, format).await,
-        What::Log { name, level, reset } => held::log(&state, &mesh, &find(name)?, level.as_deref(), *reset).await,
+        What::Log { name, level, reset } => held::log((&state, format), &mesh, &find(name)?, level.as_deref(), *reset).await,
     }
 }
 

@@ -14,7 +14,11 @@ use super::{
     apply, delete,
     label::{self, Change},
 };
-use crate::{arguments::Options, output::Listing, state::State};
+use crate::{
+    arguments::{Format, Options},
+    output::{self, Done, Listing},
+    state::State,
+};
 
 const DEFAULT_NAME: &str = "waypoint";
 const CLASS: &str = "istio-waypoint";
@@ -110,21 +114,21 @@ enum Traffic {
 pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Result<String> {
     let namespace = options.namespace();
     if let What::Generate { wanted } = &arguments.what {
-        return Ok(write::to_yaml(&gateway(namespace, wanted))?);
+        return output::value(options.output, &gateway(namespace, wanted));
     }
     let state = State::open(&options.state)?;
     match &arguments.what {
         What::Generate { .. } => Ok(String::new()),
         What::Apply { wanted, enroll_namespace, overwrite, wait } => {
             let folder = state.writable(arguments.into_manifests)?;
-            let mut told = applied(&folder, namespace, wanted)?;
+            let mut told = vec![applied(&folder, namespace, wanted)?];
             if *enroll_namespace {
-                told += &enroll(&state, &folder, namespace, &wanted.name, *overwrite)?;
+                told.push(enroll(&state, &folder, namespace, &wanted.name, *overwrite)?);
             }
             if let Some(seconds) = wait {
-                told += &ready(&state, namespace, &wanted.name, Duration::from_secs(*seconds)).await?;
+                told.push(ready(&state, namespace, &wanted.name, Duration::from_secs(*seconds)).await?);
             }
-            Ok(told)
+            output::done(options.output, &told)
         }
         What::Delete { names, all } => {
             let folder = state.writable(arguments.into_manifests)?;
@@ -137,7 +141,7 @@ pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Res
                     .collect(),
                 false => names.clone(),
             };
-            deleted(&state, &folder, namespace, &names)
+            output::done(options.output, &deleted(&state, &folder, namespace, &names)?)
         }
         What::List { all_namespaces } => {
             let found = waypoints(&state, (!all_namespaces).then_some(namespace));
@@ -185,7 +189,7 @@ fn gateway(namespace: &str, wanted: &Wanted) -> Value {
     gateway
 }
 
-fn applied(folder: &Path, namespace: &str, wanted: &Wanted) -> anyhow::Result<String> {
+fn applied(folder: &Path, namespace: &str, wanted: &Wanted) -> anyhow::Result<Done> {
     let object = ObjectRef::new(Kind::Gateway, namespace, wanted.name.as_str());
     apply::refuse_listed(folder, [&object])?;
     let wish = gateway(namespace, wanted);
@@ -200,7 +204,7 @@ fn applied(folder: &Path, namespace: &str, wanted: &Wanted) -> anyhow::Result<St
     if !found {
         write::apply(folder, &object, &write::to_yaml(&wish)?).with_context(writing)?;
     }
-    Ok(format!("✅ waypoint {namespace}/{} applied\n", wanted.name))
+    Ok(Done::new(&object, "applied").told(format!("✅ waypoint {namespace}/{} applied", wanted.name)))
 }
 
 /// Refuses to make a waypoint of what is another gateway.
@@ -229,7 +233,7 @@ fn merge(present: &mut Value, wanted: &Wanted, wish: &Value) -> anyhow::Result<b
 }
 
 /// Labels a namespace with its waypoint; one that no YAML speaks of yet gets its object.
-fn enroll(state: &State, folder: &Path, namespace: &str, name: &str, overwrite: bool) -> anyhow::Result<String> {
+fn enroll(state: &State, folder: &Path, namespace: &str, name: &str, overwrite: bool) -> anyhow::Result<Done> {
     let object = ObjectRef::cluster(Kind::Namespace, namespace);
     apply::refuse_listed(folder, [&object])?;
     let change = [Change::Set(USE_WAYPOINT.to_owned(), name.to_owned())];
@@ -246,16 +250,17 @@ fn enroll(state: &State, folder: &Path, namespace: &str, name: &str, overwrite: 
         let value = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": {USE_WAYPOINT: name}}});
         write::apply(folder, &object, &write::to_yaml(&value)?)?;
     }
-    Ok(format!("✅ namespace {namespace} labeled with \"{USE_WAYPOINT}: {name}\"\n"))
+    Ok(Done::new(&object, "labeled").told(format!("✅ namespace {namespace} labeled with \"{USE_WAYPOINT}: {name}\"")))
 }
 
-async fn ready(state: &State, namespace: &str, name: &str, at_most: Duration) -> anyhow::Result<String> {
+async fn ready(state: &State, namespace: &str, name: &str, at_most: Duration) -> anyhow::Result<Done> {
     let asked = tokio::time::Instant::now();
     loop {
         let found = waypoints(state, Some(namespace));
         let own = found.iter().find(|object| object.metadata.name == name);
         if own.is_some_and(|object| summary(object).programmed == "True") {
-            return Ok(format!("✅ waypoint {namespace}/{name} is ready\n"));
+            let object = ObjectRef::new(Kind::Gateway, namespace, name);
+            return Ok(Done::new(&object, "ready").told(format!("✅ waypoint {namespace}/{name} is ready")));
         }
         if asked.elapsed() >= at_most {
             let said: Vec<String> = own
@@ -273,7 +278,7 @@ async fn ready(state: &State, namespace: &str, name: &str, at_most: Duration) ->
     }
 }
 
-fn deleted(state: &State, folder: &Path, namespace: &str, names: &[String]) -> anyhow::Result<String> {
+fn deleted(state: &State, folder: &Path, namespace: &str, names: &[String]) -> anyhow::Result<Vec<Done>> {
     let objects: Vec<ObjectRef> = names.iter().map(|name| ObjectRef::new(Kind::Gateway, namespace, name.as_str())).collect();
     let known = waypoints(state, Some(namespace));
     for object in &objects {
@@ -288,12 +293,12 @@ fn deleted(state: &State, folder: &Path, namespace: &str, names: &[String]) -> a
         }
     }
     apply::refuse_listed(folder, &objects)?;
-    let mut told = String::new();
+    let mut told = Vec::new();
     for object in &objects {
         if !delete::remove(folder, object)? {
-            return Err(delete::absent(state, object)).context(told);
+            return Err(delete::absent(state, object)).context(output::done(Format::Table, &told)?);
         }
-        told += &format!("waypoint {namespace}/{} deleted\n", object.name);
+        told.push(Done::new(object, "deleted").told(format!("waypoint {namespace}/{} deleted", object.name)));
     }
     Ok(told)
 }

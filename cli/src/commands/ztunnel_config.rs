@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::Context;
 use clap::Subcommand;
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
@@ -95,13 +96,13 @@ enum What {
 
 pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Result<String> {
     if let What::Log { level, reset } = &arguments.what {
-        let mut told = String::new();
+        let mut told = Vec::new();
         for socket in State::open(&options.state)?.sockets_of(pods::ZTUNNEL)? {
             if arguments.node.as_ref().is_none_or(|node| *node == socket.node) {
-                told += &log(&socket, level.as_deref(), *reset).await?;
+                told.push(log(&socket, level.as_deref(), *reset).await?);
             }
         }
-        return Ok(told);
+        return levels(options.output, &told);
     }
     let proxies = match &arguments.file {
         Some(file) => {
@@ -131,14 +132,32 @@ pub(crate) async fn run(options: &Options, arguments: &Arguments) -> anyhow::Res
     }
 }
 
+/// The log level of a program.
+#[derive(Debug, Serialize)]
+pub(crate) struct LogLevel {
+    /// `ztunnel.a`.
+    proxy: String,
+    /// What it says: `current log level is info`.
+    says: String,
+}
+
 /// Asks for the log level of a program, or changes it.
-pub(crate) async fn log(socket: &Socket, level: Option<&str>, reset: bool) -> anyhow::Result<String> {
+pub(crate) async fn log(socket: &Socket, level: Option<&str>, reset: bool) -> anyhow::Result<LogLevel> {
     let target = match (level, reset) {
         (Some(level), _) => format!("/logging?level={}", crate::admin::escaped(level)),
         (None, true) => "/logging?reset".to_owned(),
         (None, false) => "/logging".to_owned(),
     };
-    Ok(format!("{}.{}: {}", socket.program, socket.node, crate::admin::post(&socket.path, &target).await?))
+    let says = crate::admin::post(&socket.path, &target).await?.trim_end().to_owned();
+    Ok(LogLevel { proxy: format!("{}.{}", socket.program, socket.node), says })
+}
+
+/// Log levels, a line each.
+pub(crate) fn levels(format: Format, levels: &[LogLevel]) -> anyhow::Result<String> {
+    match format {
+        Format::Table => Ok(levels.iter().map(|level| format!("{}: {}\n", level.proxy, level.says)).collect()),
+        format => output::value(format, &levels),
+    }
 }
 
 fn one(proxies: &[NodeProxy], what: &What, format: Format) -> anyhow::Result<String> {

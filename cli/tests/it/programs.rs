@@ -191,3 +191,82 @@ fn what_only_the_control_plane_knows_is_analyzed_too() {
     let told = mesh.done(&["analyze", "live"]);
     assert!(told.contains("TRP0019") && told.contains("waypoint shop/waypoint was made"), "{told}");
 }
+
+/// Every command that lists facts, with the mesh of [`running`].
+const LISTINGS: [&[&str]; 26] = [
+    &["version"],
+    &["analyze", "live"],
+    &["analyze", "-L"],
+    &["get", "pods", "-A"],
+    &["get", "service", "reviews", "-n", "shop"],
+    &["proxy-status"],
+    &["proxy-status", "waypoint.shop"],
+    &["proxy-config", "listeners", "sleep.shop"],
+    &["proxy-config", "routes", "waypoint.shop"],
+    &["proxy-config", "clusters", "waypoint.shop"],
+    &["proxy-config", "endpoints", "waypoint.shop"],
+    &["proxy-config", "secret", "sleep.shop"],
+    &["proxy-config", "secret", "waypoint.shop"],
+    &["proxy-config", "log", "sleep.shop"],
+    &["ztunnel-config", "all"],
+    &["ztunnel-config", "workloads"],
+    &["ztunnel-config", "services"],
+    &["ztunnel-config", "policies"],
+    &["ztunnel-config", "certificates"],
+    &["ztunnel-config", "connections"],
+    &["ztunnel-config", "log"],
+    &["waypoint", "list", "-A"],
+    &["waypoint", "status", "-n", "shop"],
+    &["waypoint", "generate", "-n", "shop"],
+    &["explain", "sleep.shop", "reviews:9080/x"],
+    &["logs", "ztunnel.a", "--tail", "1"],
+];
+
+#[test]
+fn yaml_and_json_are_the_same_facts_for_every_listing() {
+    let mesh = running();
+    mesh.write("logs/ztunnel.a.log", "{\"time\":\"2026-01-01T00:00:01Z\",\"message\":\"yes: no\",\"bytes\":12,\"policy\":null}\n");
+    for listing in LISTINGS {
+        same(&mesh, listing);
+    }
+}
+
+#[test]
+fn what_is_done_is_told_to_programs_too() {
+    let json = running();
+    let yaml = running();
+    let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n";
+    for mesh in [&json, &yaml] {
+        mesh.write("other.yaml", namespace);
+    }
+    let both = |arguments: &[&str]| {
+        let told = [(&json, "json"), (&yaml, "yaml")].map(|(mesh, format)| {
+            let file = mesh.path("other.yaml");
+            let with_file = arguments.iter().map(|argument| if *argument == "FILE" { file.to_str().unwrap() } else { *argument });
+            value(&mesh.done(&with_file.chain(["-o", format]).collect::<Vec<_>>()))
+        });
+        assert_eq!(told[0], told[1], "{arguments:?}");
+        told[0].clone()
+    };
+    assert_eq!(both(&["apply", "-f", "FILE"]), json!([{"kind": "Namespace", "name": "other", "done": "created"}]));
+    assert_eq!(both(&["label", "namespace", "other", "a=b"])[0]["done"], "labeled");
+    assert_eq!(both(&["delete", "-f", "FILE"])[0]["done"], "deleted");
+    let applied = both(&["waypoint", "apply", "-n", "legacy", "--enroll-namespace"]);
+    assert_eq!(applied[0], json!({"kind": "Gateway", "namespace": "legacy", "name": "waypoint", "done": "applied"}));
+    assert_eq!(applied[1]["done"], "labeled");
+    assert_eq!(both(&["waypoint", "delete", "waypoint", "-n", "legacy"])[0]["done"], "deleted");
+}
+
+/// What was printed as JSON or YAML: one document.
+fn value(text: &str) -> Value {
+    let mut documents = tropis_source::yaml::documents(text);
+    assert_eq!(documents.len(), 1, "{text}");
+    documents.remove(0).content.unwrap()
+}
+
+/// Both formats say the same, and something. YAML is read by the parser that reads the users' own files.
+fn same(mesh: &Mesh, listing: &[&str]) {
+    let told = |format: &str| mesh.done(&[listing, &["-o", format]].concat());
+    let json: Value = serde_json::from_str(&told("json")).unwrap_or_else(|error| panic!("{listing:?}: {error}"));
+    assert_eq!(value(&told("yaml")), json, "{listing:?}");
+}

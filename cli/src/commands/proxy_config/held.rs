@@ -51,12 +51,21 @@ pub(super) async fn secret(state: &State, mesh: &Mesh, subject: &Subject, format
 }
 
 /// The log level of a pod's node proxy, or of a waypoint.
-pub(super) async fn log(state: &State, mesh: &Mesh, subject: &Subject, level: Option<&str>, reset: bool) -> anyhow::Result<String> {
+pub(super) async fn log(
+    (state, format): (&State, Format),
+    mesh: &Mesh,
+    subject: &Subject,
+    level: Option<&str>,
+    reset: bool,
+) -> anyhow::Result<String> {
     match subject {
         Subject::Pod(pod) => {
             let proxies = pods::dumps(state, None).await?;
             let own = pods::of_pod(&proxies, pod)?;
-            let told = ztunnel_config::log(&own.socket, level, reset).await?;
+            let told = ztunnel_config::levels(format, &[ztunnel_config::log(&own.socket, level, reset).await?])?;
+            if format != Format::Table {
+                return Ok(told);
+            }
             let others = own.pods().count().saturating_sub(1);
             Ok(format!(
                 "{told}The level is the proxy's: it serves {others} other pods too. `tropis logs {}.{}` shows this pod's lines.\n",
@@ -64,11 +73,11 @@ pub(super) async fn log(state: &State, mesh: &Mesh, subject: &Subject, level: Op
             ))
         }
         Subject::Waypoint(key) => {
-            let mut told = String::new();
+            let mut told = Vec::new();
             for socket in waypoint_sockets(state, mesh, key)? {
-                told += &ztunnel_config::log(&socket, level, reset).await?;
+                told.push(ztunnel_config::log(&socket, level, reset).await?);
             }
-            Ok(told)
+            ztunnel_config::levels(format, &told)
         }
     }
 }
