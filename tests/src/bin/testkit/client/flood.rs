@@ -35,7 +35,7 @@ enum Kind {
     Reset,
     /// A head that never ends
     Continuation,
-    /// Settings, of which each wants an answer, and no answer is read
+    /// Settings, of which each wants an answer
     Settings,
     /// The same with pings
     Ping,
@@ -60,6 +60,9 @@ pub(crate) struct Flood {
     /// For how long
     #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = seconds)]
     duration: Duration,
+    /// Reads nothing of what is answered
+    #[arg(long)]
+    unread: bool,
 }
 
 impl Flood {
@@ -104,12 +107,11 @@ impl Flood {
     async fn flood(&self, connection: Connection, bytes: &mut u64) {
         let (mut reader, mut writer) = connection.stream.into_split();
         let reading = async {
-            if !matches!(self.kind, Kind::Settings | Kind::Ping) {
-                let mut buffer = vec![0; 16 * 1024];
-                while reader.read(&mut buffer).await.is_ok_and(|length| length > 0) {}
-                return;
+            if self.unread {
+                std::future::pending::<()>().await;
             }
-            std::future::pending().await
+            let mut buffer = vec![0; 16 * 1024];
+            while reader.read(&mut buffer).await.is_ok_and(|length| length > 0) {}
         };
         let writing = async {
             let mut payload = Payload { kind: self.kind, stream: 1 };
