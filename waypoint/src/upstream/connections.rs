@@ -158,6 +158,8 @@ pub struct Lease {
     slot: Rc<Slot>,
     carrier: Carrier,
     local: std::net::SocketAddr,
+    /// Whether a request of HTTP/2 was sent.
+    sent: bool,
 }
 
 enum Carrier {
@@ -167,13 +169,13 @@ enum Carrier {
 
 impl Lease {
     fn single(slot: Rc<Slot>, one: Box<slot::Single>, local: std::net::SocketAddr) -> Self {
-        Self { slot, carrier: Carrier::Single(Some(one)), local }
+        Self { slot, carrier: Carrier::Single(Some(one)), local, sent: false }
     }
 
     fn shared(slot: Rc<Slot>, shared: Rc<Multiplexed>) -> Self {
         shared.started();
         let local = shared.local;
-        Self { slot, carrier: Carrier::Shared(shared), local }
+        Self { slot, carrier: Carrier::Shared(shared), local, sent: false }
     }
 
     /// Our end of the connection.
@@ -197,7 +199,10 @@ impl Lease {
                 one.sender.try_send_request(request).await
             }
             Carrier::Single(None) => unreachable_lease(),
-            Carrier::Shared(shared) => shared.sender.clone().try_send_request(request).await,
+            Carrier::Shared(shared) => {
+                self.sent = true;
+                shared.sender.clone().try_send_request(request).await
+            }
         }
     }
 
@@ -229,7 +234,7 @@ fn unreachable_lease() -> ! {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Carrier::Shared(shared) = &self.carrier {
-            shared.ended();
+            shared.ended(self.sent);
             self.slot.release(shared);
         }
     }

@@ -232,7 +232,7 @@ fn requests_that_wait_for_a_connection_that_cannot_be_made_fail_with_it() {
     });
 }
 
-/// Who connects gives up, and leaves it to the next, who gives up as well.
+/// Who began to connect gives up; its connect goes on for the others, and fails in its own time.
 #[test]
 fn who_waits_for_others_to_connect_waits_no_longer_than_the_connect_timeout() {
     const LIMIT: Duration = Duration::from_secs(2);
@@ -257,7 +257,7 @@ fn who_waits_for_others_to_connect_waits_no_longer_than_the_connect_timeout() {
         }
         let (status, took) = patient.await.unwrap();
         assert_eq!(status, 503);
-        // The third of the others began after four fifths of it, and has as long for itself.
+        // The first one's connect failed, and was the answer of all.
         assert!(took < LIMIT * 3 / 2, "{took:?}");
     });
 }

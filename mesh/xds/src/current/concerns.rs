@@ -91,9 +91,11 @@ fn part(name: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{collections::BTreeMap, sync::Arc};
 
-    use tropis_model::{address::NamespacedHostname, identity::Identity, service::Service, waypoint::Serves, workload::Workload};
+    use tropis_model::{
+        address::NamespacedHostname, identity::Identity, route::Host, service::Service, waypoint::Serves, workload::Workload,
+    };
 
     use super::*;
 
@@ -125,6 +127,8 @@ mod tests {
         assert_eq!(by(Change::RemoveAddress("c//Pod/shop/b".into())), Touched::thing("c//Pod/shop/b"));
         let reviews = Touched::thing("shop/reviews.shop.svc.cluster.local");
         assert_eq!(by(service("reviews")), reviews);
+        let host = Host { name: name("reviews"), ports: BTreeMap::new(), policies: Vec::new(), pools: BTreeMap::new() };
+        assert_eq!(by(Change::Host(Arc::new(host))), reviews);
         assert_eq!(by(Change::RemoveHost(name("reviews"))), reviews);
         assert_eq!(by(Change::Waypoint(Arc::new(waypoint(&["c//Pod/shop/b"])))), {
             Touched(Touched::thing("c//Pod/shop/a").0 | Touched::thing("c//Pod/shop/b").0)

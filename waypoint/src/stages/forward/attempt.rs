@@ -224,13 +224,22 @@ impl Ended {
     }
 
     fn of_connection(error: AcquireError) -> Self {
+        let seen = seen_of_connection(&error);
         match error {
-            AcquireError::Full(overflow) => Self { failed: BalanceError::Full(overflow).into(), seen: outlier::Outcome::Connected },
+            AcquireError::Full(overflow) => Self { failed: BalanceError::Full(overflow).into(), seen },
             AcquireError::Connect(error) => {
                 let failed = Failed { failure: Box::new(error.into()), outcome: Some(TryOutcome::ConnectFailure) };
-                Self { failed, seen: outlier::Outcome::ConnectFailure }
+                Self { failed, seen }
             }
         }
+    }
+}
+
+/// What it tells about an endpoint that no connection to it was got: an endpoint is not to blame for a limit of ours.
+pub(super) fn seen_of_connection(error: &AcquireError) -> outlier::Outcome {
+    match error {
+        AcquireError::Full(_) => outlier::Outcome::Connected,
+        AcquireError::Connect(_) => outlier::Outcome::ConnectFailure,
     }
 }
 

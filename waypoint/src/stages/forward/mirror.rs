@@ -127,7 +127,7 @@ impl Copied {
             Ok(lease) => lease,
             Err(error) => {
                 tracing::debug!(%error, "a mirrored request was not sent");
-                return record(outlier::Outcome::ConnectFailure);
+                return record(attempt::seen_of_connection(&error));
             }
         };
         let Ok(_held) = chosen.current.state.counts.take(Kind::Request, &self.pool.limits) else { return lease.give_back() };

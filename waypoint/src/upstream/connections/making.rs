@@ -83,7 +83,7 @@ impl Making {
         let limits = &self.worker.shared.config.http;
         let mut builder = http1::Builder::new();
         builder.max_headers(limits.headers).max_buf_size(limits.header_bytes.max(8 * 1024));
-        let (sender, connection) = builder.handshake(TokioIo::new(opened.stream)).await?;
+        let (mut sender, connection) = builder.handshake(TokioIo::new(opened.stream)).await?;
         let number = self.slot.opened();
         let counts = self.current.state.counts.clone();
         let heir = Heir::default();
@@ -110,6 +110,8 @@ impl Making {
                 }
             }
         });
+        // Before its task has run it takes no request and hears nothing, and whoever looked for a free one now would pass it by.
+        sender.ready().await?;
         let limits = self.current.ready.pool.limits.clone();
         let one = Single { sender, number, requests: 0, born: Instant::now(), limits, counts, heir };
         Ok(Lease::single(self.slot.clone(), Box::new(one), opened.local))
@@ -139,6 +141,9 @@ impl Making {
             async move {
                 let mut connection = pin!(connection);
                 let mut heard = pin!(counts.heard());
+                if counts.is_wanted() {
+                    slot.close_idle(number);
+                }
                 let end = poll_fn(|cx| {
                     if heard.as_mut().poll(cx).is_ready() {
                         heard.set(counts.heard());

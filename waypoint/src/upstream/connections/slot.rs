@@ -103,8 +103,10 @@ impl Multiplexed {
         self.requests.set(self.requests.get().saturating_add(1));
     }
 
-    pub(super) fn ended(&self) {
+    /// A stream has ended. One whose request was not sent does not count as a request of this connection.
+    pub(super) fn ended(&self, was_sent: bool) {
         self.streams.set(self.streams.get() - 1);
+        self.requests.set(self.requests.get().saturating_sub(u32::from(!was_sent)));
         self.idle_since.set(Instant::now());
     }
 
