@@ -1,3 +1,5 @@
+//! The frames of a served connection, counted as its peer sends them.
+
 use std::{future::poll_fn, pin::pin};
 
 use tokio::{
