@@ -78,22 +78,39 @@ fn place(mesh: &Mesh, workload: &Workload) -> Option<Place> {
     }
 }
 
+/// Which of the proxies that the control plane knows are at a place.
+enum Wanted {
+    /// Those of a waypoint, `NAMESPACE/NAME`.
+    PodsOf(String),
+    /// The one of a node, by its name; nobody knows the name of one that is not in the mesh's view.
+    NodeProxy(Option<String>),
+}
+
+impl Wanted {
+    fn is(&self, row: &Row) -> bool {
+        match self {
+            Self::PodsOf(gateway) => row.gateway.as_ref() == Some(gateway),
+            Self::NodeProxy(name) => row.gateway.is_none() && name.as_ref() == Some(&row.name),
+        }
+    }
+}
+
 /// The proxies of a place among those that the control plane knows; `None` if it could not be asked.
 fn proxies(mesh: &Mesh, place: &Place, known: Option<&[Row]>) -> Vec<Proxy> {
-    let (shown, is_there): (String, Box<dyn Fn(&Row) -> bool>) = match place {
+    let (shown, wanted) = match place {
         Place::Waypoint((namespace, name)) => {
             let gateway = format!("{namespace}/{name}");
-            (format!("waypoint {gateway}"), Box::new(move |row| row.gateway.as_ref() == Some(&gateway)))
+            (format!("waypoint {gateway}"), Wanted::PodsOf(gateway))
         }
         Place::Node(node) => {
             let own = |workload: &&_| of_node(workload, node);
             let name = mesh.view.workloads().map(AsRef::as_ref).find(own).map(|own: &Workload| format!("{}.{}", own.name, own.namespace));
-            (format!("node {node}"), Box::new(move |row| row.gateway.is_none() && name.as_ref() == Some(&row.name)))
+            (format!("node {node}"), Wanted::NodeProxy(name))
         }
     };
     let missing = |status: &str| Proxy { proxy: shown.clone(), place: shown.clone(), status: status.to_owned(), refused: Vec::new() };
     let Some(known) = known else { return vec![missing(UNKNOWN)] };
-    let found = known.iter().filter(|row| is_there(row)).map(|row| Proxy {
+    let found = known.iter().filter(|row| wanted.is(row)).map(|row| Proxy {
         proxy: row.name.clone(),
         place: shown.clone(),
         status: row.status.clone(),
