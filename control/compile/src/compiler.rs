@@ -21,13 +21,13 @@ use crate::{
     waypoint::{
         self, Attached,
         admission::{self, Admitted},
-        binding::Binding,
+        binding::{Binding, Found},
         needed::{Need, needed},
         scope::{Served, Told},
     },
     workload,
 };
-use waypoints::{Waypoints, Wish};
+use waypoints::{Of, Waypoints, Wish};
 
 pub use waypoints::Left;
 
@@ -252,6 +252,10 @@ impl Compiler {
     /// Nothing is under way any more through a waypoint that was left; takes effect with [`Self::changes`]. Says whether the waypoint is to
     /// forget it: what was acknowledged about it before counts no more ([`Left::take_from`]).
     pub fn release(&mut self, left: &Left) -> bool {
+        // Its binding says so.
+        if let Of::Service(key) = &left.of {
+            self.affected.services.extend([key.clone()]);
+        }
         self.waypoints.release(left)
     }
 
@@ -372,10 +376,11 @@ impl Compiler {
         let (mut now, wanted, findings) = attached_service(&self.index, &object);
         // Whoever may write a Service's status does not choose its waypoint.
         let may_carry = |found: &Key| waypoint::may_carry(&self.index, found, &key.0);
-        let found = if self.opening { Binding::found(&object).filter(may_carry) } else { None };
+        let Found { present: found, former } = if self.opening { Found::of(&object) } else { Found::default() };
+        let (found, former) = (found.filter(may_carry), former.into_iter().filter(may_carry).collect());
         let at_once = self.at_once(wanted.as_ref(), found.as_ref(), Some(&object), self.services.contains_key(&key));
-        let present = self.waypoints.service(&self.index, &key, &Wish { wanted: wanted.as_ref(), found, at_once });
-        match Binding::of(&self.index, &object, wanted.as_ref(), present.as_ref()) {
+        let present = self.waypoints.service(&self.index, &key, &Wish { wanted: wanted.as_ref(), found, former, at_once });
+        match Binding::of(&self.index, &object, wanted.as_ref(), present.as_ref(), self.waypoints.former(&key)) {
             Some(binding) => self.bindings.insert(key.clone(), binding),
             None => self.bindings.remove(&key),
         };
@@ -396,7 +401,8 @@ impl Compiler {
         };
         let wanted = waypoint::of_pod(&self.index, &object);
         let at_once = self.at_once(wanted.as_ref(), None, None, self.pods.contains_key(&key));
-        let present = self.waypoints.pod(&self.index, &key, &Wish { wanted: wanted.as_ref(), found: None, at_once });
+        let present =
+            self.waypoints.pod(&self.index, &key, &Wish { wanted: wanted.as_ref(), found: None, former: BTreeSet::new(), at_once });
         let mut now = workload::from_pod(&self.index, &object);
         if let Some(now) = &mut now {
             now.waypoint = self.address(present.as_ref());

@@ -37,6 +37,8 @@ pub(super) struct Question<'a> {
     pub(super) wanted: Option<&'a Attached>,
     /// Where it went when nothing is known of it here.
     pub(super) found: Option<Key>,
+    /// What it had left by then, and not ended.
+    pub(super) former: BTreeSet<Key>,
     /// It need not wait: the waypoint carries it, or refusing it is better than letting it by.
     pub(super) at_once: bool,
 }
@@ -69,7 +71,8 @@ impl Places {
 
     /// Decides about one, and says which waypoint it goes through now and whether waypoints are told anything new of that.
     pub(super) fn decide(&mut self, key: &Key, question: &Question<'_>, in_use: impl Fn(&Key) -> bool) -> (Option<Key>, bool) {
-        let mut place = self.places.remove(key).unwrap_or_else(|| Place { present: question.found.clone(), ..Place::default() });
+        let found = || Place { wanted: None, present: question.found.clone(), former: question.former.clone() };
+        let mut place = self.places.remove(key).unwrap_or_else(found);
         let present = question.wanted.and_then(|wanted| {
             let stays = place.present.as_ref() == Some(&wanted.gateway);
             if wanted.address.is_some() && (stays || question.at_once) {
@@ -87,6 +90,12 @@ impl Places {
         let ready = question.wanted.is_some_and(|wanted| wanted.address.is_some());
         let told = self.put(key, place, ready);
         (present, told || moves)
+    }
+
+    /// The waypoints that it left and that still know it.
+    pub(super) fn former(&self, key: &Key) -> &BTreeSet<Key> {
+        static NONE: BTreeSet<Key> = BTreeSet::new();
+        self.places.get(key).map_or(&NONE, |place| &place.former)
     }
 
     /// It is gone. Says whether a waypoint was told of it.
@@ -156,7 +165,7 @@ mod tests {
     /// Where `web` goes when `wanted` (a waypoint, and whether it has an address) is wished, and who is told of it.
     fn decide(places: &mut Places, wanted: Option<(&str, bool)>, at_once: bool, in_use: bool) -> (Option<String>, Vec<String>) {
         let wanted = wanted.map(|(name, ready)| attached(name, ready));
-        let question = Question { wanted: wanted.as_ref(), found: None, at_once };
+        let question = Question { wanted: wanted.as_ref(), found: None, former: BTreeSet::new(), at_once };
         let (present, _) = places.decide(&key("web"), &question, |_| in_use);
         let told = places.told().get(&key("web")).into_iter().flatten();
         (present.map(|present| present.1), told.map(|waypoint| waypoint.1.clone()).collect())
@@ -211,9 +220,12 @@ mod tests {
     fn after_a_restart_it_goes_where_it_went() {
         let mut places = Places::default();
         let wanted = attached("two", true);
-        let question = Question { wanted: Some(&wanted), found: Some(key("one")), at_once: false };
+        let former = BTreeSet::from([key("old")]);
+        let question = Question { wanted: Some(&wanted), found: Some(key("one")), former: former.clone(), at_once: false };
         assert_eq!(places.decide(&key("web"), &question, |_| true).0, Some(key("one")));
-        let question = Question { wanted: Some(&wanted), found: None, at_once: true };
+        assert_eq!(places.former(&key("web")), &former);
+        assert_eq!(places.left().iter().map(|(left, _)| left).collect::<Vec<_>>(), [&key("old")]);
+        let question = Question { wanted: Some(&wanted), found: None, former: BTreeSet::new(), at_once: true };
         assert_eq!(places.decide(&key("web"), &question, |_| true).0, Some(key("two")));
     }
 }

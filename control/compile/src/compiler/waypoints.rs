@@ -67,6 +67,8 @@ pub(super) struct Wish<'a> {
     pub(super) wanted: Option<&'a Attached>,
     /// Where it went in the time of an earlier process.
     pub(super) found: Option<Key>,
+    /// What it had left then, and not ended.
+    pub(super) former: BTreeSet<Key>,
     /// It need not wait for acknowledgements.
     pub(super) at_once: bool,
 }
@@ -74,7 +76,7 @@ pub(super) struct Wish<'a> {
 impl Wish<'_> {
     fn question(&self, carried: impl Fn(&Key) -> bool) -> Question<'_> {
         let carried = self.wanted.is_some_and(|wanted| carried(&wanted.gateway));
-        Question { wanted: self.wanted, found: self.found.clone(), at_once: carried || self.at_once }
+        Question { wanted: self.wanted, found: self.found.clone(), former: self.former.clone(), at_once: carried || self.at_once }
     }
 }
 
@@ -145,6 +147,11 @@ impl Waypoints {
         self.anew |= told;
         self.needs |= self.anew;
         present
+    }
+
+    /// The waypoints that still serve what was opened through them to a service, before it left them.
+    pub(super) fn former(&self, key: &Key) -> &BTreeSet<Key> {
+        self.services.former(key)
     }
 
     /// A service is gone.

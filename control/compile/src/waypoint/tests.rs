@@ -549,7 +549,7 @@ fn a_waypoint_is_left_for_another_when_that_one_is_ready_and_knows_until_it_is_r
     assert!(bound(&mesh).contains("waypoint shop/gw, until the one that it wants is ready: shop/two"), "{}", bound(&mesh));
     settle(&mut mesh, "two");
     assert_eq!(present(&mut mesh, "web"), at("shop", "two"));
-    assert_eq!(bound(&mesh), "Successfully attached to waypoint shop/two");
+    assert_eq!(bound(&mesh), "Successfully attached to waypoint shop/two; what was open goes on through shop/gw");
     assert_eq!((hosts(&mesh, "gw"), hosts(&mesh, "two")), (vec!["web".to_owned()], vec!["web".to_owned()]), "for what is under way");
     // It comes back before it was released, and leaves again.
     mesh.service("web", json!({"istio.io/use-waypoint": "gw"}));
@@ -560,6 +560,7 @@ fn a_waypoint_is_left_for_another_when_that_one_is_ready_and_knows_until_it_is_r
     assert_eq!(left.len(), 1);
     mesh.compiler.release(&left[0]);
     assert_eq!((present(&mut mesh, "web"), hosts(&mesh, "gw")), (at("shop", "two"), Vec::<String>::new()));
+    assert_eq!(bound(&mesh), "Successfully attached to waypoint shop/two");
     // Now that it has forgotten, its acknowledgement counts anew.
     mesh.service("web", json!({"istio.io/use-waypoint": "gw"}));
     assert_eq!(present(&mut mesh, "web"), at("shop", "two"));
@@ -666,6 +667,50 @@ fn a_change_of_waypoints_that_was_under_way_goes_on_after_a_restart() {
     assert_eq!(present(&mut mesh, "web"), at("shop", "gw"));
     settle(&mut mesh, "two");
     assert_eq!(present(&mut mesh, "web"), at("shop", "two"));
+}
+
+/// A mesh of waypoints `gw`, and `two` if Service `web` wants that, as a control plane finds it that starts with this condition of `web`.
+fn restarted(wanted: Option<&str>, condition: (&str, &str)) -> Mesh {
+    let mut mesh = Mesh::new(json!({}));
+    mesh.namespace("elsewhere", json!({}));
+    mesh.gateway("elsewhere", "theirs", json!({}), "Same", true);
+    for name in ["gw", "two"] {
+        mesh.gateway("shop", name, json!({}), "Same", true);
+    }
+    let labels = wanted.map_or(json!({}), |wanted| json!({"istio.io/use-waypoint": wanted}));
+    mesh.apply(json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "web", "namespace": "shop", "labels": labels},
+        "spec": {"selector": {"app": "web"}, "clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80}]},
+        "status": {"conditions": [{
+            "type": "istio.io/WaypointBound", "status": condition.0, "reason": "WaypointAccepted", "message": condition.1,
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }]},
+    }));
+    mesh.compiler.changes();
+    mesh.compiler.waypoints();
+    mesh.compiler.opened();
+    mesh
+}
+
+#[test]
+fn a_drain_that_was_under_way_goes_on_after_a_restart() {
+    for (wanted, condition, goes) in [
+        (Some("two"), ("True", "Successfully attached to waypoint shop/two; what was open goes on through shop/gw"), at("shop", "two")),
+        (None, ("False", "traffic goes through no waypoint; what was open goes on through shop/gw, elsewhere/theirs"), None),
+    ] {
+        let mut mesh = restarted(wanted, condition);
+        assert_eq!(present(&mut mesh, "web"), goes);
+        assert_eq!(hosts(&mesh, "gw"), ["web"], "for what is under way");
+        assert!(mesh.compiler.served(&key("elsewhere", "theirs")).unwrap().services.is_empty(), "it does not take the namespace");
+        let bound = |mesh: &Mesh| mesh.compiler.bindings().map(|(_, binding)| binding.message.clone()).collect::<Vec<_>>();
+        assert!(bound(&mesh)[0].ends_with("; what was open goes on through shop/gw"), "{:?}", bound(&mesh));
+        let left: Vec<_> = mesh.compiler.left().collect();
+        assert_eq!((left.len(), left[0].waypoint()), (1, &key("shop", "gw")));
+        assert!(mesh.compiler.release(&left[0]));
+        assert_eq!((present(&mut mesh, "web"), hosts(&mesh, "gw")), (goes, Vec::<String>::new()));
+        assert!(bound(&mesh).iter().all(|message| !message.contains("shop/gw")), "{:?}", bound(&mesh));
+    }
 }
 
 #[test]
