@@ -193,10 +193,12 @@ pub fn text(wanted: &TextMatch, found: &[u8], ignore_case: bool) -> bool {
     }
 }
 
-/// The route of a TLS connection to `port` of `host`, by its server name and the address that was called.
-pub fn tls<'a>(host: &'a Host, port: u16, server_name: &str, destination: Option<IpAddr>) -> Option<&'a Arc<TlsRoute>> {
+/// The route of a TLS connection to `port` of `host`, by its server name, the address that was called and who calls.
+pub fn tls<'a>(host: &'a Host, port: u16, server_name: &str, destination: Option<IpAddr>, caller: &Caller) -> Option<&'a Arc<TlsRoute>> {
     host.ports.get(&port)?.tls.iter().find(|route| {
-        route.server_names.iter().any(|wanted| name_matches(wanted, server_name)) && within(&route.destination_blocks, destination)
+        route.server_names.iter().any(|wanted| name_matches(wanted, server_name))
+            && within(&route.destination_blocks, destination)
+            && caller_mismatch(&route.source_labels, route.source_namespace.as_deref(), caller).is_none()
     })
 }
 

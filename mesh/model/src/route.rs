@@ -44,7 +44,8 @@ impl HostPort {
     /// The keys of the labels that its routes ask callers for (`sourceLabels`); some may come twice.
     pub fn caller_labels(&self) -> impl Iterator<Item = &Arc<str>> {
         let requests = self.http.iter().flat_map(|route| &route.matches).flat_map(|one| one.source_labels.keys());
-        requests.chain(self.tcp.iter().flat_map(|route| route.source_labels.keys()))
+        let connections = self.tls.iter().map(|route| &route.source_labels).chain(self.tcp.iter().map(|route| &route.source_labels));
+        requests.chain(connections.flat_map(BTreeMap::keys))
     }
 }
 
@@ -400,6 +401,10 @@ pub struct TlsRoute {
     pub server_names: Vec<Arc<str>>,
     /// Blocks of destination addresses; none is all.
     pub destination_blocks: Vec<IpNet>,
+    /// Labels of the original caller.
+    pub source_labels: BTreeMap<Arc<str>, Arc<str>>,
+    /// Namespace of the original caller.
+    pub source_namespace: Option<Arc<str>>,
     /// Where to.
     pub destinations: Vec<Destination>,
 }

@@ -101,6 +101,24 @@ fn tcp_match_destination_subnets_source_labels_and_source_namespace_are_asked_of
 }
 
 #[test]
+fn tls_match_source_labels_and_source_namespace_are_asked_of_the_connection() {
+    run(async {
+        for (entry, expected) in [
+            (json!({"sourceLabels": {"app": "cart"}}), "v1"),
+            (json!({"sourceLabels": {"app": "waypoint"}}), "v2"),
+            (json!({"sourceNamespace": "shop"}), "v1"),
+            (json!({"sourceNamespace": "bank"}), "v2"),
+        ] {
+            let mut asked = entry.clone();
+            asked["sniHosts"] = json!([NAME]);
+            let rules = json!({"tls": [{"match": [asked], "route": [to("v1", 1)]}], "tcp": [{"route": [to("v2", 1)]}]});
+            let mesh = with_rules(rules).await;
+            assert_eq!(greeting(&mesh, TLS, &client_hello(NAME)).await, expected, "{entry}");
+        }
+    });
+}
+
+#[test]
 fn tcp_route_weight_is_a_share_of_connections() {
     run(async {
         let mesh = with_rules(json!({"tcp": [{"route": [to("v1", 3), to("v2", 1)]}]})).await;

@@ -334,7 +334,7 @@ impl Waypoint<'_> {
             return story.ends(refused.verdict);
         }
         // As at the waypoint: routes by the server name come first.
-        let by_name = server_name.known().and_then(|name| matching::tls(self.host, port, name, destination));
+        let by_name = server_name.known().and_then(|name| matching::tls(self.host, port, name, destination, caller));
         let found = match by_name {
             Some(route) => Some((&route.origin, &route.destinations)),
             None => matching::tcp(self.host, port, destination, caller).map(|route| (&route.origin, &route.destinations)),

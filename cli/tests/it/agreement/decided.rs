@@ -391,7 +391,7 @@ impl Here<'_> {
             once.refused_by = denied.policies().iter().map(ToString::to_string).collect();
             return;
         }
-        let tls = server_name.known().and_then(|name| matching::tls(self.host, port, name, destination));
+        let tls = server_name.known().and_then(|name| matching::tls(self.host, port, name, destination, self.caller));
         let found = tls.map(|route| (&route.origin, &route.destinations));
         let tcp = || matching::tcp(self.host, port, destination, self.caller).map(|route| (&route.origin, &route.destinations));
         let Some((origin, destinations)) = found.or_else(tcp) else { return };

@@ -154,9 +154,10 @@ fn routes(yaml: &mut String, draw: &mut Draw) {
         let _ = writeln!(spec, "  tcp: [{{match: [{{{labels}port: 90}}], route: [{split}]}}]");
     }
     if often(draw, 60) {
+        let labels = if often(draw, 40) { "sourceLabels: {app: client}, " } else { "" };
         let _ = writeln!(
             spec,
-            "  tls: [{{match: [{{port: 443, sniHosts: [app.shop.svc.cluster.local]}}], route: [{{destination: {{host: app, port: {{number: 443}}, subset: v2}}}}]}}]"
+            "  tls: [{{match: [{{{labels}port: 443, sniHosts: [app.shop.svc.cluster.local]}}], route: [{{destination: {{host: app, port: {{number: 443}}, subset: v2}}}}]}}]"
         );
     }
     document(yaml, "networking.istio.io/v1", "VirtualService", "{name: app, namespace: shop}", &spec);

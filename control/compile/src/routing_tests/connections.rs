@@ -73,11 +73,15 @@ fn tls_match_sni_hosts_count_when_they_name_the_service() {
 }
 
 #[test]
-fn tls_match_of_callers_is_left_out_and_told_of() {
-    let entry = json!({"sniHosts": [HOST], "sourceLabels": {"app": "web"}});
+fn tls_match_destination_subnets_source_labels_and_source_namespace_are_asked() {
+    let subnets = json!(["10.0.0.0/8", "fd00::1"]);
+    let entry = json!({"sniHosts": [HOST], "destinationSubnets": subnets, "sourceLabels": {"app": "web"}, "sourceNamespace": "bank"});
     let mesh = db(json!({"hosts": [HOST], "tls": [{"match": [entry], "route": [to("standby", 1)]}]}));
-    assert!(mesh.host("db").ports[&5433].tls.is_empty());
-    assert!(mesh.texts().iter().any(|text| text.contains("spec.tls[0].match[0]: asks who calls")), "{:?}", mesh.texts());
+    let host = mesh.host("db");
+    let route = &host.ports[&5433].tls[0];
+    assert_eq!(route.destination_blocks.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "fd00::1/128"]);
+    assert_eq!((&*route.source_labels["app"], route.source_namespace.as_deref()), ("web", Some("bank")));
+    assert!(mesh.texts().iter().all(|text| !text.contains("spec.tls[0].match")), "{:?}", mesh.texts());
 }
 
 #[test]

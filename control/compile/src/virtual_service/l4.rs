@@ -1,6 +1,6 @@
 //! Rules for connections become routes.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ipnet::IpNet;
 use tropis_crds::{
@@ -25,13 +25,13 @@ pub(super) fn tls(rendering: &Rendering<'_>, object: &Arc<Object>, port: u16, ho
     };
     let mut routes = Vec::new();
     for (position, rule) in service.spec.tls.iter().enumerate() {
-        // A connection's TLS route cannot ask for its caller.
-        let asks = |entry: &TlsMatch| !entry.source_labels.is_empty() || !entry.source_namespace.is_empty();
-        let matching = rule.matches.iter().filter(|entry| counts(&entry.gateways, entry.port, port) && names_host(entry) && !asks(entry));
+        let matching = rule.matches.iter().filter(|entry| counts(&entry.gateways, entry.port, port) && names_host(entry));
         routes.extend(matching.map(|entry| TlsRoute {
             origin: origin(object, "tls", position),
             server_names: vec![host.into()],
             destination_blocks: blocks(&entry.destination_subnets),
+            source_labels: labels(&entry.source_labels),
+            source_namespace: namespace_of(&entry.source_namespace),
             destinations: destinations(rendering, object, &rule.route, port),
         }));
     }
@@ -49,8 +49,8 @@ pub(super) fn tcp(rendering: &Rendering<'_>, object: &Arc<Object>, port: u16) ->
         routes.extend(matches.iter().map(|entry| TcpRoute {
             origin: origin(object, "tcp", position),
             destination_blocks: blocks(&entry.destination_subnets),
-            source_labels: entry.source_labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect(),
-            source_namespace: (!entry.source_namespace.is_empty()).then(|| entry.source_namespace.as_str().into()),
+            source_labels: labels(&entry.source_labels),
+            source_namespace: namespace_of(&entry.source_namespace),
             destinations: destinations(rendering, object, &rule.route, port),
         }));
     }
@@ -60,7 +60,15 @@ pub(super) fn tcp(rendering: &Rendering<'_>, object: &Arc<Object>, port: u16) ->
 /// In place of a route of TLS connections: takes all of its host, and leads nowhere.
 pub(super) fn refuse_tls(route: TlsRoute) -> (Origin, TlsRoute) {
     let origin = route.origin.clone();
-    (origin, TlsRoute { destination_blocks: Vec::new(), destinations: Vec::new(), ..route })
+    let refusal = TlsRoute {
+        origin: route.origin,
+        server_names: route.server_names,
+        destination_blocks: Vec::new(),
+        source_labels: Default::default(),
+        source_namespace: None,
+        destinations: Vec::new(),
+    };
+    (origin, refusal)
 }
 
 /// In place of a route of connections: takes all, and leads nowhere.
@@ -86,6 +94,14 @@ fn destinations(rendering: &Rendering<'_>, object: &Arc<Object>, route: &[RouteD
         headers: HeaderChanges::default(),
     });
     destinations.collect()
+}
+
+fn labels(list: &BTreeMap<String, String>) -> BTreeMap<Arc<str>, Arc<str>> {
+    list.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect()
+}
+
+fn namespace_of(written: &str) -> Option<Arc<str>> {
+    (!written.is_empty()).then(|| written.into())
 }
 
 fn blocks(list: &[String]) -> Vec<IpNet> {

@@ -9,7 +9,6 @@ const ORIGINAL_LABELS: &str = "Labels that the original caller's pod carries.";
 const ORIGINAL_NAMESPACE: &str = "The namespace of the original caller's identity.";
 const L4_DESTINATION: &str = "Where to: a host, perhaps a subset and a port of it.";
 const L4_WEIGHT: &str = "The share of the sum of all weights, 0 for none; one destination alone gets everything.";
-const NO_TLS_CALLER: &str = "A tls rule that asks who calls is left out at a waypoint, as Istio's do.";
 
 pub(super) const FIELDS: &[Field] = &[
     Field::needs_waypoint(
@@ -465,15 +464,35 @@ pub(super) const FIELDS: &[Field] = &[
     Field::needs_waypoint(
         "tls.match.destinationSubnets",
         BLOCKS,
-        &["destination_subnets_are_of_the_address_that_was_called", "tls_match_destination_subnets_are_asked_of_the_connection"],
+        &[
+            "tls_match_destination_subnets_source_labels_and_source_namespace_are_asked",
+            "destination_subnets_are_of_the_address_that_was_called",
+            "tls_match_destination_subnets_are_asked_of_the_connection",
+        ],
     ),
     Field::needs_waypoint(
         "tls.match.port",
         PORT,
         &["tls_match_sni_hosts_count_when_they_name_the_service", "tls_match_sni_hosts_port_gateways_and_route_weight_say_where_tls_goes"],
     ),
-    Field::not_honoured("tls.match.sourceLabels", NO_TLS_CALLER, &["tls_match_of_callers_is_left_out_and_told_of"]),
-    Field::not_honoured("tls.match.sourceNamespace", NO_TLS_CALLER, &["tls_match_of_callers_is_left_out_and_told_of"]),
+    Field::needs_waypoint(
+        "tls.match.sourceLabels",
+        ORIGINAL_LABELS,
+        &[
+            "tls_match_destination_subnets_source_labels_and_source_namespace_are_asked",
+            "tls_routes_ask_for_the_original_caller",
+            "tls_match_source_labels_and_source_namespace_are_asked_of_the_connection",
+        ],
+    ),
+    Field::needs_waypoint(
+        "tls.match.sourceNamespace",
+        ORIGINAL_NAMESPACE,
+        &[
+            "tls_match_destination_subnets_source_labels_and_source_namespace_are_asked",
+            "tls_routes_ask_for_the_original_caller",
+            "tls_match_source_labels_and_source_namespace_are_asked_of_the_connection",
+        ],
+    ),
     Field::needs_waypoint(
         "tls.match.gateways",
         NOT_FOR_THE_MESH,

@@ -299,6 +299,8 @@ fn tls_route(server_names: &[&str], blocks: &[&str]) -> Arc<TlsRoute> {
         origin: origin(),
         server_names: server_names.iter().map(|name| Arc::from(*name)).collect(),
         destination_blocks: blocks.iter().map(|block| block.parse().unwrap()).collect(),
+        source_labels: BTreeMap::new(),
+        source_namespace: None,
         destinations: destinations(),
     })
 }
@@ -316,7 +318,7 @@ fn tcp_route(blocks: &[&str], namespace: Option<&str>) -> Arc<TcpRoute> {
 #[test]
 fn sni_hosts_are_exact_or_a_suffix() {
     let host = host(vec![], vec![tls_route(&["a.com", "*.b.com"], &[]), tls_route(&["*"], &[])], vec![]);
-    let taken = |name| host.ports[&PORT].tls.iter().position(|route| Some(route) == tls(&host, PORT, name, None));
+    let taken = |name| host.ports[&PORT].tls.iter().position(|route| Some(route) == tls(&host, PORT, name, None, &Caller::default()));
     for (name, index) in [("a.com", 0), ("A.COM", 0), ("x.b.com", 0), ("x.y.b.com", 0), ("b.com", 1), ("xb.com", 1)] {
         assert_eq!(taken(name), Some(index), "{name}");
     }
@@ -326,9 +328,9 @@ fn sni_hosts_are_exact_or_a_suffix() {
 fn destination_subnets_are_of_the_address_that_was_called() {
     let host = host(vec![], vec![tls_route(&["*"], &["10.0.0.0/8"])], vec![tcp_route(&["fd00::/8"], None)]);
     let address = |text: &str| Some(text.parse().unwrap());
-    assert!(tls(&host, PORT, "a", address("10.1.1.1")).is_some());
-    assert!(tls(&host, PORT, "a", address("11.1.1.1")).is_none());
-    assert!(tls(&host, PORT, "a", None).is_none());
+    assert!(tls(&host, PORT, "a", address("10.1.1.1"), &Caller::default()).is_some());
+    assert!(tls(&host, PORT, "a", address("11.1.1.1"), &Caller::default()).is_none());
+    assert!(tls(&host, PORT, "a", None, &Caller::default()).is_none());
     assert!(tcp(&host, PORT, address("fd00::1"), &Caller::default()).is_some());
     assert!(tcp(&host, PORT, address("10.1.1.1"), &Caller::default()).is_none());
 }
@@ -340,6 +342,24 @@ fn tcp_routes_ask_for_the_original_caller() {
     let index = |caller: &Caller| host.ports[&PORT].tcp.iter().position(|route| Some(route) == tcp(&host, PORT, None, caller));
     assert_eq!(index(&shop), Some(0));
     assert_eq!(index(&Caller::default()), Some(1));
+}
+
+#[test]
+fn tls_routes_ask_for_the_original_caller() {
+    let asks = |label: &str, namespace: Option<&str>| {
+        let labels = [("app".into(), label.into())].into();
+        Arc::new(TlsRoute { source_labels: labels, source_namespace: namespace.map(Arc::from), ..TlsRoute::clone(&tls_route(&["*"], &[])) })
+    };
+    let host = host(vec![], vec![asks("web", Some("shop")), asks("cart", None), tls_route(&["*"], &[])], vec![]);
+    let index = |namespace: &str, label: &str| {
+        let identity = Some(Identity::new("cluster.local", namespace, "a"));
+        let caller = Caller { identity, labels: [("app".into(), label.into())].into(), ..Caller::default() };
+        host.ports[&PORT].tls.iter().position(|route| Some(route) == tls(&host, PORT, "a", None, &caller))
+    };
+    assert_eq!(
+        [index("shop", "web"), index("bank", "web"), index("bank", "cart"), index("shop", "other")],
+        [Some(0), Some(2), Some(1), Some(2)]
+    );
 }
 
 fn any_match() -> impl Strategy<Value = RequestMatch> {

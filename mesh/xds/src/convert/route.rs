@@ -50,6 +50,8 @@ pub(super) fn tls(wire: wire::TlsRoute, strings: &mut Interner) -> Result<TlsRou
             origin,
             server_names: parts::texts("server_names", &wire.server_names, strings)?,
             destination_blocks: parts::blocks("destination_blocks", &wire.destination_blocks)?,
+            source_labels: parts::labels("source_labels", wire.source_labels, strings)?,
+            source_namespace: parts::text(wire.source_namespace, strings),
             destinations: destinations(wire.destinations, strings)?,
         })
     };

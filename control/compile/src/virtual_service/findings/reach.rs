@@ -102,7 +102,7 @@ fn takes_all(entry: &HttpMatch) -> bool {
     any_path && entry.gateways.is_empty() && rest == HttpMatch::default()
 }
 
-/// Matches of what a waypoint never knows: claims of tokens as headers, callers of TLS connections.
+/// Matches of what a waypoint never knows: claims of tokens as headers.
 pub(super) fn unmatchable(object: &Object) -> Vec<Finding> {
     let Some(service) = object.virtual_service() else { return Vec::new() };
     let mut findings = Vec::new();
@@ -120,16 +120,6 @@ pub(super) fn unmatchable(object: &Object) -> Vec<Finding> {
                 }
             }
         }
-    }
-    for (place, rule) in service.spec.tls.iter().enumerate() {
-        let asks =
-            rule.matches.iter().enumerate().filter(|(_, entry)| !entry.source_labels.is_empty() || !entry.source_namespace.is_empty());
-        findings.extend(asks.map(|(entry, _)| {
-            Finding::warning(codes::FIELD_NOT_HONOURED, object.reference())
-                .field(format!("spec.tls[{place}].match[{entry}]"))
-                .problem("asks who calls (sourceLabels or sourceNamespace), which a waypoint does not for TLS connections")
-                .effect("the match is left out, as at Istio's waypoints")
-        }));
     }
     findings
 }

@@ -33,6 +33,8 @@ pub(in super::super) fn tls_to_wire(route: &TlsRoute) -> wire::TlsRoute {
         origin: Some(origin(&route.origin)),
         server_names: parts::texts_to_wire(&route.server_names),
         destination_blocks: parts::blocks_to_wire(&route.destination_blocks),
+        source_labels: parts::labels_to_wire(&route.source_labels),
+        source_namespace: parts::text_to_wire(&route.source_namespace),
         destinations: route.destinations.iter().map(destination).collect(),
     }
 }

@@ -167,10 +167,11 @@ fn http_route() -> impl Strategy<Value = Arc<HttpRoute>> {
 fn host_port() -> impl Strategy<Value = HostPort> {
     // Without destinations what is taken is closed.
     let some = || prop_oneof![destinations(), Just(Vec::new())];
-    let tls =
-        (origin(), vec(word(), 0..2), vec(block(), 0..2), some()).prop_map(|(origin, server_names, destination_blocks, destinations)| {
-            Arc::new(TlsRoute { origin, server_names, destination_blocks, destinations })
-        });
+    let tls = (origin(), vec(word(), 0..2), vec(block(), 0..2), labels(), maybe(word()), some()).prop_map(
+        |(origin, server_names, destination_blocks, source_labels, source_namespace, destinations)| {
+            Arc::new(TlsRoute { origin, server_names, destination_blocks, source_labels, source_namespace, destinations })
+        },
+    );
     let tcp = (origin(), vec(block(), 0..2), labels(), maybe(word()), some()).prop_map(
         |(origin, destination_blocks, source_labels, source_namespace, destinations)| {
             Arc::new(TcpRoute { origin, destination_blocks, source_labels, source_namespace, destinations })
