@@ -167,7 +167,7 @@ async fn reach(entry: &Rc<Entry>, server_name: ServerName<&str>, report: &mut Re
 
 /// The destination: by the TLS routes if it is TLS, then by the TCP routes.
 fn route(entry: &Entry, host: &Arc<Host>, facts: &StreamFacts<'_>) -> Result<Destination, RouteError> {
-    let by_name = facts.server_name.known().and_then(|name| matching::tls(host, facts.port, name, facts.destination, &entry.caller));
+    let by_name = facts.server_name.known().and_then(|name| matching::tls(host, facts.port, name, facts.destination, facts.caller));
     let by_name = by_name.map(|route| &route.destinations);
     let destinations =
         by_name.or_else(|| matching::tcp(host, facts.port, facts.destination, facts.caller).map(|route| &route.destinations));
