@@ -222,7 +222,7 @@ items:
             ("spec.http[0].route[0].destination.subset", 11, "subset: \"v3\""),
             ("spec.http[0].route[0].destination", 11, "destination"),
             ("spec.hosts[0]", 6, "reviews"),
-            ("spec.http[1].match[0].uri.regex", 15, "regex: |"),
+            ("spec.http[1].match[0].uri.regex", 15, "regex"),
             ("spec.http[1].retries", 17, "retries: ~"),
             ("spec.http[2].retries", 17, "retries: ~"),
             ("metadata.labels[istio.io/use-waypoint]", 4, "istio.io/use-waypoint: none"),
