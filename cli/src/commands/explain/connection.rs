@@ -44,6 +44,14 @@ pub(super) fn tell(mesh: &Mesh, question: &Question) -> Story {
         format!("{} is in the mesh as {}", shown(caller), caller.identity),
         vec![format!("captured on node {}", caller.node)],
     );
+    if caller.addresses.contains(&question.destination.ip()) {
+        let says =
+            format!("{} is its own address: what a pod says to itself is not captured, and no policy is asked", question.destination.ip());
+        story.step("resolve", says, Vec::new());
+        story.decided.ways.insert(Way::Uncaptured);
+        let verdict = story.end(None, question.destination, Ending::allowed());
+        return story.ends(verdict);
+    }
     let plans = match plans(mesh, question) {
         Ok(plans) => plans,
         Err(error) => {
