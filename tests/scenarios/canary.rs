@@ -42,13 +42,33 @@ async fn canary(lab: &Lab) -> anyhow::Result<()> {
     try_join_all(["near", "far"].map(|service| one_move(&shop, service))).await?;
     let after: Vec<String> = versions(&shop).difference(&before).cloned().collect();
     ensure!(!after.is_empty(), "the move gave the configuration no new name: {before:?}");
-    shop.close(&[
-        ("VirtualService", "near"),
-        ("VirtualService", "far"),
-        ("DestinationRule", "near"),
-        ("DestinationRule", "far"),
-        ("Gateway", "waypoint"),
-    ])
+    comes_and_goes(&shop).await.context("the canary comes and goes")?;
+    shop.close(&[("DestinationRule", "near"), ("DestinationRule", "far"), ("Gateway", "waypoint")])
+}
+
+/// With its routes go the labels that their subsets select by, and come back with them: under load no request fails.
+async fn comes_and_goes(shop: &Shop<'_>) -> anyhow::Result<()> {
+    // One that names the same label would keep it told.
+    shop.lab.delete("VirtualService", shop.namespace, "far")?;
+    let ways: Vec<Way> = Way::all().filter(|way| way.service == "near").collect();
+    let load = ways.iter().map(|way| async { shop.call(&shop.client, *way, "/", &["--for", "5", "--rate", "300", "-c", "4"]).await });
+    let changes = async {
+        for turn in 0..12 {
+            tokio::time::sleep(std::time::Duration::from_millis(350)).await;
+            match turn % 2 {
+                0 => shop.lab.delete("VirtualService", shop.namespace, "near")?,
+                _ => shop.lab.apply(&split("near", &[("v3", 100)]))?,
+            }
+        }
+        Ok(())
+    };
+    let (load, ()) = tokio::try_join!(try_join_all(load), changes)?;
+    for (way, calls) in ways.iter().zip(load) {
+        println!("{way}: {} requests while the canary came and went, {} of them to v3", calls.answered, calls.versions["v3"]);
+        ensure!(calls.all_served(), "{way}: requests failed as the canary came and went: {:?}", calls.in_short());
+        ensure!(calls.versions.len() == 3, "{way}: without the canary every version is to answer: {:?}", calls.versions);
+    }
+    Ok(shop.lab.delete("VirtualService", shop.namespace, "near")?)
 }
 
 async fn one_split(shop: &Shop<'_>, way: Way) -> anyhow::Result<()> {

@@ -10,6 +10,8 @@ use tropis_tests::testkit::calls::Calls;
 use crate::shop::{APP, Protocol, Shop, Way};
 use crate::support::{Company, play};
 
+const BY_LABEL: &str = "selector: {matchLabels: {app: SERVICE}}";
+const BY_NAME: &str = "targetRefs: [{kind: Service, group: \"\", name: SERVICE}]";
 /// gRPC's PERMISSION_DENIED, which is how a 403 is told to gRPC.
 const PERMISSION_DENIED: u16 = 7;
 
@@ -23,14 +25,15 @@ async fn policy(lab: &Lab) -> anyhow::Result<()> {
     let everybody = Way::all().map(|way| shop.call_until(&shop.other, way, "/", &[], Calls::all_served));
     try_join_all(everybody).await.context("without a policy everybody may")?;
     for service in ["near", "far"] {
-        lab.apply(&policy_of(service, "selector: {matchLabels: {app: SERVICE}}"))?;
+        lab.apply(&policy_of(service, BY_LABEL))?;
     }
     try_join_all(Way::all().map(|way| decides(&shop, way))).await.context("a policy with a selector")?;
     direct(&shop).await?;
     for service in ["near", "far"] {
-        lab.apply(&policy_of(service, "targetRefs: [{kind: Service, group: \"\", name: SERVICE}]"))?;
+        lab.apply(&policy_of(service, BY_NAME))?;
     }
     try_join_all(Way::all().map(|way| decides(&shop, way))).await.context("a policy with targetRefs")?;
+    selects_otherwise(&shop).await.context("a policy that selects otherwise from time to time")?;
     denials_are_told(&shop)?;
     shop.close(&[("AuthorizationPolicy", "near"), ("AuthorizationPolicy", "far"), ("Gateway", "waypoint")])
 }
@@ -51,6 +54,34 @@ async fn decides(shop: &Shop<'_>, way: Way) -> anyhow::Result<()> {
     // On one connection, a request is decided for itself.
     let gets = shop.call(client, way, "/", &["-n", "50", "-c", "2"]).await?;
     ensure!(gets.served() == 50, "{way}: {gets:?}");
+    Ok(())
+}
+
+/// A policy goes from selecting pods by a label to naming the Service, and back: in no moment is it not asked, nor is anybody denied whom
+/// it allows.
+async fn selects_otherwise(shop: &Shop<'_>) -> anyhow::Result<()> {
+    let ways: Vec<Way> = Way::all().filter(|way| way.service == "near" && way.protocol != Protocol::Grpc).collect();
+    let load = |pod, rate| {
+        let options = ["--for", "6", "--rate", rate, "-c", "4"];
+        try_join_all(ways.iter().map(move |way| async move { shop.call(pod, *way, "/", &options).await }))
+    };
+    let changes = async {
+        for turn in 0..16 {
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            shop.lab.apply(&policy_of("near", if turn % 2 == 0 { BY_LABEL } else { BY_NAME }))?;
+        }
+        Ok(())
+    };
+    let (allowed, denied, ()) = tokio::try_join!(load(&shop.client, "100"), load(&shop.other, "400"), changes)?;
+    for (way, (allowed, denied)) in ways.iter().zip(allowed.iter().zip(&denied)) {
+        println!(
+            "{way}: {} requests were served and {} denied while the policy selected now this way, now that",
+            allowed.answered, denied.answered
+        );
+        ensure!(allowed.all_served(), "{way}: whom the policy allows was denied: {:?}", allowed.in_short());
+        let statuses: Vec<_> = denied.statuses.keys().collect();
+        ensure!(statuses == [&403] && denied.errors.is_empty(), "{way}: whom the policy denies got {:?}", denied.in_short());
+    }
     Ok(())
 }
 

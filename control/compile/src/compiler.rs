@@ -163,9 +163,19 @@ impl Compiler {
         self.waypoints.scopes().keys()
     }
 
-    /// The VirtualServices, DestinationRules and AuthorizationPolicies that what a waypoint is told was made of.
+    /// The VirtualServices, DestinationRules and AuthorizationPolicies of which a waypoint has in force what they made, once it has acknowledged all
+    /// that it was told.
     pub fn origins(&self, gateway: &Key) -> BTreeSet<ObjectRef> {
-        self.waypoints.scopes().get(gateway).map(|scope| scope.origins(&self.index, gateway)).unwrap_or_default()
+        self.waypoints.origins(&self.index, gateway)
+    }
+
+    /// The objects that a host (named `namespace/hostname`) is made of at all waypoints that are told of it, its Service among them.
+    pub fn origins_of_host(&self, name: &str) -> BTreeSet<ObjectRef> {
+        let Some((namespace, hostname)) = name.split_once('/') else { return BTreeSet::new() };
+        let host = NamespacedHostname { namespace: namespace.into(), hostname: hostname.into() };
+        let service = self.index.service_named(hostname).map(|service| service.reference());
+        let made = self.waypoints.scopes().iter().flat_map(|(gateway, scope)| scope.origins_of(&self.index, gateway, &host));
+        service.into_iter().chain(made).collect()
     }
 
     /// Whether node proxies are told a policy.

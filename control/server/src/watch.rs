@@ -393,10 +393,10 @@ impl Watch {
 
     /// What there is to tell about the objects that went into resources which some waypoint refused.
     fn refusals(&self) -> Vec<Finding> {
-        let (clients, index) = (&self.told.clients, self.compiler.index());
+        let clients = &self.told.clients;
         let mut told = Vec::new();
         for (name, (client, reason)) in clients.refused(ResourceType::Host) {
-            let origins = refused::host_origins(index, &name).into_iter();
+            let origins = self.compiler.origins_of_host(&name).into_iter();
             told.extend(origins.map(|object| refused::finding(object, &name, &client, &reason)));
         }
         for (name, (client, reason)) in clients.refused(ResourceType::Waypoint) {

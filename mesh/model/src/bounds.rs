@@ -48,6 +48,9 @@ pub const LABELS: usize = 256;
 /// Workloads that a waypoint is told to be reached another way. Whoever is not among them is served all the same.
 pub const ELSEWHERE: usize = 16_384;
 
+/// Keys of labels that a waypoint is told beyond those of its present configuration, since it may still select by them.
+pub const KEPT_LABELS: usize = 4096;
+
 /// Points of a ring (Envoy's own limit).
 pub const RING_POINTS: u32 = 8_388_608;
 /// Entries of Maglev's table (Envoy's own limit).

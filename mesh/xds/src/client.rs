@@ -41,7 +41,7 @@ use crate::{ResourceType, convert::InvalidResource};
 
 use self::{
     backoff::{Backoff, Ending},
-    held::Held,
+    held::{Held, Together},
 };
 
 mod backoff;
@@ -329,7 +329,7 @@ fn question(asked: &mut BTreeSet<Arc<str>>, wanted: BTreeSet<Arc<str>>) -> Delta
     request
 }
 
-/// Puts a response in force and gives the acknowledgement.
+/// Puts a response in force, with those that it belongs to once they are there, and gives the acknowledgement.
 fn absorb(
     config: &ClientConfig,
     held: &mut Held,
@@ -340,20 +340,24 @@ fn absorb(
     count_response(&config.counters, &response);
     let version = if response.system_version_info.is_empty() { &response.nonce } else { &response.system_version_info };
     let (version, nonce, type_url) = (Arc::from(version.as_str()), response.nonce.clone(), response.type_url.clone());
+    let continued = response.continued;
     let absorbed = held.absorb(response);
     debug!(type_url, %version, changes = absorbed.changes.len(), rejections = absorbed.rejections.len(), "configuration received");
     config.counters.rejected_resources.fetch_add(absorbed.rejections.len() as u64, Ordering::Relaxed);
     for (name, reason) in &absorbed.rejections {
         warn!(type_url, resource = %name, %version, %reason, "resource refused");
     }
-    if !absorbed.changes.is_empty() {
-        apply(absorbed.changes);
+    let known = ResourceType::from_url(&type_url);
+    if let Some(Together { versions, changes }) = known.and_then(|known| held.gather(known, version, absorbed.changes, continued)) {
+        if !changes.is_empty() {
+            apply(changes);
+        }
+        status.send_modify(|status| {
+            // A refusal does not keep a proxy from being ready: what was refused is named, and denies where it would have decided.
+            status.versions.extend(versions);
+            status.complete = config.types.iter().all(|wanted| status.versions.contains_key(wanted));
+        });
     }
-    status.send_modify(|status| {
-        // A refusal does not keep a proxy from being ready: what was refused is named, and denies where it would have decided.
-        status.versions.extend(ResourceType::from_url(&type_url).map(|known| (known, version)));
-        status.complete = config.types.iter().all(|wanted| status.versions.contains_key(wanted));
-    });
     let rejections: Vec<String> = absorbed.rejections.iter().map(|(name, reason)| format!("{name}: {}", told(reason))).collect();
     DeltaDiscoveryRequest {
         type_url,

@@ -6,8 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use tropis_crds::Finding;
+use tropis_crds::{Finding, ObjectRef};
 use tropis_model::{
+    address::NamespacedHostname,
     policy::PolicyKey,
     request_policy::RequestPolicy,
     service::Service,
@@ -111,6 +112,8 @@ pub(super) struct Waypoints {
     /// What each has in force, part by part.
     enforced: BTreeMap<Key, BTreeMap<Part, Enforced>>,
     grace: BTreeMap<PolicyKey, Grace>,
+    /// Hosts that a waypoint refused when it acknowledged last.
+    refused: BTreeMap<Key, BTreeSet<NamespacedHostname>>,
     /// Something besides workloads changed: scopes are made anew.
     anew: bool,
     /// Findings that look at many objects may be different.
@@ -267,6 +270,7 @@ impl Waypoints {
         for gateway in &gone {
             self.known.remove(gateway);
             self.carried.remove(gateway);
+            self.refused.remove(gateway);
         }
         let touched: Vec<Key> =
             if anew { self.scopes.keys().cloned().collect() } else { told.iter().map(|told| told.gateway.clone()).collect() };
@@ -274,6 +278,12 @@ impl Waypoints {
             self.measure(gateway, &index.settings().root_namespace);
         }
         (told, gone)
+    }
+
+    /// The objects that a waypoint has in force, once it has acknowledged all that it was told.
+    pub(super) fn origins(&self, index: &Index, gateway: &Key) -> BTreeSet<ObjectRef> {
+        let (nothing, refused) = (BTreeSet::new(), self.refused.get(gateway));
+        self.scopes.get(gateway).map(|scope| scope.origins(index, gateway, refused.unwrap_or(&nothing))).unwrap_or_default()
     }
 
     /// The waypoints that are told something, with what.
@@ -322,11 +332,17 @@ impl Waypoints {
     pub(super) fn enforce(&mut self, gateway: &Key, refused: impl Fn(&Part) -> bool) -> BTreeSet<PolicyKey> {
         let before = self.enforced.remove(gateway).unwrap_or_default();
         let mut now = BTreeMap::new();
+        let mut of_refused = BTreeSet::new();
         for (part, policies) in self.scopes.get(gateway).into_iter().flat_map(Scope::parts) {
             let present = || policies.iter().map(|policy| (policy.key.clone(), policy.clone())).collect();
+            of_refused.extend(part.iter().filter(|_| refused(&part)).cloned());
             let in_force = if refused(&part) { before.get(&part).cloned() } else { Some(present()) };
             now.extend(in_force.map(|policies: Enforced| (part, policies)));
         }
+        if let Some(scope) = self.scopes.get_mut(gateway).filter(|_| of_refused.is_empty()) {
+            scope.acknowledged();
+        }
+        self.refused.insert(gateway.clone(), of_refused);
         let parts: BTreeSet<&Part> = before.keys().chain(now.keys()).collect();
         let nothing = Enforced::new();
         let mut different = BTreeSet::new();
@@ -406,11 +422,12 @@ fn remade(scopes: &mut BTreeMap<Key, Scope>, parts: &Parts<'_>) -> (Vec<Told>, V
     let mut told = Vec::new();
     for object in parts.index.waypoints() {
         let gateway = key_of(object);
-        let scope = Scope::compile(parts, object);
         let known = before.remove(&gateway);
+        let mut scope = Scope::compile(parts, object, known.as_ref().map(Scope::keys_in_force).unwrap_or_default());
         let changes = scope.differences(known.as_ref().unwrap_or(&Scope::default()));
-        if known.is_none() || !changes.is_empty() {
-            told.push(Told { gateway: gateway.clone(), changes: Some(changes) });
+        match &known {
+            Some(known) if changes.is_empty() => scope.stands_as(known),
+            _ => told.push(Told { gateway: gateway.clone(), changes: Some(changes) }),
         }
         scopes.insert(gateway, scope);
     }

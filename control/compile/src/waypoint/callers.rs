@@ -50,7 +50,7 @@ impl Callers {
         let mut changes = Vec::new();
         let mut present = BTreeMap::new();
         for workload in workloads.iter().filter(|workload| changed.contains(&workload.uid)) {
-            let labels = named(index, &(workload.namespace.to_string(), workload.name.to_string()), &self.keys);
+            let labels = named(index, &(workload.namespace.to_string(), workload.name.to_string()), self.keys.iter());
             if !labels.is_empty() {
                 present.insert(workload.uid.clone(), Workload { labels, ..Workload::clone(workload) });
             }

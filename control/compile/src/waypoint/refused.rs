@@ -1,23 +1,7 @@
-//! Which objects of the user's a resource was made of that a waypoint refused, and what to tell about each.
+//! What there is to tell about the objects of which a resource was made that a waypoint refused. Which of them is to blame the waypoint's
+//! reason says, at best.
 
 use tropis_crds::{Finding, Kind, ObjectRef, codes};
-
-use super::of_service;
-use crate::{Index, virtual_service};
-
-/// The objects that a host (named `namespace/hostname`) was made of: its Service, and the VirtualServices and DestinationRules that its
-/// waypoint uses for it. Which of them is to blame the waypoint's reason says, at best.
-pub fn host_origins(index: &Index, name: &str) -> Vec<ObjectRef> {
-    let Some((namespace, hostname)) = name.split_once('/') else { return Vec::new() };
-    let Some(object) = index.service_named(hostname) else { return Vec::new() };
-    let mut origins = vec![object.reference()];
-    if let Some(attached) = of_service(index, object).0 {
-        let routes = virtual_service::used(index, &attached.gateway, namespace, hostname);
-        origins.extend(routes.into_iter().map(|route| route.reference()));
-    }
-    origins.extend(index.destination_rules_for(hostname).into_iter().map(|rule| rule.reference()));
-    origins
-}
 
 /// The Gateway of a waypoint (named `namespace/gateway`).
 pub fn waypoint_origin(name: &str) -> Option<ObjectRef> {

@@ -48,7 +48,12 @@ pub struct Scope {
     workloads: BTreeMap<WorkloadUid, Arc<Workload>>,
     /// The services whose endpoints it knows.
     reached: BTreeSet<NamespacedHostname>,
+    /// The keys of labels that its configuration names.
     label_keys: BTreeSet<Arc<str>>,
+    /// Those besides that the waypoint may still have in force, and is told.
+    kept_keys: BTreeSet<Arc<str>>,
+    /// The waypoint has acknowledged all of it, and refused nothing.
+    in_force: bool,
     findings: Vec<Finding>,
     served: Arc<Served>,
 }
@@ -104,8 +109,8 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Scope {
-    /// What the waypoint of this Gateway is told.
-    pub(crate) fn compile(parts: &Parts<'_>, gateway: &Object) -> Self {
+    /// What the waypoint of this Gateway is told. The keys in `kept` are those that an earlier version named ([`Self::keys_in_force`]).
+    pub(crate) fn compile(parts: &Parts<'_>, gateway: &Object, kept: BTreeSet<Arc<str>>) -> Self {
         let (index, key) = (parts.index, key_of(gateway));
         let mut scope = Self::default();
         let served = told_of(parts.services_through, &key);
@@ -137,6 +142,7 @@ impl Scope {
         }));
         scope.served = Arc::new(Served { services: served, pods });
         scope.label_keys = scope.named_labels();
+        scope.kept_keys = kept.into_iter().filter(|key| !scope.label_keys.contains(key)).take(bounds::KEPT_LABELS).collect();
         for workload in parts.workloads {
             scope.workloads.extend(scope.told(parts, &key, workload).map(|told| (told.uid.clone(), told)));
         }
@@ -150,7 +156,7 @@ impl Scope {
         if !(through || workload.services.keys().any(|service| self.reached.contains(service))) {
             return None;
         }
-        let labels = named(parts.index, &pod, &self.label_keys);
+        let labels = named(parts.index, &pod, self.label_keys.iter().chain(&self.kept_keys));
         // What comes or goes is addressed through it before node proxies know, and after.
         let own = || GatewayAddress {
             destination: GatewayDestination::Service(own_service(parts.index.settings(), gateway)),
@@ -195,6 +201,23 @@ impl Scope {
         }
     }
 
+    /// The waypoint has acknowledged all of this.
+    pub(crate) fn acknowledged(&mut self) {
+        self.in_force = true;
+    }
+
+    /// It says what `before` said, and is acknowledged if that was.
+    pub(crate) fn stands_as(&mut self, before: &Self) {
+        self.in_force = before.in_force;
+    }
+
+    /// The keys of labels by which the waypoint may select now, whatever it is told next: a policy whose label is taken away before the
+    /// policy is would select nobody, and be asked by nobody. So they go with the version after the one that names them no more.
+    pub(crate) fn keys_in_force(&self) -> BTreeSet<Arc<str>> {
+        let kept = self.kept_keys.iter().filter(|_| !self.in_force);
+        self.label_keys.iter().chain(kept).cloned().collect()
+    }
+
     /// What turns `before` into this, in order: what is new before what names it, what goes away last.
     pub(crate) fn differences(&self, before: &Self) -> Vec<Change> {
         let mut changes = Vec::new();
@@ -221,21 +244,29 @@ impl Scope {
         own.chain(self.hosts.iter().map(|(name, host)| (Some(name.clone()), host.policies.as_slice())))
     }
 
-    /// The objects that it is made of besides Services: VirtualServices and what they delegate to, DestinationRules, policies.
-    pub(crate) fn origins(&self, index: &Index, gateway: &Key) -> BTreeSet<ObjectRef> {
-        let object = |kind, name: &str| name.split_once('/').map(|(namespace, name)| ObjectRef::new(kind, namespace, name));
-        let mut origins: BTreeSet<ObjectRef> =
-            self.policies().filter_map(|policy| object(Kind::AuthorizationPolicy, &policy.key.0)).collect();
-        for host in self.hosts.values() {
-            let used = virtual_service::used(index, gateway, &host.name.namespace, &host.name.hostname);
-            origins.extend(used.into_iter().map(|object| object.reference()));
-            let rendered = host.ports.values().flat_map(|port| &port.http).map(|route| &route.origin);
-            let delegates = rendered.filter(|origin| &*origin.kind == "VirtualService");
-            origins.extend(delegates.filter_map(|origin| object(Kind::VirtualService, &origin.object)));
-            let rules =
-                host.pools.keys().filter_map(|pool| destination_rule::select(index, &gateway.0, &pool.host.namespace, &pool.host.hostname));
-            origins.extend(rules.flat_map(|rules| rules.objects).map(|object| object.reference()));
+    /// The objects that it is made of besides Services, as far as the waypoint has them in force that refused these hosts.
+    pub(crate) fn origins(&self, index: &Index, gateway: &Key, refused: &BTreeSet<NamespacedHostname>) -> BTreeSet<ObjectRef> {
+        let mut origins: BTreeSet<ObjectRef> = self.waypoint.iter().flat_map(|own| policies_of(&own.policies)).collect();
+        let (refused, taken): (Vec<_>, Vec<_>) = self.hosts.keys().partition(|host| refused.contains(*host));
+        origins.extend(taken.into_iter().flat_map(|host| self.origins_of(index, gateway, host)));
+        for object in refused.into_iter().flat_map(|host| self.origins_of(index, gateway, host)) {
+            origins.remove(&object);
         }
+        origins
+    }
+
+    /// The objects that a host is made of besides its Service: VirtualServices and what they delegate to, DestinationRules, policies.
+    pub(crate) fn origins_of(&self, index: &Index, gateway: &Key, host: &NamespacedHostname) -> BTreeSet<ObjectRef> {
+        let Some(host) = self.hosts.get(host) else { return BTreeSet::new() };
+        let mut origins: BTreeSet<ObjectRef> = policies_of(&host.policies).collect();
+        let used = virtual_service::used(index, gateway, &host.name.namespace, &host.name.hostname);
+        origins.extend(used.into_iter().map(|object| object.reference()));
+        let rendered = host.ports.values().flat_map(|port| &port.http).map(|route| &route.origin);
+        let delegates = rendered.filter(|origin| &*origin.kind == "VirtualService");
+        origins.extend(delegates.filter_map(|origin| object_named(Kind::VirtualService, &origin.object)));
+        let rules =
+            host.pools.keys().filter_map(|pool| destination_rule::select(index, &gateway.0, &pool.host.namespace, &pool.host.hostname));
+        origins.extend(rules.flat_map(|rules| rules.objects).map(|object| object.reference()));
         origins
     }
 
@@ -280,11 +311,20 @@ impl Scope {
     }
 }
 
-/// The labels of a pod that are among these.
-pub(super) fn named(index: &Index, pod: &Key, keys: &BTreeSet<Arc<str>>) -> BTreeMap<Arc<str>, Arc<str>> {
+fn policies_of(policies: &[Arc<RequestPolicy>]) -> impl Iterator<Item = ObjectRef> {
+    policies.iter().filter_map(|policy| object_named(Kind::AuthorizationPolicy, &policy.key.0))
+}
+
+/// An object by `namespace/name`.
+fn object_named(kind: Kind, name: &str) -> Option<ObjectRef> {
+    name.split_once('/').map(|(namespace, name)| ObjectRef::new(kind, namespace, name))
+}
+
+/// The labels of a pod that have these keys.
+pub(super) fn named<'a>(index: &Index, pod: &Key, keys: impl Iterator<Item = &'a Arc<str>>) -> BTreeMap<Arc<str>, Arc<str>> {
     let Some(object) = index.pod(pod) else { return BTreeMap::new() };
     let value = |key: &Arc<str>| Some((key.clone(), Arc::from(object.metadata.labels.get(&**key)?.as_str())));
-    keys.iter().filter_map(value).collect()
+    keys.filter_map(value).collect()
 }
 
 fn new<'a, K: Ord, V: PartialEq>(now: &'a BTreeMap<K, Arc<V>>, before: &'a BTreeMap<K, Arc<V>>) -> impl Iterator<Item = &'a Arc<V>> {

@@ -396,11 +396,20 @@ fn what_a_waypoint_refuses_is_told_of_all_that_it_was_made_of() {
         "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": {"name": "rule", "namespace": "shop"},
         "spec": {"host": "web"},
     }));
-    let origins = |name: &str| refused::host_origins(mesh.compiler.index(), name);
+    mesh.apply(json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "target", "namespace": "shop"},
+        "spec": {"targetRefs": [{"kind": "Service", "group": "", "name": "web"}], "rules": []},
+    }));
+    mesh.compiler.changes();
     let of = |kind, name| ObjectRef::new(kind, "shop", name);
-    let expected = [of(Kind::Service, "web"), of(Kind::VirtualService, "route"), of(Kind::DestinationRule, "rule")];
-    assert_eq!(origins("shop/web.shop.svc.cluster.local"), expected);
-    assert!(origins("shop/gone.shop.svc.cluster.local").is_empty() && origins("nonsense").is_empty());
+    let made = [of(Kind::VirtualService, "route"), of(Kind::DestinationRule, "rule"), of(Kind::AuthorizationPolicy, "target")];
+    let name = "shop/web.shop.svc.cluster.local";
+    assert_eq!(mesh.compiler.origins_of_host(name), made.iter().cloned().chain([of(Kind::Service, "web")]).collect());
+    assert!(["shop/gone.shop.svc.cluster.local", "nonsense"].iter().all(|name| mesh.compiler.origins_of_host(name).is_empty()));
+    mesh.compiler.acknowledged(&key("shop", "gw"));
+    assert_eq!(mesh.compiler.origins(&key("shop", "gw")), made.into());
+    mesh.compiler.acknowledged_without(&key("shop", "gw"), &[own_service(&Settings::default(), &key("shop", "web"))].into());
+    assert_eq!(mesh.compiler.origins(&key("shop", "gw")), [].into(), "of what it refused it has nothing in force");
     assert_eq!(refused::waypoint_origin("shop/gw"), Some(of(Kind::Gateway, "gw")));
     let finding = refused::finding(of(Kind::Service, "web"), "shop/web", "shop/gw-1", "an unknown balancer");
     assert!(finding.to_string().contains("shop/gw-1 refuses: an unknown balancer"), "{finding}");
@@ -644,6 +653,46 @@ fn a_service_that_changes_its_waypoint_keeps_its_policies_where_a_route_leads_to
 /// Whether nothing goes through a waypoint yet to reach `ratings`: its policies are in force nowhere.
 fn is_open(view: &View) -> bool {
     view.service(&own_service(&Settings::default(), &key("shop", "ratings"))).is_none_or(|service| service.waypoint.is_none())
+}
+
+/// The keys of the labels of pod `web-1`, as waypoint `gw` knows it once it has all that it was told.
+fn label_keys(mesh: &mut Mesh, view: &mut View) -> Vec<String> {
+    mesh.compiler.changes();
+    for told in mesh.compiler.waypoints() {
+        *view = view.apply(told.changes.unwrap());
+    }
+    let web = view.workloads().find(|workload| &*workload.name == "web-1").unwrap();
+    web.labels.keys().map(|key| key.to_string()).collect()
+}
+
+#[test]
+fn a_label_stays_told_until_the_waypoint_has_acknowledged_what_selects_by_another() {
+    let mut mesh = Mesh::new(json!({}));
+    mesh.service("web", json!({"istio.io/use-waypoint": "gw"}));
+    mesh.gateway("shop", "gw", json!({}), "Same", true);
+    mesh.pod("web-1", "web", "web", json!({"version": "v1", "tier": "front"}));
+    let select = |mesh: &mut Mesh, key: &str, value: &str| {
+        mesh.apply(json!({
+            "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "p", "namespace": "shop"},
+            "spec": {"selector": {"matchLabels": {key: value}}, "rules": [{"to": [{"operation": {"methods": ["GET"]}}]}]},
+        }));
+    };
+    let mut view = View::default();
+    select(&mut mesh, "app", "web");
+    assert_eq!(label_keys(&mut mesh, &mut view), ["app"]);
+    mesh.compiler.opened();
+    settle(&mut mesh, "gw");
+    select(&mut mesh, "version", "v1");
+    assert_eq!(label_keys(&mut mesh, &mut view), ["app", "version"], "the policy before this one may still be asked");
+    select(&mut mesh, "tier", "front");
+    assert_eq!(label_keys(&mut mesh, &mut view), ["app", "tier", "version"], "so may each that was not acknowledged");
+    let refused = [own_service(&Settings::default(), &key("shop", "web"))].into();
+    mesh.compiler.acknowledged_without(&key("shop", "gw"), &refused);
+    mesh.service("other", json!({}));
+    assert_eq!(label_keys(&mut mesh, &mut view), ["app", "tier", "version"], "what is refused leaves the one before in force");
+    settle(&mut mesh, "gw");
+    mesh.service("another", json!({}));
+    assert_eq!(label_keys(&mut mesh, &mut view), ["tier"]);
 }
 
 #[test]

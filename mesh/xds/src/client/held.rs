@@ -13,9 +13,25 @@ use crate::{
     convert::{self, Interner, InvalidResource},
 };
 
-/// Names that are in force, each with its accepted version.
+/// Responses that are kept at most for one that they belong to. Servers send one of each type, and again what changes meanwhile.
+const MAX_CONTINUED: usize = 64;
+
+/// Names that were accepted, each with its version, and what is to be put in force with what follows.
 #[derive(Debug, Default)]
-pub(super) struct Held(HashMap<ResourceType, HashMap<Arc<str>, String>>);
+pub(super) struct Held {
+    accepted: HashMap<ResourceType, HashMap<Arc<str>, String>>,
+    waiting: Together,
+    /// Responses that it is of.
+    responses: usize,
+}
+
+/// What is put in force together.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Together {
+    /// The types of the responses, each with the version of the last one.
+    pub(super) versions: BTreeMap<ResourceType, Arc<str>>,
+    pub(super) changes: Vec<Change>,
+}
 
 /// What a response says.
 #[derive(Debug, Default, PartialEq)]
@@ -30,11 +46,24 @@ impl Held {
     /// `initial_resource_versions` of the next stream. A stand-in for a refused policy has an empty version: the server sends the
     /// policy again, or tells that it is gone.
     pub(super) fn versions(&self, r#type: ResourceType) -> BTreeMap<String, String> {
-        let held = self.0.get(&r#type).into_iter().flatten();
+        let held = self.accepted.get(&r#type).into_iter().flatten();
         held.map(|(name, version)| (name.to_string(), version.clone())).collect()
     }
 
-    /// Decodes a response and remembers what of it is in force. A response of an unknown type changes nothing and is acknowledged.
+    /// Keeps the changes of a response of `version` until those that it belongs to are there as well, and gives what is to be put in force
+    /// now. What a broken stream leaves is put in force with what the next one brings.
+    pub(super) fn gather(&mut self, r#type: ResourceType, version: Arc<str>, changes: Vec<Change>, continued: bool) -> Option<Together> {
+        self.waiting.versions.insert(r#type, version);
+        self.waiting.changes.extend(changes);
+        self.responses += 1;
+        if continued && self.responses < MAX_CONTINUED {
+            return None;
+        }
+        self.responses = 0;
+        Some(std::mem::take(&mut self.waiting))
+    }
+
+    /// Decodes a response and remembers what of it was accepted. A response of an unknown type changes nothing and is acknowledged.
     pub(super) fn absorb(&mut self, response: DeltaDiscoveryResponse) -> Absorbed {
         let mut absorbed = Absorbed::default();
         let mut strings = Interner::default();
@@ -42,7 +71,7 @@ impl Held {
             tracing::warn!(type_url = response.type_url, "response of an unknown type ignored");
             return absorbed;
         };
-        let held = self.0.entry(r#type).or_default();
+        let held = self.accepted.entry(r#type).or_default();
         for resource in response.resources {
             match convert::decode(r#type, &resource, &mut strings) {
                 Ok(change) => {
@@ -157,6 +186,21 @@ mod tests {
         let absorbed = held.absorb(response(HOST_TYPE, vec![], &["ns/a", "no-slash"]));
         let name = tropis_model::address::NamespacedHostname { namespace: "ns".into(), hostname: "a".into() };
         assert_eq!(absorbed.changes, [Change::RemoveHost(name)]);
+    }
+
+    #[test]
+    fn what_is_continued_waits_for_what_follows_but_not_for_ever() {
+        let change = |name: &str| Change::RemoveAddress(name.into());
+        let mut held = Held::default();
+        assert_eq!(held.gather(ResourceType::Address, "1".into(), vec![change("a")], true), None);
+        assert_eq!(held.gather(ResourceType::Address, "2".into(), vec![change("b")], true), None);
+        let Together { versions, changes } = held.gather(ResourceType::Host, "2".into(), vec![change("c")], false).unwrap();
+        assert_eq!(versions, BTreeMap::from([(ResourceType::Address, "2".into()), (ResourceType::Host, "2".into())]));
+        assert_eq!(changes, ["a", "b", "c"].map(change));
+        assert_eq!(held.gather(ResourceType::Host, "3".into(), vec![change("d")], false).unwrap().changes, [change("d")]);
+        let mut endless = (0..).map(|_| held.gather(ResourceType::Address, "4".into(), vec![change("e")], true));
+        let Together { changes, .. } = endless.by_ref().take(MAX_CONTINUED).find_map(|gathered| gathered).unwrap();
+        assert_eq!(changes.len(), MAX_CONTINUED);
     }
 
     #[test]

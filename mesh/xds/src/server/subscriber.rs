@@ -4,6 +4,9 @@
 //! services, then removed policies. A waypoint whose route names a service that is not there answers 503: new workloads and services go
 //! first, then routes, then removed workloads and services. [`Step`] says it for each audience. One response of a type is under way at a
 //! time.
+//!
+//! A waypoint selects workloads by labels that it is told as far as its routes and policies name them. Between a response with the ones and
+//! a response with the others a policy might select nobody; so to waypoints the responses that belong together say so (`continued`).
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -45,6 +48,8 @@ pub(super) struct Subscriber {
     audience: Audience,
     subscriptions: BTreeMap<ResourceType, Subscription>,
     nonces: u64,
+    /// The last response said that another one follows.
+    is_continued: bool,
 }
 
 #[derive(Debug, Default)]
@@ -97,7 +102,7 @@ impl Subscriber {
         let takes_names = |served| matches!(audience, Audience::Waypoint(_)) && served == ResourceType::Address;
         let subscription = |served| Subscription { named: takes_names(served).then(Named::default), ..Subscription::default() };
         let subscriptions = audience.types().iter().map(|served| (*served, subscription(*served))).collect();
-        Self { audience, subscriptions, nonces: 0 }
+        Self { audience, subscriptions, nonces: 0, is_continued: false }
     }
 
     /// How far the client is.
@@ -137,14 +142,26 @@ impl Subscriber {
             Audience::NodeProxies => NODE_PROXY_STEPS,
             Audience::Waypoint(_) => WAYPOINT_STEPS,
         };
-        for Step(r#type, part) in steps {
+        let is_asking = !everything_asked && !patient_enough;
+        let has_pending = |subscriptions: &BTreeMap<ResourceType, Subscription>, Step(r#type, part): &Step| {
+            subscriptions.get(r#type).zip(tables.get(r#type)).is_some_and(|(subscription, entries)| subscription.pending(entries, *part))
+        };
+        for (place, step @ Step(r#type, part)) in steps.iter().enumerate() {
+            let later = || steps[place + 1..].iter().filter(|Step(_, part)| *part != Part::Removals);
+            // What was to follow may not differ any more: that is told as well.
+            let is_last = *part != Part::Removals && later().next().is_none();
+            let is_pending = has_pending(&self.subscriptions, step) || (is_last && self.is_continued);
+            let is_continued = *part != Part::Removals && (is_asking || later().any(|step| has_pending(&self.subscriptions, step)));
             let (Some(subscription), Some(entries)) = (self.subscriptions.get_mut(r#type), tables.get(r#type)) else { continue };
-            if subscription.pending(entries, *part) {
-                if *part == Part::Removals && !everything_asked && !patient_enough {
+            if is_pending && subscription.state.subscribed {
+                if *part == Part::Removals && is_asking {
                     return None;
                 }
                 let nonce = format!("{}/{}", snapshot.version(), self.nonces);
-                return subscription.respond(*r#type, entries, *part, snapshot, nonce);
+                let mut response = subscription.respond(*r#type, entries, *part, snapshot, nonce)?;
+                response.continued = is_continued && matches!(self.audience, Audience::Waypoint(_));
+                self.is_continued = response.continued;
+                return Some(response);
             }
             if *part != Part::Updates {
                 subscription.settle(entries, snapshot.generation);
@@ -267,6 +284,7 @@ impl Subscription {
             type_url: r#type.url().to_owned(),
             nonce,
             removed_resources,
+            continued: false,
         })
     }
 

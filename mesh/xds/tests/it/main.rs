@@ -96,9 +96,10 @@ impl Control {
     }
 }
 
-/// A client with the view that it feeds, and all that it was told.
+/// A client with the view that it feeds, each that it had in force, and all that it was told.
 struct Proxy {
     view: Arc<Mutex<View>>,
+    views: Arc<Mutex<Vec<View>>>,
     told: Arc<Mutex<Vec<Change>>>,
     status: watch::Receiver<Status>,
     counters: Arc<Counters>,
@@ -142,14 +143,16 @@ impl Proxy {
             let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
             Ok::<Channel, client::ConnectError>(endpoint.connect().await?)
         };
-        let (fed, heard) = (view.clone(), told.clone());
+        let views: Arc<Mutex<Vec<View>>> = Default::default();
+        let (fed, heard, all) = (view.clone(), told.clone(), views.clone());
         let apply = move |changes: Vec<Change>| {
             heard.lock().unwrap().extend(changes.iter().cloned());
             let mut view = fed.lock().unwrap();
             *view = view.apply(changes);
+            all.lock().unwrap().push(view.clone());
         };
         tokio::spawn(client::run(config, connect, apply, sender, stop.clone()));
-        Self { view, told, status, counters, stop }
+        Self { view, views, told, status, counters, stop }
     }
 
     async fn until(&mut self, what: impl Fn(&Status) -> bool) -> Status {
@@ -448,6 +451,62 @@ async fn a_waypoint_that_comes_back_is_told_only_what_differs() {
     control.live().await;
     let told = proxy.told.lock().unwrap().clone();
     assert_eq!(told, [pod("b"), host("new", 0), Change::RemoveHost(hostname("old"))]);
+}
+
+/// Pod `a`, and a host that selects it, by a label that changes.
+fn labelled(version: usize) -> [Change; 2] {
+    let version: Arc<str> = format!("v{version}").into();
+    let (Change::Workload(pod), Change::Host(mut web)) = (pod("a"), host("web", 0)) else { unreachable!() };
+    let own = Arc::make_mut(&mut web);
+    for pool in own.pools.values_mut() {
+        Arc::make_mut(pool).labels = [("version".into(), version.clone())].into();
+    }
+    let pod = Workload { labels: [("version".into(), version)].into(), ..Workload::clone(&pod) };
+    [Change::Workload(Arc::new(pod)), Change::Host(web)]
+}
+
+#[tokio::test]
+async fn a_waypoint_never_has_labels_of_one_configuration_and_routes_of_another() {
+    let audience = Audience::Waypoint("shop/waypoint".into());
+    let table = |resources: &Resources, version: usize| {
+        let mut step = resources.step();
+        step.apply(&audience, &labelled(version));
+        step.publish();
+    };
+    let first = Resources::new("first");
+    let mut step = first.step();
+    step.apply(&audience, &[waypoint()]);
+    step.publish();
+    table(&first, 0);
+    let control = Control::start_for(audience.clone(), loopback(), first.clone()).await;
+    let proxy = Proxy::start_as("waypoint", WAYPOINT_TYPES, control.address, "istio-system");
+    control.live().await;
+    for version in 1..100 {
+        table(&first, version);
+        if version % 7 == 0 {
+            control.live().await;
+        }
+    }
+    control.live().await;
+    // The next process knows nothing of what this one told.
+    let address = control.stop().await;
+    let second = Resources::new("second");
+    let mut step = second.step();
+    step.apply(&audience, &[waypoint()]);
+    step.apply(&audience, &labelled(100));
+    step.publish();
+    let control = Control::start_for(audience.clone(), address, second).await;
+    control.live().await;
+    let views = proxy.views.lock().unwrap().clone();
+    let selects = |view: &View| {
+        let web = view.host(&hostname("web")).unwrap();
+        let pod = view.workloads().next().unwrap();
+        assert!(web.pools.values().all(|pool| pool.labels == pod.labels), "{:?} are not {:?}", pod.labels, web.pools);
+        pod.labels["version"].to_string()
+    };
+    let versions: Vec<String> = views.iter().map(selects).collect();
+    assert_eq!((versions.first().unwrap().as_str(), versions.last().unwrap().as_str()), ("v0", "v100"));
+    assert!(versions.len() > 10, "{versions:?}");
 }
 
 /// Waits until `what` holds for what the proxy was told.

@@ -284,6 +284,61 @@ fn a_waypoint_that_comes_back_hears_of_what_differs_in_the_same_order() {
 }
 
 #[test]
+fn a_waypoint_is_told_what_belongs_together() {
+    let mut talk = Talk::waypoint(&[pod("a", "1"), own(), host("web")]);
+    let next = |talk: &mut Talk, is_continued: bool, expected: &str| {
+        let response = talk.next().unwrap();
+        assert_eq!((summary(&response).as_str(), response.continued), (expected, is_continued));
+        talk.answer(&response, None);
+    };
+    talk.subscribe(ADDRESS_TYPE, &[]);
+    next(&mut talk, true, "addresses: +a");
+    assert!(talk.next().is_none(), "it is about to ask for the rest");
+    talk.subscribe(HOST_TYPE, &[]);
+    next(&mut talk, true, "hosts: +web");
+    talk.subscribe(WAYPOINT_TYPE, &[]);
+    next(&mut talk, false, "waypoints: +waypoint");
+    talk.tell(&[pod("a", "2")]);
+    next(&mut talk, false, "addresses: +a");
+    talk.tell(&[pod("a", "3"), pod("b", "1"), host("api")]);
+    next(&mut talk, true, "addresses: +a +b");
+    // Of what was to follow nothing is left.
+    talk.tell(&[Change::RemoveHost(hostname("api")), gone("b")]);
+    next(&mut talk, false, "hosts:");
+    next(&mut talk, false, "addresses: -b");
+    assert!(talk.next().is_none());
+    let generation = talk.table.snapshot().unwrap().generation;
+    assert!(talk.subscriber.state().all(|(_, state)| state.acknowledged == generation));
+}
+
+#[test]
+fn what_was_to_follow_waits_for_the_answer_to_the_one_before() {
+    let mut talk = Talk::waypoint(&[pod("a", "1"), own(), host("web")]);
+    for type_url in [ADDRESS_TYPE, WAYPOINT_TYPE, HOST_TYPE] {
+        talk.subscribe(type_url, &[]);
+    }
+    talk.drain();
+    talk.tell(&[host("api")]);
+    let slow = talk.next().unwrap();
+    talk.tell(&[pod("a", "2"), host("more")]);
+    let addresses = talk.next().unwrap();
+    assert_eq!((summary(&slow), summary(&addresses)), ("hosts: +api".into(), "addresses: +a".into()));
+    assert!(addresses.continued && talk.next().is_none());
+    talk.answer(&addresses, None);
+    assert!(talk.next().is_none());
+    talk.tell(&[Change::RemoveHost(hostname("more"))]);
+    assert!(talk.next().is_none());
+    talk.answer(&slow, None);
+    let closing = talk.next().unwrap();
+    assert_eq!((summary(&closing).as_str(), closing.continued), ("hosts:", false));
+    let generation = talk.table.snapshot().unwrap().generation;
+    let has_all = |talk: &Talk| talk.subscriber.state().all(|(_, state)| state.acknowledged == generation);
+    assert!(!has_all(&talk), "the addresses are not in force before that one is");
+    talk.answer(&closing, None);
+    assert!(talk.next().is_none() && has_all(&talk));
+}
+
+#[test]
 fn a_waypoint_without_a_table_waits() {
     let mut talk = Talk::new(&[pod("a", "1")]);
     talk.subscriber = Subscriber::new(waypoint());
