@@ -78,6 +78,10 @@ impl Callers {
             asked.insert(address, Asked { name, tunnels: 0, idle_since: now, at: now, is_nobodys: Arc::default() });
         }
         let found = asked.get_mut(&address)?;
+        if !is_known {
+            // Perhaps another one's by now, who is told of as the one before was.
+            found.at = now;
+        }
         found.tunnels += 1;
         Some(Question { callers: self.clone(), address, until: found.at + WAIT, is_nobodys: found.is_nobodys.clone() })
     }
@@ -221,6 +225,17 @@ mod tests {
         assert!(one.deadline().is_none() && other.deadline().is_some());
         drop(one);
         assert!(callers.ask(address(1), false).unwrap().deadline().is_none(), "nobody waits for an answer that has come");
+    }
+
+    #[test]
+    fn another_pod_at_the_address_of_one_that_went_is_waited_for_as_long() {
+        let callers = Arc::new(Callers::new("".into()));
+        let first = callers.ask(address(1), false).unwrap();
+        let until = first.until;
+        drop(first);
+        let known = callers.ask(address(1), true).unwrap();
+        assert_eq!(known.until, until, "there is nothing to wait for");
+        assert!(callers.ask(address(1), false).unwrap().until > until);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tropis_model::{
 use crate::{
     upstream::{
         members::Member,
-        pools::{Active, Current, Pools},
+        pools::{Active, Current},
     },
     worker::Worker,
 };
@@ -88,14 +88,13 @@ pub struct Wish<'a> {
 
 /// Chooses an endpoint.
 pub fn choose(worker: &Worker, current: Current, wish: &Wish<'_>) -> Result<Chosen, BalanceError> {
-    let pools: &Pools = &worker.shared.pools;
     let ready = &current.ready;
     let place_of = |id: &u64| ready.members.iter().position(|member| member.id == *id);
     let tried: Vec<usize> = wish.tried.iter().filter_map(place_of).collect();
     let ask = Ask {
         hash: wish.hash,
         turn: current.state.turn.fetch_add(1, Ordering::Relaxed),
-        now: pools.now(),
+        now: current.at,
         tried: &tried,
         other_priorities: wish.other_priorities,
         addressed: wish.addressed,

@@ -205,11 +205,12 @@ impl Tries<'_> {
         deadline: Option<Deadline>,
         report: &mut Report,
     ) -> Result<Response<Payload>, Failure> {
-        let mut response = ended.map_err(|failed| *failed.failure)?.into_response(deadline);
+        let received = ended.map_err(|failed| *failed.failure)?;
+        report.forwarded(received.took);
+        let mut response = received.into_response(deadline);
         if let Some(cookie) = self.key.set_cookie.as_deref().and_then(|cookie| HeaderValue::from_str(cookie).ok()) {
             response.headers_mut().append(header::SET_COOKIE, cookie);
         }
-        report.forwarded();
         Ok(response)
     }
 }

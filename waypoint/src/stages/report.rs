@@ -58,13 +58,12 @@ pub struct Report {
     /// Of a connection, whose counters are to have the same labels when it ends as when it opened.
     source: OnceCell<Option<Arc<Workload>>>,
     service: Option<Arc<Service>>,
-    route_name: Option<Arc<str>>,
+    route_name: Option<RouteName>,
     pool: Option<Arc<Pool>>,
     destination: Option<Arc<Workload>>,
     upstream: Option<SocketAddr>,
     upstream_local: Option<SocketAddr>,
     attempts: u32,
-    sent_at: Option<Instant>,
     service_time: Option<Duration>,
     status: u16,
     grpc_status: Option<u16>,
@@ -156,7 +155,6 @@ impl Report {
             upstream: None,
             upstream_local: None,
             attempts: 0,
-            sent_at: None,
             service_time: None,
             status: 0,
             grpc_status: None,
@@ -219,11 +217,8 @@ impl Report {
     /// It takes this route.
     pub fn routed(&mut self, routed: Routed) -> Routed {
         self.stage = Stage::Balance;
-        let of_match = routed.matched().and_then(|matched| matched.name.as_ref());
-        self.route_name = Some(match of_match {
-            Some(name) => format!("{}.{name}", routed.route.name).into(),
-            None => routed.route.name.clone(),
-        });
+        let of_match = routed.matched().and_then(|matched| matched.name.clone());
+        self.route_name = Some(RouteName { route: routed.route.name.clone(), of_match });
         routed
     }
 
@@ -254,12 +249,11 @@ impl Report {
     pub fn connected(&mut self, local: SocketAddr) {
         self.stage = Stage::Forward;
         self.upstream_local = Some(local);
-        self.sent_at = Some(Instant::now());
     }
 
-    /// The endpoint answered.
-    pub fn forwarded(&mut self) {
-        self.service_time = self.sent_at.map(|at| at.elapsed());
+    /// The endpoint answered, so long after it was asked.
+    pub fn forwarded(&mut self, after: Duration) {
+        self.service_time = Some(after);
         self.details = Some("via_upstream".into());
     }
 
@@ -453,7 +447,7 @@ impl Report {
             called,
             caller: self.entry.source_address,
             server_name: self.server_name.as_deref(),
-            route_name: self.route_name.as_deref(),
+            route_name: self.route_name.as_ref().map(RouteName::to_string),
             attempts: self.attempts,
             headers: asked.and_then(|asked| asked.headers.as_ref()),
             stage: ended.outcome.stage.word(),
@@ -461,6 +455,21 @@ impl Report {
             side: (ended.outcome.reason != Reason::Completed).then(|| ended.outcome.side.word()),
             policy: ended.policy.clone(),
             config_version: self.config_version.as_deref().map(String::as_str),
+        }
+    }
+}
+
+/// A route, with the match of it that a request took: put together where it is logged.
+struct RouteName {
+    route: Arc<str>,
+    of_match: Option<Arc<str>>,
+}
+
+impl fmt::Display for RouteName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.of_match {
+            Some(name) => write!(f, "{}.{name}", self.route),
+            None => f.write_str(&self.route),
         }
     }
 }

@@ -113,6 +113,8 @@ pub struct Current {
     pub state: Arc<PoolState>,
     /// What choosing needs.
     pub ready: Arc<Ready>,
+    /// When that was, by the pools' clock.
+    pub at: Duration,
 }
 
 /// What a pool shows of itself.
@@ -149,10 +151,10 @@ impl Pools {
             std::cmp::Ordering::Less => false,
         };
         if is_current && nanoseconds(now) < state.next_sweep.load(Ordering::Acquire) {
-            return Current { state, ready };
+            return Current { state, ready, at: now };
         }
         let ready = state.renew(self, view, pool, own, now);
-        Current { state, ready }
+        Current { state, ready, at: now }
     }
 
     /// All pools that were used.
@@ -252,6 +254,11 @@ impl PoolState {
         returned
     }
 
+    /// Whether outliers are looked for: what requests bring is of interest.
+    pub fn has_detector(&self) -> bool {
+        self.ready.load().pool.outlier.is_some()
+    }
+
     /// Takes in how a request to `member` went. An ejection holds for the next pick.
     pub fn record(&self, member: &Member, outcome: Outcome, now: Duration, own: Option<&Workload>) {
         let ready = self.ready.load();
@@ -280,7 +287,7 @@ impl PoolState {
         PoolInfo {
             ejected: ready.members.iter().map(|member| Some(returns_at(member)?.saturating_sub(now))).collect(),
             ejections: self.ejections.load(Ordering::Relaxed),
-            current: Current { state: self.clone(), ready },
+            current: Current { state: self.clone(), ready, at: now },
         }
     }
 }

@@ -61,7 +61,7 @@ pub struct Received {
     pub(super) handed_over: Option<oneshot::Receiver<HandedOver>>,
     pub(super) held: Held,
     pub(super) chosen: Chosen,
-    took: std::time::Duration,
+    pub(super) took: std::time::Duration,
 }
 
 impl Received {
@@ -101,14 +101,14 @@ impl Attempt<'_, '_> {
         };
         match ended {
             Ok(exchanged) => {
-                self.record(&chosen, seen(&exchanged.response));
+                self.record(&chosen, || seen(&exchanged.response));
                 let Exchanged { response, lease, handed_over, held, took } = exchanged;
                 Ok(Received { response, lease, handed_over, held, chosen, took })
             }
             Err(Ended { failed, seen }) => {
                 // An endpoint is not to blame for a limit of ours, nor for a caller who breaks off.
                 if failed.outcome.is_some() || seen == outlier::Outcome::Timeout {
-                    self.record(&chosen, seen);
+                    self.record(&chosen, || seen);
                 }
                 Err(failed)
             }
@@ -196,9 +196,11 @@ impl Attempt<'_, '_> {
         Ended { failed, seen: outlier::Outcome::Reset }
     }
 
-    fn record(&self, chosen: &Chosen, outcome: outlier::Outcome) {
+    fn record(&self, chosen: &Chosen, outcome: impl FnOnce() -> outlier::Outcome) {
         let pools = &self.tries.journey.entry.worker.shared.pools;
-        chosen.current.state.record(&chosen.member, outcome, pools.now(), self.tries.own.as_deref());
+        if chosen.current.state.has_detector() {
+            chosen.current.state.record(&chosen.member, outcome(), pools.now(), self.tries.own.as_deref());
+        }
     }
 }
 

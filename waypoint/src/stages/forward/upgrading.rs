@@ -34,10 +34,10 @@ impl Upgrading {
 pub(super) async fn run(tries: &Tries<'_>, timeout: Option<Duration>, report: &mut Report) -> Result<Answered, Failure> {
     let mut deadline = timeout.map(|limit| Deadline::new(limit, tries.upload.handle()));
     match (Attempt { tries, number: 1 }).run(deadline.as_mut(), report).await {
-        Ok(Received { response, handed_over: Some(upstream), held, chosen, .. })
+        Ok(Received { response, handed_over: Some(upstream), held, chosen, took, .. })
             if response.status() == StatusCode::SWITCHING_PROTOCOLS =>
         {
-            report.forwarded();
+            report.forwarded(took);
             let asked = Asked::of(tries, &chosen);
             let upgrading = Upgrading { upstream, asked, held: (held, chosen.active) };
             Ok(Answered::Upgraded(Response::from_parts(response.into_parts().0, ()), upgrading))

@@ -52,7 +52,7 @@ pub(super) struct Line<'l> {
     pub(super) called: Option<SocketAddr>,
     pub(super) caller: SocketAddr,
     pub(super) server_name: Option<&'l str>,
-    pub(super) route_name: Option<&'l str>,
+    pub(super) route_name: Option<String>,
     pub(super) attempts: u32,
     /// The request's headers, where the format asks for others.
     pub(super) headers: Option<&'l HeaderMap>,

@@ -167,11 +167,17 @@ impl Slot {
             }
         }
         let mut idle = self.idle.borrow_mut();
-        idle.retain(|idle| idle.one.is_reusable());
-        let at = idle.iter().rposition(|idle| idle.one.sender.is_ready())?;
-        let Idle { mut one, local, .. } = idle.remove(at);
-        one.limits = limits.clone();
-        Some(Lease::single(self.clone(), one, local))
+        // The one that was used last, as a rule. Those behind it that take no more go with the next sweep.
+        for at in (0..idle.len()).rev() {
+            if !idle[at].one.is_reusable() {
+                drop(idle.remove(at));
+            } else if idle[at].one.sender.is_ready() {
+                let Idle { mut one, local, .. } = idle.remove(at);
+                one.limits = limits.clone();
+                return Some(Lease::single(self.clone(), one, local));
+            }
+        }
+        None
     }
 
     /// Keeps a connection whose response has ended, if it may carry another request: for one that waits here, before anybody elsewhere

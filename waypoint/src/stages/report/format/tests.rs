@@ -27,7 +27,7 @@ fn line() -> Line<'static> {
         called: Some("10.1.0.1:9080".parse().unwrap()),
         caller: "10.0.0.1:4000".parse().unwrap(),
         server_name: None,
-        route_name: Some("default"),
+        route_name: Some("default".to_owned()),
         attempts: 1,
         headers: None,
         stage: "balance",
