@@ -115,6 +115,9 @@ pub enum StartError {
 
 /// Runs the proxy until it is told to stop.
 pub async fn run(config: Config, log: LogControl) -> Result<(), StartError> {
+    // Before anybody can see that it is there and tell it to go.
+    let mut terminated = signal(SignalKind::terminate()).map_err(StartError::Signal)?;
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(StartError::Signal)?;
     let metrics = Metrics::default();
     let readiness = Readiness::default();
     let (proxy_ready, state_ready) = (readiness.task("proxy"), readiness.task("state manager"));
@@ -144,8 +147,6 @@ pub async fn run(config: Config, log: LogControl) -> Result<(), StartError> {
     let config = &shared.config;
     tracing::info!(workers = config.workers, gateway = %config.gateway, identity = %config.identity, "waypoint started");
 
-    let mut terminated = signal(SignalKind::terminate()).map_err(StartError::Signal)?;
-    let mut interrupted = signal(SignalKind::interrupt()).map_err(StartError::Signal)?;
     tokio::select! {
         _ = terminated.recv() => tracing::info!("SIGTERM: draining"),
         _ = interrupted.recv() => tracing::info!("SIGINT: draining"),

@@ -52,6 +52,8 @@ const OTHER_DESCRIPTORS: u64 = 256;
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) async fn run(config: Config, log_control: LogControl) -> anyhow::Result<()> {
+    // Before anybody can see that it is there and tell it to go.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut app = App::new(config);
     // One question at a time: who looks waits for his answer.
     let (ask_inventory, inventory_asks) = mpsc::channel(1);
@@ -62,7 +64,6 @@ pub(crate) async fn run(config: Config, log_control: LogControl) -> anyhow::Resu
     app.serve_monitoring().await?;
     app.tasks.spawn(count_clients(app.clients.clone(), app.metrics.clone(), app.stop.clone()));
 
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: stopping"),
         _ = interrupt.recv() => info!("SIGINT: stopping"),

@@ -47,6 +47,8 @@ pub(crate) struct Attach {
     /// Waypoints that are ready and waited for, with the end of the wait.
     held: BTreeMap<Key, Instant>,
     exits: Exits<Left>,
+    /// Whether something was released since the compiler was asked last.
+    has_released: bool,
 }
 
 impl Attach {
@@ -58,6 +60,7 @@ impl Attach {
             admissions: BTreeMap::new(),
             held: BTreeMap::new(),
             exits: Exits::new(drain),
+            has_released: false,
         }
     }
 
@@ -74,6 +77,7 @@ impl Attach {
     /// Tells the compiler who acknowledged what, before it compiles. Says whether a waypoint has become live.
     pub(crate) fn acknowledge(&mut self, compiler: &mut Compiler, clients: &Clients, now: Instant) -> bool {
         let mut newly_live = false;
+        self.has_released = false;
         for (waypoint, generation) in &self.told {
             if self.acknowledged.get(waypoint) == Some(generation) {
                 continue;
@@ -141,17 +145,19 @@ impl Attach {
     /// A waypoint that was left forgets something. What is waited for now is not to let it carry that again, before it has acknowledged it
     /// anew.
     fn release(&mut self, compiler: &mut Compiler, left: &Left) {
-        if compiler.release(left)
-            && let Some(admission) = self.admissions.get_mut(left.waypoint())
-        {
-            left.take_from(&mut admission.served);
+        if compiler.release(left) {
+            self.has_released = true;
+            if let Some(admission) = self.admissions.get_mut(left.waypoint()) {
+                left.take_from(&mut admission.served);
+            }
         }
     }
 
     /// When to look again, if nothing happens before.
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
         let waits = self.admissions.values().map(|admission| admission.until).chain(self.held.values().copied());
-        waits.chain(self.exits.due(now)).min()
+        // What was released is forgotten in the next generation.
+        waits.chain(self.exits.due(now)).chain(self.has_released.then_some(now)).min()
     }
 }
 
@@ -177,6 +183,7 @@ pub(crate) fn audience(waypoint: &Key) -> Audience {
 #[cfg(test)]
 mod tests {
     use tropis_compile::Settings;
+    use tropis_model::view::Change;
     use tropis_source::dir::snapshot;
 
     use super::*;
@@ -212,5 +219,39 @@ spec: {clusterIP: 10.96.0.9, clusterIPs: [10.96.0.9], ports: [{port: 80}]}
         assert_eq!(attach.due(now), Some(now));
         attach.acknowledge(&mut compiler, &clients, now);
         assert!(compiler.acquainted(&waypoint).is_none(), "it carries all that it knows");
+    }
+
+    #[test]
+    fn what_a_waypoint_may_forget_it_forgets_though_nothing_else_happens() {
+        let mut compiler = Compiler::new(Settings::default());
+        for object in snapshot::of_text("shop.yaml", SHOP.to_owned()).objects {
+            compiler.apply(&object);
+        }
+        let waypoint = ("shop".to_owned(), "waypoint".to_owned());
+        let (mut attach, clients, now) = (Attach::new(Duration::ZERO), Clients::default(), Instant::now());
+        compiler.changes();
+        compiler.waypoints();
+        compiler.acknowledged(&waypoint);
+        attach.acknowledged.insert(waypoint.clone(), 1);
+        compiler.changes();
+        attach.follow(&mut compiler, &clients, 1, now);
+        attach.acknowledge(&mut compiler, &clients, now);
+        compiler.changes();
+        compiler.waypoints();
+        let elsewhere = SHOP.replace("istio.io/use-waypoint: waypoint", "istio.io/use-waypoint: none");
+        assert_ne!(elsewhere, SHOP);
+        for object in snapshot::of_text("shop.yaml", elsewhere).objects {
+            compiler.apply(&object);
+        }
+        compiler.changes();
+        compiler.waypoints();
+        attach.follow(&mut compiler, &clients, 2, now);
+        assert_eq!(attach.due(now), Some(now), "what is out is forgotten");
+        attach.acknowledge(&mut compiler, &clients, now);
+        compiler.changes();
+        let told = compiler.waypoints().into_iter().flat_map(|told| told.changes).flatten();
+        assert!(told.into_iter().any(|change| matches!(change, Change::RemoveHost(_))));
+        attach.follow(&mut compiler, &clients, 3, now);
+        assert_eq!(attach.due(now), None);
     }
 }
