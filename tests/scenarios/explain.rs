@@ -7,6 +7,7 @@ mod called;
 mod drawn;
 mod expected;
 mod in_force;
+mod shown;
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -87,7 +88,7 @@ async fn ask_all(lab: &Lab) -> anyhow::Result<()> {
     for kind in ["waypoint: allowed", "waypoint: refused", "tunnel: allowed", "tunnel: refused", "direct", "uncaptured"] {
         ensure!(kinds.keys().any(|known| known.starts_with(kind)), "no question ended {kind}: {kinds:?}");
     }
-    Ok(())
+    shown::by_the_program(lab, &mesh.pods["client"]).await
 }
 
 /// Whether somebody answers or refuses; to wait in vain shows nothing. Kubernetes is silent about a port that a service has not.
@@ -141,7 +142,9 @@ impl<'a> Mesh<'a> {
         command.arg("--state").arg(self.lab.layout().state()).args(question.arguments());
         let output = tokio::task::spawn_blocking(move || command.output()).await?.context("running tropis; is it built?")?;
         ensure!(output.status.success(), "{question:?}: {}", String::from_utf8_lossy(&output.stderr));
-        expected::read(&String::from_utf8(output.stdout)?)
+        let explained = expected::read(&String::from_utf8(output.stdout)?)?;
+        explained.is_in_force().with_context(|| format!("{question:?}"))?;
+        Ok(explained)
     }
 
     /// The requests of an id in the waypoint's log, which is written a moment after the answer: as soon as there are so many.

@@ -19,7 +19,15 @@ const UNAVAILABLE: u16 = 503;
 pub(super) struct Explained {
     steps: Vec<Step>,
     decided: Decided,
+    proxies: Vec<Proxy>,
     verdict: Verdict,
+}
+
+/// A proxy that decides on the way.
+#[derive(Debug, Deserialize)]
+struct Proxy {
+    place: String,
+    status: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -62,6 +70,15 @@ struct Verdict {
 }
 
 impl Explained {
+    /// Everything is in force, and it says so of each proxy on the way.
+    pub(super) fn is_in_force(&self) -> anyhow::Result<()> {
+        let behind: Vec<&Proxy> = self.proxies.iter().filter(|proxy| proxy.status != "SYNCED").collect();
+        ensure!(behind.is_empty(), "it says that {behind:?} are behind");
+        let waypoints = self.proxies.iter().filter(|proxy| proxy.place == "waypoint shop/waypoint").count();
+        ensure!((waypoints > 0) == self.decided.ways.contains("waypoint"), "on a way {:?} are {:?}", self.decided.ways, self.proxies);
+        Ok(())
+    }
+
     /// Way and outcome.
     pub(super) fn kind(&self) -> String {
         let way = self.decided.ways.first().map_or("nowhere", String::as_str);
