@@ -1,7 +1,8 @@
-//! A waypoint comes and goes under load: the one that tropisd makes by itself, and one of the user's that takes another's place. No request
-//! fails, no POST is lost or doubled, and callers whom a policy denies, by their name or by what they ask for, who ask all the time, never
-//! get through.
+//! A waypoint comes and goes under load: the one that tropisd makes by itself, for a namespace or for accounts, and one of the user's that
+//! takes another's place. No request fails, no POST is lost or doubled, and callers whom a policy denies, by their name or by what they ask
+//! for, who ask all the time, never get through.
 
+mod accounts;
 mod load;
 mod switch;
 
@@ -16,6 +17,7 @@ use tropis_tests::{Family, Lab, PodHandle, Program, wait};
 
 use crate::shop::{Protocol, Shop, Way};
 use crate::support::{Company, play};
+use accounts::{none_is_left, there_and_back};
 use load::{Denied, LET_IN, denied_by_name, under_load};
 use switch::switch;
 
@@ -66,6 +68,19 @@ fn a_users_waypoint_takes_anothers_place_under_load() {
             let policies = ["no-admin", "by-method", "no-late"].map(|name| ("AuthorizationPolicy", name));
             let made = [("Gateway", "waypoint"), ("Gateway", "second"), ("Service", "young")];
             shop.close(&[&GUARD[..], &NEED, &policies, &made].concat())
+        })
+    });
+}
+
+#[test]
+fn automatic_waypoints_of_accounts_take_the_namespaces_place_under_load() {
+    play(Company::Welcome, |lab| {
+        Box::pin(async move {
+            let shop = guarded(lab, "autoacct").await?;
+            let denied = [denied_by_name(&shop), client_may_not_do_everything(&shop).await?].concat();
+            under_load(&shop, &denied, 65, there_and_back(&shop)).await?;
+            none_is_left(&shop, &["no-admin", "by-method"].map(|name| ("AuthorizationPolicy", name))).await?;
+            shop.close(&GUARD)
         })
     });
 }
@@ -194,9 +209,14 @@ async fn marked(shop: &Shop<'_>, wanted: &[&str]) -> anyhow::Result<()> {
 }
 
 async fn gone(shop: &Shop<'_>) -> anyhow::Result<()> {
-    let there = || (mark(shop), shop.lab.pods(shop.namespace, AUTOMATIC).len());
-    let found = wait::until(GONE, "the automatic waypoint to be gone", async || (there() == (None, 0)).then_some(()));
-    found.await.with_context(|| format!("{:?} is there", there()))?;
+    named_gone(shop, AUTOMATIC).await
+}
+
+async fn named_gone(shop: &Shop<'_>, name: &str) -> anyhow::Result<()> {
+    let mark = || shop.lab.object(Kind::Gateway, shop.namespace, name).and_then(|own| own.label(OPT_OUT).map(str::to_owned));
+    let there = || (mark(), shop.lab.pods(shop.namespace, name).len());
+    let found = wait::until(GONE, "an automatic waypoint to be gone", async || (there() == (None, 0)).then_some(()));
+    found.await.with_context(|| format!("{:?} of {name} is there", there()))?;
     Ok(())
 }
 

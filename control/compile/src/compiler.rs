@@ -54,7 +54,7 @@ pub struct Compiler {
     bindings: BTreeMap<Key, Binding>,
     /// Nothing was published yet.
     opening: bool,
-    needs: BTreeMap<String, Need>,
+    needs: BTreeMap<Key, Need>,
     /// What waypoints are still to be told.
     told: Vec<Told>,
     /// Policies that may let other waypoints in now.
@@ -139,8 +139,7 @@ impl Compiler {
             self.tell(ObjectRef::new(Kind::Gateway, key.0.clone(), key.1.clone()), findings);
         }
         if self.waypoints.take_needs() {
-            let names = self.index.namespace_names();
-            self.needs = names.filter_map(|name| Some((name.clone(), needed(&self.index, name)?))).collect();
+            self.needs = self.index.namespace_names().flat_map(|name| needed(&self.index, name)).collect();
         }
         self.waypoints.workloads.extend(changes.uids());
         self.scopes();
@@ -279,8 +278,8 @@ impl Compiler {
         self.bindings.iter().map(|(key, binding)| (ObjectRef::new(Kind::Service, key.0.clone(), key.1.clone()), binding))
     }
 
-    /// The namespaces that need a waypoint of their own, as of the last [`Self::changes`].
-    pub fn needs(&self) -> &BTreeMap<String, Need> {
+    /// The waypoints that there should be of their own accord, by their Gateway, as of the last [`Self::changes`].
+    pub fn needs(&self) -> &BTreeMap<Key, Need> {
         &self.needs
     }
 

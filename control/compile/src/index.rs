@@ -11,7 +11,7 @@ use std::{
 
 use tropis_crds::{Kind, Object, ObjectRef, istio::WorkloadSelector};
 
-use crate::{Settings, peer_authentication, waypoint};
+use crate::{Settings, peer_authentication};
 use labels::{Labelled, Selecting};
 use routing::Routing;
 
@@ -217,7 +217,7 @@ impl Index {
             let Some(service) = slice_service(slice) else { continue };
             let selecting = self.services.get(&service).is_some_and(|service| service_selector(service).is_some());
             // Whose pods are behind a service without a selector may decide about its waypoint.
-            if !selecting && self.gateways_in(&service.0).any(|gateway| waypoint::account(gateway).is_some()) {
+            if !selecting && self.accounts_decide(&service.0) {
                 affected.services.insert(service.clone());
             }
             set(&mut self.slices_of, service, &key, present);

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use tropis_crds::Finding;
 use tropis_model::{policy::Policy, service::Service, waypoint::AccessLogFormat, workload::Workload};
 
-use waypoint::needed::AutomaticWaypoints;
+use waypoint::{automatic::Scope, needed::AutomaticWaypoints};
 
 pub use compiler::{Compiler, Left, compile};
 pub use index::{Affected, Index};
@@ -51,6 +51,8 @@ pub struct Settings {
     pub sidecar_labels: bool,
     /// Whether namespaces get waypoints that nobody made for them.
     pub automatic_waypoints: AutomaticWaypoints,
+    /// Whose Services each of those carries.
+    pub automatic_waypoint_scope: Scope,
     /// How waypoints log requests; `None` logs nothing.
     pub access_log: Option<AccessLogFormat>,
 }
@@ -65,6 +67,7 @@ impl Default for Settings {
             network: "".into(),
             sidecar_labels: true,
             automatic_waypoints: AutomaticWaypoints::ByNeed,
+            automatic_waypoint_scope: Scope::Namespace,
             access_log: Some(AccessLogFormat::Json),
         }
     }

@@ -1,13 +1,14 @@
 //! Waypoints: which Gateway is one, what it serves, and who goes through it.
 //!
 //! Traffic to a service goes by the Service's label, then by the account that all of its pods run as, then by the namespace's label,
-//! then through the namespace's automatic waypoint; traffic to a pod by the pod's label, then by its account, then by the namespace's
-//! label (design.md §4, ambient-protocols.md 11.2). A label whose waypoint cannot be used attaches to nothing: it never falls back to a
-//! wider one. A waypoint cannot be used before its Gateway has an address in its status. [`scope`] says what a waypoint is told, [`callers`]
-//! what of those who call it, [`admission`] how the policies of its destinations let it in, [`binding`] what a Service's status says, [`needed`] when a namespace gets one of its own accord, [`refused`]
-//! what became of an object that a waypoint refuses.
+//! then through an automatic waypoint; traffic to a pod by the pod's label, then by its account, then by the namespace's label (design.md
+//! §4, ambient-protocols.md 11.2). A label whose waypoint cannot be used attaches to nothing: it never falls back to a wider one. A waypoint
+//! cannot be used before its Gateway has an address in its status. [`scope`] says what a waypoint is told, [`callers`] what of those who call
+//! it, [`admission`] how the policies of its destinations let it in, [`binding`] what a Service's status says, [`needed`] which are to be
+//! there of their own accord and [`automatic`] what goes through those, [`refused`] what became of an object that a waypoint refuses.
 
 pub mod admission;
+pub mod automatic;
 pub mod binding;
 pub(crate) mod callers;
 pub mod needed;
@@ -48,7 +49,7 @@ pub const LEAVING: &str = "leaving";
 /// Value of [`AUTOMATIC`] of one whose pods finish what is open.
 pub const STOPPING: &str = "stopping";
 /// Label of a Gateway: the traffic that it takes.
-const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
+pub const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
 /// Label of a pod, a Service or a namespace: the name of its waypoint, or `none`.
 const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 /// The namespace of that waypoint, if it is another one.
@@ -57,7 +58,6 @@ const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
 const NO_WAYPOINT: &str = "none";
 /// Where waypoints listen.
 const HBONE_PORT: u16 = 15008;
-const DEFAULT_ACCOUNT: &str = "default";
 
 /// Whether an object is a Gateway of the waypoints' class.
 pub fn is_waypoint(object: &Object) -> bool {
@@ -228,34 +228,60 @@ pub fn refusal(index: &Index, object: &Object) -> Option<(Key, &'static str, &'s
     Some((key, reason, word))
 }
 
+/// What users chose for a Service.
+enum Choice {
+    /// A waypoint that cannot be used is a choice, too, and so is none.
+    Made(Option<Attached>),
+    /// Nothing.
+    Open,
+}
+
 /// The waypoint of traffic addressed to a service, and what there is to tell about it.
 pub fn of_service(index: &Index, object: &Object) -> (Option<Attached>, Vec<Finding>) {
+    let (choice, findings) = choice(index, object);
+    let attached = match choice {
+        Choice::Made(attached) => attached,
+        Choice::Open => automatic::of_service(index, object),
+    };
+    (attached, findings)
+}
+
+/// What users chose for a Service, and what there is to tell about that. What belongs to a waypoint is no user's to choose for.
+fn choice(index: &Index, object: &Object) -> (Choice, Vec<Finding>) {
     let namespace = object.metadata.namespace.as_str();
-    if object.label(MANAGED).is_some() {
-        return (None, Vec::new());
-    }
     let mut findings = Vec::new();
+    if object.label(MANAGED).is_some() {
+        return (Choice::Made(None), findings);
+    }
     match wish(object) {
-        Wish::OptedOut => return (None, findings),
+        Wish::OptedOut => return (Choice::Made(None), findings),
         Wish::Named(key) => {
             let found = usable(index, &key, namespace, Traffic::Services);
             findings.extend(obstacle(&found).map(|obstacle| unusable(object, &key, obstacle)));
-            return (found.ok(), findings);
+            return (Choice::Made(found.ok()), findings);
         }
         Wish::Nothing => {}
     }
-    let accounts: BTreeSet<&str> = index.pods_of(object).into_iter().map(|pod| pod_account(pod)).collect();
-    for gateway in index.gateways_in(namespace) {
-        let Some(account) = account(gateway).filter(|account| accounts.contains(account) && serves(gateway).services()) else { continue };
-        if accounts.len() == 1 {
-            return (usable(index, &key_of(gateway), namespace, Traffic::Services).ok(), findings);
+    let mut for_accounts = users_for_accounts(index, namespace).filter(|(_, gateway)| serves(gateway).services()).peekable();
+    if for_accounts.peek().is_some() {
+        let accounts = index.accounts_of(object);
+        for (account, gateway) in for_accounts.filter(|(account, _)| accounts.contains(account)) {
+            if accounts.len() == 1 {
+                return (Choice::Made(usable(index, &key_of(gateway), namespace, Traffic::Services).ok()), findings);
+            }
+            findings.push(mixed(object, gateway, account, &accounts));
         }
-        findings.push(mixed(object, gateway, account, &accounts));
     }
     (of_namespace(index, namespace, Traffic::Services), findings)
 }
 
-/// The waypoint of traffic addressed to a pod.
+/// The waypoints of a namespace that users made for an account, with that.
+fn users_for_accounts<'a>(index: &'a Index, namespace: &str) -> impl Iterator<Item = (&'a str, &'a Arc<Object>)> + use<'a> {
+    let gateways = index.gateways_in(namespace).filter(|gateway| !automatic::is_automatic(gateway));
+    gateways.filter_map(|gateway| Some((account(gateway)?, gateway)))
+}
+
+/// The waypoint of traffic addressed to a pod. That goes through no automatic one: what needs those are Services.
 pub fn of_pod(index: &Index, object: &Object) -> Option<Attached> {
     let namespace = object.metadata.namespace.as_str();
     if object.label(GATEWAY_NAME).is_some() || object.label(MANAGED).is_some() {
@@ -266,42 +292,37 @@ pub fn of_pod(index: &Index, object: &Object) -> Option<Attached> {
         Wish::Named(key) => return usable(index, &key, namespace, Traffic::Workloads).ok(),
         Wish::Nothing => {}
     }
-    let own = pod_account(object);
-    let by_account = index.gateways_in(namespace).find(|gateway| account(gateway) == Some(own) && serves(gateway).workloads());
+    let own = object.pod_service_account();
+    let by_account = users_for_accounts(index, namespace).find(|(account, gateway)| own == Some(*account) && serves(gateway).workloads());
     match by_account {
-        Some(gateway) => usable(index, &key_of(gateway), namespace, Traffic::Workloads).ok(),
-        None => of_namespace(index, namespace, Traffic::Workloads),
+        Some((_, gateway)) => usable(index, &key_of(gateway), namespace, Traffic::Workloads).ok(),
+        None => match of_namespace(index, namespace, Traffic::Workloads) {
+            Choice::Made(attached) => attached,
+            Choice::Open => None,
+        },
     }
 }
 
-fn of_namespace(index: &Index, namespace: &str, traffic: Traffic) -> Option<Attached> {
+fn of_namespace(index: &Index, namespace: &str, traffic: Traffic) -> Choice {
     match index.namespace(namespace).map_or(Wish::Nothing, |namespace| wish(namespace)) {
-        Wish::OptedOut => None,
-        Wish::Named(key) => usable(index, &key, namespace, traffic).ok(),
-        Wish::Nothing => {
-            let automatic = index.gateways_in(namespace).find(|gateway| gateway.label(AUTOMATIC).is_some())?;
-            usable(index, &key_of(automatic), namespace, traffic).ok()
-        }
+        Wish::OptedOut => Choice::Made(None),
+        Wish::Named(key) => Choice::Made(usable(index, &key, namespace, traffic).ok()),
+        Wish::Nothing => Choice::Open,
     }
 }
 
-fn pod_account(pod: &Object) -> &str {
-    let spec = pod.pod().and_then(|pod| pod.spec.as_ref());
-    spec.and_then(|spec| spec.service_account_name.as_deref()).filter(|account| !account.is_empty()).unwrap_or(DEFAULT_ACCOUNT)
-}
-
-/// What there is to tell about the waypoint that a namespace's label names.
+/// What there is to tell about what a namespace's labels say of waypoints.
 pub fn namespace_findings(index: &Index, object: &Object) -> Vec<Finding> {
-    let Wish::Named(key) = wish(object) else { return Vec::new() };
+    let mut findings = automatic::label_findings(object);
+    let Wish::Named(key) = wish(object) else { return findings };
     let name = &object.metadata.name;
-    match [Traffic::Services, Traffic::Workloads].map(|traffic| obstacle(&usable(index, &key, name, traffic))) {
-        // Taking one kind of traffic and not the other is what `istio.io/waypoint-for` is for.
-        [Some(first), Some(second)] => {
-            let obstacle = if matches!(first, Obstacle::OtherTraffic) { second } else { first };
-            vec![unusable(object, &key, obstacle)]
-        }
-        _ => Vec::new(),
+    let obstacles = [Traffic::Services, Traffic::Workloads].map(|traffic| obstacle(&usable(index, &key, name, traffic)));
+    // Taking one kind of traffic and not the other is what `istio.io/waypoint-for` is for.
+    if let [Some(first), Some(second)] = obstacles {
+        let obstacle = if matches!(first, Obstacle::OtherTraffic) { second } else { first };
+        findings.push(unusable(object, &key, obstacle));
     }
+    findings
 }
 
 /// What there is to tell about waypoints that labels of pods name: about one pod of each controller.

@@ -89,7 +89,7 @@ codes! {
     NAME_TAKEN = "TRP0018" "NameTaken" Error
         "A waypoint cannot be deployed, because an object of its name exists that the control plane did not make.";
     AUTOMATIC_WAYPOINT = "TRP0019" "AutomaticWaypoint" Info
-        "The control plane made a waypoint for a namespace because something there needs one.";
+        "The control plane made a waypoint for a namespace, or for an account of it, because something there needs one.";
     WAYPOINT_NOT_USABLE = "TRP0020" "WaypointNotUsable" Warning
         "A label names a waypoint that cannot be used: it is of another class, not ready, or does not take this traffic or namespace.";
     REFUSED_BY_PROXY = "TRP0021" "RefusedByProxy" Error

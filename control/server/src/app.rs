@@ -121,6 +121,7 @@ impl App {
             network: config.network.as_str().into(),
             sidecar_labels: config.sidecar_labels,
             automatic_waypoints: config.automatic_waypoints,
+            automatic_waypoint_scope: config.automatic_waypoint_scope,
             access_log: config.access_log.clone(),
         }
     }

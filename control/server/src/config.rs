@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Parser;
 use thiserror::Error;
-use tropis_compile::waypoint::needed::AutomaticWaypoints;
+use tropis_compile::waypoint::{automatic::Scope, needed::AutomaticWaypoints};
 use tropis_model::waypoint::AccessLogFormat;
 use tropis_telemetry::logs::LogFormat;
 
@@ -75,6 +75,11 @@ pub(crate) struct Arguments {
     /// says otherwise for it.
     #[arg(long, env = "TROPIS_AUTOMATIC_WAYPOINTS", default_value = "ByNeed", value_parser = automatic_waypoints)]
     automatic_waypoints: AutomaticWaypoints,
+    /// Whether those are for a namespace, or each for a service account (namespace, service-account): one carries the Services all of whose
+    /// pods run as its account, and Services with pods of several accounts go through the namespace's. At most 16 accounts of a namespace get
+    /// one. A namespace's label tropis.io/automatic-waypoint-scope says otherwise for it.
+    #[arg(long, env = "TROPIS_AUTOMATIC_WAYPOINT_SCOPE", default_value = "namespace", value_parser = automatic_waypoint_scope)]
+    automatic_waypoint_scope: Scope,
     /// How waypoints log requests: JSON (Istio's fields, and ours), TEXT (Istio's default format) or off; as MeshConfig's accessLogEncoding,
     /// and accessLogFile for whether at all.
     #[arg(long, env = "TROPIS_ACCESS_LOG", default_value = "JSON", value_parser = access_log)]
@@ -171,6 +176,7 @@ pub(crate) struct Config {
     pub(crate) trusted_account: String,
     pub(crate) sidecar_labels: bool,
     pub(crate) automatic_waypoints: AutomaticWaypoints,
+    pub(crate) automatic_waypoint_scope: Scope,
     pub(crate) access_log: Option<AccessLogFormat>,
     pub(crate) waypoint_drain: Duration,
     pub(crate) default_certificate_lifetime: Duration,
@@ -222,6 +228,7 @@ impl Config {
             network: arguments.network,
             sidecar_labels: arguments.sidecar_labels,
             automatic_waypoints: arguments.automatic_waypoints,
+            automatic_waypoint_scope: arguments.automatic_waypoint_scope,
             access_log: access_log_format(arguments.access_log, &arguments.access_log_format)?,
             waypoint_drain: Duration::from_secs(arguments.waypoint_drain),
             default_certificate_lifetime: Duration::from_secs(default),
@@ -257,6 +264,11 @@ fn automatic_waypoints(text: &str) -> Result<AutomaticWaypoints, String> {
         "off" => Ok(AutomaticWaypoints::Off),
         _ => Err("ByNeed or Off".to_owned()),
     }
+}
+
+/// In any case of letters.
+fn automatic_waypoint_scope(text: &str) -> Result<Scope, String> {
+    Scope::of(&text.to_ascii_lowercase()).ok_or_else(|| "namespace or service-account".to_owned())
 }
 
 /// In any case of letters.
@@ -316,6 +328,14 @@ mod tests {
         assert_eq!(config(&[]).unwrap().automatic_waypoints, AutomaticWaypoints::ByNeed);
         assert_eq!(config(&["--automatic-waypoints", "off"]).unwrap().automatic_waypoints, AutomaticWaypoints::Off);
         assert!(Arguments::try_parse_from(["tropisd", "--automatic-waypoints", "often"]).is_err());
+    }
+
+    #[test]
+    fn automatic_waypoints_are_for_namespaces_unless_they_are_for_accounts() {
+        let scope = |more: &[&str]| config(more).unwrap().automatic_waypoint_scope;
+        assert_eq!(scope(&[]), Scope::Namespace);
+        assert_eq!(scope(&["--automatic-waypoint-scope", "service-account"]), Scope::ServiceAccount);
+        assert!(Arguments::try_parse_from(["tropisd", "--automatic-waypoint-scope", "pod"]).is_err());
     }
 
     #[test]

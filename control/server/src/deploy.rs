@@ -10,11 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 use tropis_compile::{
     Index,
-    waypoint::{self, needed::Need},
+    waypoint::{self, automatic::is_automatic, needed::Need},
 };
 use tropis_crds::{Finding, Kind, Level, Object, ObjectRef, codes, gateway_api::gateway::Gateway};
 
-use crate::automatic::{self, Stand};
+use crate::{
+    automatic::{self, Stand},
+    scope::Key,
+};
 
 /// Value of the label [`waypoint::MANAGED`]: who made it, as Istio writes it.
 pub(crate) const MANAGED_BY: &str = "istio.io-mesh-controller";
@@ -91,16 +94,12 @@ pub(crate) fn is_ours(object: &Object) -> bool {
     MADE.contains(&object.kind) && object.label(waypoint::MANAGED) == Some(MANAGED_BY) && owned() || is_automatic(object)
 }
 
-fn is_automatic(object: &Object) -> bool {
-    object.kind == Kind::Gateway && object.metadata.name == automatic::NAME && object.label(waypoint::AUTOMATIC).is_some()
-}
-
 /// The waypoints that nobody made.
 pub(crate) struct Automatic<'a> {
-    /// What becomes of each, by namespace.
-    pub(crate) stands: &'a BTreeMap<String, Stand>,
+    /// What becomes of each, by Gateway.
+    pub(crate) stands: &'a BTreeMap<Key, Stand>,
     /// Why they are needed.
-    pub(crate) needs: &'a BTreeMap<String, Need>,
+    pub(crate) needs: &'a BTreeMap<Key, Need>,
 }
 
 /// Everything that should stand, and what there is to tell. `live` says whether a pod of a waypoint has its configuration in force.
@@ -112,13 +111,19 @@ pub(crate) fn desired(
     live: impl Fn(&(String, String)) -> bool,
 ) -> (BTreeMap<ObjectRef, Made>, Vec<Finding>) {
     let (mut made, mut told) = (BTreeMap::new(), Vec::new());
-    for (namespace, stand) in automatic.stands {
-        let (reference, fields) = automatic::gateway(namespace, *stand);
+    for (key, stand) in automatic.stands {
+        let need = automatic.needs.get(key);
+        // One that is needed no more says itself for whom it was.
+        let account = match need {
+            Some(need) => need.account.as_deref(),
+            None => index.gateway(key).and_then(|object| waypoint::account(object)),
+        };
+        let (reference, fields) = automatic::gateway(key, account, *stand);
         let obstacle = in_the_way(index, existing, &reference);
-        if let Some(need) = automatic.needs.get(namespace) {
+        if let Some(need) = need {
             told.push(match &obstacle {
-                Some(taken) => automatic::taken(namespace, need, taken),
-                None => automatic::made(namespace, need),
+                Some(taken) => automatic::taken(key, need, taken),
+                None => automatic::made(key, need),
             });
         }
         if obstacle.is_none() {
@@ -132,7 +137,8 @@ pub(crate) fn desired(
             continue;
         }
         let by_hand = waypoint::is_deployed_by_hand(object);
-        let stops = is_automatic(object) && automatic.stands.get(&reference.namespace) == Some(&Stand::Stopping);
+        let key = (reference.namespace.clone(), reference.name.clone());
+        let stops = is_automatic(object) && automatic.stands.get(&key) == Some(&Stand::Stopping);
         let obstacles: Vec<Finding> = match object.gateway() {
             Some(gateway) if by_hand => vec![deployed_by_hand(&reference, gateway)],
             _ if !is_service_name(&reference.name) => vec![no_name(&reference)],
@@ -147,8 +153,7 @@ pub(crate) fn desired(
             }
         }
         let own = || findings.iter().filter(|finding| finding.object == reference);
-        let in_use =
-            || waypoint::address(index.settings(), object).is_some() || live(&(reference.namespace.clone(), reference.name.clone()));
+        let in_use = || waypoint::address(index.settings(), object).is_some() || live(&key);
         let state = State {
             wrong: own().find(|finding| finding.level == Level::Error),
             warnings: own().filter(|finding| finding.level == Level::Warning).chain(&asked).collect(),

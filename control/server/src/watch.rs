@@ -29,7 +29,7 @@ use tropis_xds::{
 
 use crate::{
     attach::{Attach, audience},
-    automatic::{self, Automatic, Stand},
+    automatic::{Automatic, Stand},
     deploy::{self, Existing},
     graph::{inventory::Inventory, look::InventoryAsk},
     in_force::InForce,
@@ -107,9 +107,9 @@ pub(crate) struct Watch {
     automatic: Automatic,
     attach: Attach,
     /// What the last decision was.
-    stands: BTreeMap<String, Stand>,
+    stands: BTreeMap<Key, Stand>,
     /// What it was made of.
-    needs: BTreeMap<String, Need>,
+    needs: BTreeMap<Key, Need>,
     synced: bool,
     /// The generation that is published.
     generation: u64,
@@ -352,8 +352,7 @@ impl Watch {
         let mut all: Vec<Finding> = self.file_findings.values().flatten().cloned().collect();
         all.extend(self.compiled_findings.iter().chain(&self.refusals).cloned());
         let gateways = self.compiler.index().waypoints().map(|object| key(&object.reference()));
-        let to_be_made = self.stands.keys().map(|namespace| (namespace.clone(), automatic::NAME.to_owned()));
-        self.existing.look(gateways.chain(to_be_made), |account| self.told.scope.stranger(account));
+        self.existing.look(gateways.chain(self.stands.keys().cloned()), |account| self.told.scope.stranger(account));
         let automatic = deploy::Automatic { stands: &self.stands, needs: &self.needs };
         let is_live = |gateway: &Key| self.attach.is_live(gateway) && self.compiler.index().has_ready_pod(gateway);
         let (made, told) = deploy::desired(self.compiler.index(), &self.existing, &automatic, &all, is_live);

@@ -15,7 +15,7 @@ use crate::shop::{CHANGE, Protocol, Shop, Way};
 const LATE: &str = "/late";
 
 /// Waits until every node sends a service's traffic through a waypoint of that name.
-async fn through(shop: &Shop<'_>, service: &str, waypoint: &str) -> anyhow::Result<()> {
+pub(super) async fn through(shop: &Shop<'_>, service: &str, waypoint: &str) -> anyhow::Result<()> {
     let host = format!("{waypoint}.{}.svc", shop.namespace);
     for node in ["a", "b"] {
         let mut last = Value::Null;

@@ -118,7 +118,7 @@ pub(super) struct Waypoints {
     anew: bool,
     /// Findings that look at many objects may be different.
     wide: bool,
-    /// Which namespaces need a waypoint may be different.
+    /// Which waypoints there should be of their own accord may be different.
     needs: bool,
     /// Workloads that changed.
     pub(super) workloads: HashSet<WorkloadUid>,
@@ -133,7 +133,7 @@ impl Waypoints {
         self.needs |= self.anew;
     }
 
-    /// Whether which namespaces need a waypoint may be different, once.
+    /// Whether which waypoints there should be of their own accord may be different, once.
     pub(super) fn take_needs(&mut self) -> bool {
         std::mem::take(&mut self.needs)
     }

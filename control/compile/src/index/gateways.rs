@@ -8,7 +8,10 @@ use std::{
 use tropis_crds::Object;
 
 use super::{Affected, Index, Key, in_namespace, key_of, service_selector};
-use crate::{waypoint, workload};
+use crate::{
+    waypoint::{self, automatic::Scope},
+    workload,
+};
 
 impl Index {
     /// A Gateway changes seldom, so who names it is found by looking at every label.
@@ -42,13 +45,26 @@ impl Index {
         let (namespace, labels) = (&pod.metadata.namespace, &pod.metadata.labels);
         let gateways: BTreeSet<Key> =
             pod.label(waypoint::GATEWAY_NAME).map(|name| (namespace.clone(), name.to_owned())).into_iter().collect();
-        let by_account = self.gateways_in(namespace).any(|gateway| waypoint::account(gateway).is_some());
         let mut services = BTreeSet::new();
-        if by_account {
+        if self.accounts_decide(namespace) {
             services.extend(self.service_selectors.selecting(namespace, labels));
             services.extend(self.slices_to(&key_of(pod)).map(|(_, service)| key_of(service)));
+            services.retain(|service| self.services.get(service).is_some_and(|service| self.is_alone(pod, service)));
         }
         Affected { gateways, services, ..Affected::default() }
+    }
+
+    /// Whether the accounts of pods may decide in a namespace through which waypoint a Service goes.
+    pub(super) fn accounts_decide(&self, namespace: &str) -> bool {
+        Scope::in_namespace(self, namespace) == Scope::ServiceAccount
+            || self.gateways_in(namespace).any(|gateway| waypoint::account(gateway).is_some())
+    }
+
+    /// Whether no other pod of a Service runs as a pod's account: only then does that one change what accounts the Service has.
+    fn is_alone(&self, pod: &Object, service: &Object) -> bool {
+        let account = pod.pod_service_account();
+        let same = |other: &&Arc<Object>| key_of(other) != key_of(pod) && other.pod_service_account() == account;
+        !self.pods_of(service).iter().any(same)
     }
 
     /// A Gateway of the Gateway API.
@@ -68,7 +84,7 @@ impl Index {
 
     /// The waypoints that the control plane made by itself.
     pub fn automatic_waypoints(&self) -> impl Iterator<Item = &Arc<Object>> {
-        self.waypoints().filter(|gateway| gateway.label(waypoint::AUTOMATIC).is_some())
+        self.waypoints().filter(|gateway| waypoint::automatic::is_automatic(gateway))
     }
 
     /// Whether there is a pod that was made for a waypoint.
@@ -109,6 +125,11 @@ impl Index {
     /// Every pod.
     pub(crate) fn pods(&self) -> impl Iterator<Item = &Arc<Object>> {
         self.pods.values()
+    }
+
+    /// The accounts that the pods of a service run as.
+    pub(crate) fn accounts_of(&self, service: &Object) -> BTreeSet<&str> {
+        self.pods_of(service).into_iter().filter_map(|pod| pod.pod_service_account()).collect()
     }
 
     /// The pods that a service serves and that have not ended.

@@ -44,11 +44,11 @@ impl Outcome {
             }
         }
         let mut changes = compiler.changes();
-        outcome.needs = compiler.needs().iter().map(|(namespace, need)| (namespace.clone(), need.because.clone())).collect();
+        outcome.needs = compiler.needs().iter().map(|((namespace, _), need)| (namespace.clone(), need.because.clone())).collect();
         for namespace in outcome.needs.keys() {
             let made = json!({
                 "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
-                "metadata": {"name": "automatic-waypoint", "namespace": namespace, "labels": {waypoint::AUTOMATIC: "true"}},
+                "metadata": {"name": waypoint::automatic::NAME, "namespace": namespace, "labels": {waypoint::AUTOMATIC: "true"}},
                 "spec": {"gatewayClassName": "istio-waypoint", "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]},
                 "status": {"addresses": [{"type": "Hostname", "value": format!("automatic-waypoint.{namespace}.svc.cluster.local")}]},
             });

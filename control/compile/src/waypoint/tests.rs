@@ -14,6 +14,8 @@ use super::{
 };
 use crate::{Compiler, Settings};
 
+mod by_account;
+
 /// A mesh that is put together object by object.
 struct Mesh {
     compiler: Compiler,
@@ -421,7 +423,7 @@ fn a_namespace_needs_a_waypoint_when_something_asks_for_one_and_nobody_gave_one(
         "apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": "web", "namespace": "shop"},
         "spec": {"hosts": ["web"], "http": [{"route": [{"destination": {"host": "web"}}]}]},
     });
-    let need = |mesh: &Mesh| needed(mesh.compiler.index(), "shop").map(|need| need.because);
+    let need = |mesh: &Mesh| needed(mesh.compiler.index(), "shop").remove(&key("shop", automatic::NAME)).map(|need| need.because);
     let ambient = || Mesh::new(json!({"istio.io/dataplane-mode": "ambient"}));
     let mut mesh = ambient();
     assert_eq!(need(&mesh), None, "nothing asks");
@@ -450,18 +452,19 @@ fn a_namespace_needs_a_waypoint_when_something_asks_for_one_and_nobody_gave_one(
 #[test]
 fn an_automatic_waypoint_serves_its_namespace_and_does_not_end_the_need() {
     let mut mesh = Mesh::new(json!({"istio-injection": "enabled"}));
-    mesh.gateway("shop", "auto", json!({AUTOMATIC: "true"}), "Same", true);
-    let (view, _) = told(&mut mesh, "auto", &View::default());
-    assert_eq!(mesh.waypoints().0, at("shop", "auto"));
-    assert!(needed(mesh.compiler.index(), "shop").is_some());
-    assert!(mesh.compiler.needs().contains_key("shop"));
-    mesh.gateway("shop", "auto", json!({AUTOMATIC: LEAVING}), "Same", true);
-    let (view, _) = told(&mut mesh, "auto", &view);
+    let auto = automatic::NAME;
+    mesh.gateway("shop", auto, json!({AUTOMATIC: "true"}), "Same", true);
+    let (view, _) = told(&mut mesh, auto, &View::default());
+    assert_eq!(mesh.waypoints().0, at("shop", auto));
+    assert_eq!(needed(mesh.compiler.index(), "shop"), *mesh.compiler.needs());
+    assert!(mesh.compiler.needs().contains_key(&key("shop", auto)));
+    mesh.gateway("shop", auto, json!({AUTOMATIC: LEAVING}), "Same", true);
+    let (view, _) = told(&mut mesh, auto, &view);
     assert_eq!(mesh.waypoints().0, None, "nothing new goes through one that leaves");
     assert_eq!(view.hosts().len(), 1, "it still knows what it carries");
     mesh.namespace("shop", json!({"istio-injection": "enabled", "istio.io/use-waypoint": "none"}));
     assert_eq!(mesh.waypoints().0, None);
-    assert_eq!(needed(mesh.compiler.index(), "shop"), None);
+    assert!(needed(mesh.compiler.index(), "shop").is_empty());
     assert!(mesh.compiler.needs().is_empty());
 }
 

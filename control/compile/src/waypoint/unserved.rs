@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tropis_crds::{Finding, Object, codes};
 
-use super::{MANAGED, needed::needed, of_service};
+use super::{MANAGED, needed, of_service};
 use crate::Index;
 
 const ACCEPTED: &str = "an enrolled namespace, which gets a waypoint by itself unless it opted out, or label istio.io/use-waypoint on the Service or its namespace";
@@ -22,9 +22,8 @@ pub(crate) fn finding<'a>(
     let mut any = false;
     for service in services.filter(|service| service.label(MANAGED).is_none()) {
         any = true;
-        let namespace = service.metadata.namespace.as_str();
-        index.namespace(namespace)?;
-        if needed(index, namespace).is_some() {
+        index.namespace(&service.metadata.namespace)?;
+        if needed::is_promised(index, service) {
             return None;
         }
         match of_service(index, service).0 {

@@ -2,7 +2,13 @@
 
 use std::sync::Arc;
 
-use tropis_compile::Settings;
+use tropis_compile::{
+    Settings,
+    waypoint::{
+        automatic::{NAME, name},
+        needed::Reason,
+    },
+};
 use tropis_crds::decode;
 
 use super::*;
@@ -162,15 +168,22 @@ fn the_status_tells_warnings_and_why_something_is_not_accepted() {
     assert_eq!(told(error(codes::UNREADABLE_VALUE).field("spec.listeners[0]")), (json!("False"), json!("ListenersNotValid"), true));
 }
 
-fn need() -> BTreeMap<String, Need> {
-    [("shop".to_owned(), Need { because: "VirtualService shop/web".into(), service: Some("web".into()) })].into()
+fn key_of(account: Option<&str>) -> Key {
+    ("shop".to_owned(), name(account))
+}
+
+fn need(account: Option<&str>) -> BTreeMap<Key, Need> {
+    let account = account.map(str::to_owned);
+    let need =
+        Need { because: "VirtualService shop/web".into(), service: Some("web".into()), account: account.clone(), reason: Reason::ByScope };
+    [(key_of(account.as_deref()), need)].into()
 }
 
 #[test]
 fn an_automatic_waypoint_is_a_gateway_of_ours_with_everything_that_a_users_gets() {
-    let (needs, mut index) = (need(), Index::new(Settings::default()));
-    let own = ObjectRef::new(Kind::Gateway, "shop", automatic::NAME);
-    let stands = |stand| [("shop".to_owned(), stand)].into();
+    let (needs, mut index) = (need(None), Index::new(Settings::default()));
+    let own = ObjectRef::new(Kind::Gateway, "shop", NAME);
+    let stands = |stand| [(key_of(None), stand)].into();
     let of = |index: &Index, stands: &_| desired(index, &Existing::default(), &Automatic { stands, needs: &needs }, &[], |_| true);
     let (made, told) = of(&index, &stands(Stand::InUse));
     assert_eq!(made.keys().collect::<Vec<_>>(), [&own], "the rest comes when the Gateway is there");
@@ -188,17 +201,50 @@ fn an_automatic_waypoint_is_a_gateway_of_ours_with_everything_that_a_users_gets(
     let (made, _) = of(&index, &stands(Stand::Leaving));
     assert_eq!((made.len(), &made[&own].fields["metadata"]["labels"][waypoint::AUTOMATIC]), (4, &json!("leaving")));
     let (made, _) = of(&index, &stands(Stand::Stopping));
-    assert!(made.len() == 3 && !made.contains_key(&ObjectRef::new(Kind::Deployment, "shop", automatic::NAME)), "its pods end: {made:?}");
+    assert!(made.len() == 3 && !made.contains_key(&ObjectRef::new(Kind::Deployment, "shop", NAME)), "its pods end: {made:?}");
     assert_eq!(made[&own].fields["status"]["addresses"], json!([]));
     let (made, _) = of(&index, &BTreeMap::new());
     assert!(made.is_empty(), "with it goes what was made for it: {made:?}");
 }
 
 #[test]
+fn an_automatic_waypoint_of_an_account_says_for_whom_it_is_until_it_is_gone() {
+    let account = "reviews.of-a-name-that-is-longer-than-the-value-of-a-label-may-be-which-is-63";
+    let (key, mut index) = (key_of(Some(account)), Index::new(Settings::default()));
+    let own = ObjectRef::new(Kind::Gateway, "shop", key.1.as_str());
+    let nothing = BTreeMap::new();
+    let of = |index: &Index, needs: &_, stand| {
+        let stands = [(key.clone(), stand)].into();
+        desired(index, &Existing::default(), &Automatic { stands: &stands, needs }, &[], |_| true)
+    };
+    let (made, told) = of(&index, &need(Some(account)), Stand::InUse);
+    assert!(told.len() == 1 && told[0].to_string().contains(&format!("run as account {account}")), "{told:?}");
+    let (object, findings) = decode(made[&own].fields.clone()).unwrap();
+    assert!(is_ours(&object) && findings.is_empty() && is_service_name(&object.metadata.name), "{object:?} {findings:?}");
+    assert_eq!((waypoint::account(&object), waypoint::serves(&object)), (Some(account), tropis_model::waypoint::Serves::Services));
+
+    index.apply(&Arc::new(object));
+    let (made, _) = of(&index, &need(Some(account)), Stand::InUse);
+    let names: BTreeSet<&str> = made.keys().map(|object| object.name.as_str()).collect();
+    assert_eq!((made.len(), names), (4, [key.1.as_str()].into()));
+    for stand in [Stand::Leaving, Stand::Stopping] {
+        let (made, told) = of(&index, &nothing, stand);
+        let (object, _) = decode(made[&own].fields.clone()).unwrap();
+        assert!(is_ours(&object) && waypoint::account(&object) == Some(account) && told.is_empty(), "{object:?}");
+    }
+}
+
+#[test]
 fn an_automatic_waypoint_takes_no_name_that_somebody_has() {
-    let (needs, stands) = (need(), [("shop".to_owned(), Stand::InUse)].into());
+    for account in [None, Some("web")] {
+        takes_no_name(account);
+    }
+}
+
+fn takes_no_name(account: Option<&str>) {
+    let (needs, stands) = (need(account), [(key_of(account), Stand::InUse)].into());
     let theirs = |kind: &str, api: &str| {
-        let mut value = json!({"apiVersion": api, "kind": kind, "metadata": {"name": automatic::NAME, "namespace": "shop"}});
+        let mut value = json!({"apiVersion": api, "kind": kind, "metadata": {"name": name(account), "namespace": "shop"}});
         if kind == "Gateway" {
             value["spec"] = json!({"gatewayClassName": "istio", "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}]});
         }

@@ -8,11 +8,13 @@ use std::{
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tonic::service::interceptor::InterceptedService;
+use tropis_crds::{Kind, ObjectRef};
 use tropis_model::{
     view::{Change, View},
     waypoint::AccessLogFormat,
     workload::Workload,
 };
+use tropis_source::dir::snapshot;
 use tropis_tls::control::{self, ControlEndpoint, Credentials, RootSource, TokenSource};
 use tropis_xds::{
     ResourceType,
@@ -260,6 +262,98 @@ async fn a_namespace_that_needs_a_waypoint_gets_one_and_loses_it_when_it_needs_i
     assert!(reported(&tropisd).contains("ServiceAccount"));
     tropisd.delete("cluster/shop-auto-1.yaml");
     tropisd.until("its end", async || (!reported(&tropisd).contains(AUTOMATIC)).then_some(())).await;
+}
+
+/// The waypoint that traffic to a Service goes through, as a node proxy has it.
+fn through(view: &Arc<Mutex<View>>, service: &str) -> Option<String> {
+    let view = view.lock().unwrap();
+    let own = view.services().find(|own| &*own.name == service)?;
+    Some(own.waypoint.as_ref()?.destination.to_string())
+}
+
+/// A pod of an automatic waypoint, which acknowledges what it is told.
+async fn serve(tropisd: &Tropisd, gateway: &str, address: &str) -> Followed {
+    let mut pod = waypoint_pod(gateway, gateway, &format!("{gateway}-1"));
+    pod["status"]["podIP"] = address.into();
+    pod["status"]["podIPs"] = json!([{ "ip": address }]);
+    tropisd.apply(&format!("cluster/shop-{gateway}.yaml"), &pod.to_string());
+    let own = tropisd.token("shop", gateway, gateway, "a");
+    tropisd.until("a certificate", async || tropisd.certify(Some(&own), Ask::default()).await.ok()).await;
+    follow(tropisd, gateway, gateway)
+}
+
+/// Whether all of an automatic waypoint is there, or nothing of it: it should be gone or come as a whole.
+fn stands(tropisd: &Tropisd, gateway: &str) -> Option<bool> {
+    let objects = snapshot::of_state(tropisd.folder.path()).objects;
+    let is_there = |kind: &Kind| objects.iter().any(|object| object.reference() == ObjectRef::new(*kind, "shop", gateway));
+    match [Kind::Gateway, Kind::ServiceAccount, Kind::Deployment, Kind::Service].iter().filter(|kind| is_there(kind)).count() {
+        0 => Some(false),
+        4 => Some(true),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn by_account_waypoints_come_and_go_each_by_itself_and_give_way_to_the_namespaces() {
+    let tropisd = Tropisd::start(&["--automatic-waypoint-scope", "service-account", "--waypoint-drain", "1"]);
+    tropisd.ready().await;
+    let (nodes, _nodes_status, _nodes_stop) = follow_node(&tropisd);
+    for (service, address, app) in [("paid", "10.96.0.77", "cart"), ("front", "10.96.0.78", "web")] {
+        let routed = ROUTED.replace("paid", service).replace("10.96.0.77", address).replace("cart", app);
+        tropisd.apply(&format!("objects/{service}.yaml"), &routed);
+        tropisd.apply(&format!("objects/{service}-route.yaml"), &ROUTE.replace("paid", service));
+    }
+    let [cart, web] = ["automatic-waypoint-cart", "automatic-waypoint-web"];
+    let at = |gateway: &str| Some(format!("shop/{gateway}.shop.svc.cluster.local"));
+    for gateway in [cart, web] {
+        tropisd.until(gateway, async || stands(&tropisd, gateway).filter(|stands| *stands)).await;
+        let told =
+            async || tropisd.debug("/debug/findings").await.to_string().contains(&format!("Gateway shop/{gateway} was made")).then_some(());
+        tropisd.until("a finding that says so", told).await;
+    }
+    assert_eq!((stands(&tropisd, AUTOMATIC), through(&nodes, "paid"), through(&nodes, "front")), (Some(false), None, None));
+
+    let (of_cart, _cart_status, _cart_stop) = serve(&tropisd, cart, "10.244.1.9").await;
+    tropisd.until("traffic through the first", async || (through(&nodes, "paid") == at(cart)).then_some(())).await;
+    assert_eq!(through(&nodes, "front"), None, "the other does not run");
+    let (_of_web, _web_status, _web_stop) = serve(&tropisd, web, "10.244.1.10").await;
+    tropisd.until("traffic through the other", async || (through(&nodes, "front") == at(web)).then_some(())).await;
+    assert_eq!(
+        of_cart.lock().unwrap().hosts().map(|host| host.name.hostname.to_string()).collect::<Vec<_>>(),
+        ["paid.shop.svc.cluster.local"]
+    );
+    for gateway in [cart, web] {
+        let bound = format!("Successfully attached to waypoint shop/{gateway}");
+        tropisd.until(&bound, async || reported(&tropisd).contains(&bound).then_some(())).await;
+    }
+
+    // What needed one goes, and with it that one alone.
+    tropisd.delete("objects/front-route.yaml");
+    tropisd.until("traffic past it", async || through(&nodes, "front").is_none().then_some(())).await;
+    tropisd.until("its Deployment to be taken away", async || stands(&tropisd, web).is_none().then_some(())).await;
+    tropisd.delete(&format!("cluster/shop-{web}.yaml"));
+    tropisd.until("its end", async || (stands(&tropisd, web) == Some(false)).then_some(())).await;
+    assert_eq!((stands(&tropisd, cart), through(&nodes, "paid")), (Some(true), at(cart)));
+
+    // The namespace's takes its place once it is ready; there is no moment without one.
+    let labels = json!({"istio.io/dataplane-mode": "ambient", "tropis.io/automatic-waypoint-scope": "namespace"});
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "uid": "ns-2", "labels": labels}});
+    tropisd.apply("objects/shop.yaml", &namespace.to_string());
+    let moves = async |what: &str, to: &dyn Fn() -> bool| {
+        let done = async || {
+            assert!(through(&nodes, "paid").is_some(), "a moment without a waypoint: {what}");
+            to().then_some(())
+        };
+        tropisd.until(what, done).await;
+    };
+    moves("the namespace's", &|| stands(&tropisd, AUTOMATIC) == Some(true)).await;
+    assert_eq!((stands(&tropisd, cart), through(&nodes, "paid")), (Some(true), at(cart)), "it does not run yet");
+    let (_of_all, _all_status, _all_stop) = serve(&tropisd, AUTOMATIC, "10.244.1.11").await;
+    moves("traffic through the namespace's", &|| through(&nodes, "paid") == at(AUTOMATIC)).await;
+    moves("the Deployment of the account's to be taken away", &|| stands(&tropisd, cart).is_none()).await;
+    tropisd.delete(&format!("cluster/shop-{cart}.yaml"));
+    moves("its end", &|| stands(&tropisd, cart) == Some(false)).await;
+    assert_eq!(stands(&tropisd, AUTOMATIC), Some(true));
 }
 
 #[tokio::test]
