@@ -282,6 +282,13 @@ async fn serve(tropisd: &Tropisd, gateway: &str, address: &str) -> Followed {
     follow(tropisd, gateway, gateway)
 }
 
+/// How far an automatic waypoint is.
+fn mark(tropisd: &Tropisd, gateway: &str) -> Option<String> {
+    let objects = snapshot::of_state(tropisd.folder.path()).objects;
+    let own = objects.iter().find(|object| object.reference() == ObjectRef::new(Kind::Gateway, "shop", gateway))?;
+    own.label("tropis.io/automatic-waypoint").map(str::to_owned)
+}
+
 /// Whether all of an automatic waypoint is there, or nothing of it: it should be gone or come as a whole.
 fn stands(tropisd: &Tropisd, gateway: &str) -> Option<bool> {
     let objects = snapshot::of_state(tropisd.folder.path()).objects;
@@ -354,6 +361,44 @@ async fn by_account_waypoints_come_and_go_each_by_itself_and_give_way_to_the_nam
     tropisd.delete(&format!("cluster/shop-{cart}.yaml"));
     moves("its end", &|| stands(&tropisd, cart) == Some(false)).await;
     assert_eq!(stands(&tropisd, AUTOMATIC), Some(true));
+}
+
+#[tokio::test]
+async fn a_service_that_scales_to_nothing_and_back_keeps_its_accounts_waypoint_whoever_restarts() {
+    let tropisd = Tropisd::start(&["--automatic-waypoint-scope", "service-account", "--waypoint-drain", "1"]);
+    tropisd.ready().await;
+    let (nodes, _nodes_status, _nodes_stop) = follow_node(&tropisd);
+    tropisd.apply("objects/paid.yaml", ROUTED);
+    tropisd.apply("objects/route.yaml", ROUTE);
+    let cart = "automatic-waypoint-cart";
+    let (_view, _status, _stop) = serve(&tropisd, cart, "10.244.1.9").await;
+    tropisd.until("traffic through it", async || through(&nodes, "paid")).await;
+    tropisd.until("its binding", async || reported(&tropisd).contains("Successfully attached").then_some(())).await;
+
+    let pod = std::fs::read_to_string(tropisd.path("cluster/shop-cart.yaml")).unwrap();
+    let has_pod = || nodes.lock().unwrap().workloads().any(|workload| &*workload.name == "cart");
+    let stays = |tropisd: &Tropisd| {
+        assert!(through(&nodes, "paid").is_some_and(|waypoint| waypoint.contains(cart)));
+        assert_eq!((stands(tropisd, cart), mark(tropisd, cart).as_deref()), (Some(true), Some("true")));
+    };
+    tropisd.delete("cluster/shop-cart.yaml");
+    tropisd.until("its pods to be gone", async || (!has_pod()).then_some(())).await;
+    // What comes to be written later says that all from before was written.
+    let front = |text: &str| text.replace("paid", "front").replace("10.96.0.77", "10.96.0.78").replace("cart", "web");
+    tropisd.apply("objects/front.yaml", &front(ROUTED));
+    tropisd.apply("objects/front-route.yaml", &front(ROUTE));
+    let web = "automatic-waypoint-web";
+    tropisd.until("another's waypoint", async || mark(&tropisd, web)).await;
+    stays(&tropisd);
+    let tropisd = tropisd.kill().start();
+    tropisd.ready().await;
+    tropisd.delete("objects/front-route.yaml");
+    tropisd.until("the other's to leave", async || (mark(&tropisd, web).as_deref() != Some("true")).then_some(())).await;
+    stays(&tropisd);
+    tropisd.apply("cluster/shop-cart.yaml", &pod);
+    tropisd.until("a pod", async || has_pod().then_some(())).await;
+    stays(&tropisd);
+    assert_eq!(stands(&tropisd, AUTOMATIC), Some(false), "and no other was made");
 }
 
 #[tokio::test]
