@@ -50,6 +50,8 @@ struct Asked {
     /// When the last one ended, or the question was asked.
     idle_since: Instant,
     at: Instant,
+    /// Who it is was known to the tunnel before.
+    was_known: bool,
     is_nobodys: Arc<AtomicBool>,
 }
 
@@ -75,11 +77,13 @@ impl Callers {
             }
             let name: Arc<str> = NetworkAddress { network: self.network.clone(), address }.to_string().into();
             self.names.send_modify(|names| _ = names.insert(name.clone()));
-            asked.insert(address, Asked { name, tunnels: 0, idle_since: now, at: now, is_nobodys: Arc::default() });
+            asked.insert(address, Asked { name, tunnels: 0, idle_since: now, at: now, was_known: false, is_nobodys: Arc::default() });
         }
         let found = asked.get_mut(&address)?;
-        if !is_known {
-            // Perhaps another one's by now, who is told of as the one before was.
+        if is_known {
+            found.was_known = true;
+        } else if std::mem::take(&mut found.was_known) {
+            // It is another one's by now, who is told of as the one before was.
             found.at = now;
         }
         found.tunnels += 1;
@@ -230,12 +234,12 @@ mod tests {
     #[test]
     fn another_pod_at_the_address_of_one_that_went_is_waited_for_as_long() {
         let callers = Arc::new(Callers::new("".into()));
-        let first = callers.ask(address(1), false).unwrap();
-        let until = first.until;
-        drop(first);
-        let known = callers.ask(address(1), true).unwrap();
-        assert_eq!(known.until, until, "there is nothing to wait for");
-        assert!(callers.ask(address(1), false).unwrap().until > until);
+        let until = |is_known| callers.ask(address(1), is_known).unwrap().until;
+        let first = until(false);
+        assert_eq!([until(false), until(true)], [first; 2], "who stays unknown is not waited for again");
+        let another = until(false);
+        assert!(another > first);
+        assert_eq!(until(false), another);
     }
 
     #[test]

@@ -72,9 +72,24 @@ pub fn target(journey: &Journey<'_>, report: &mut Report) -> Result<TargetPermit
 }
 
 /// Decides about a request that goes out as `outgoing`, by what selects the endpoint that was chosen for it, and by what is attached to the
-/// service to which its route brings it. An error is a denial, or that what is sent has no single meaning.
+/// service to which its route brings it. An error is a denial, that what is sent has no single meaning, or that what is addressed was
+/// forgotten meanwhile.
+///
+/// After a delay or another try there may be a newer configuration, and the endpoint known by labels that only that one's policies select by:
+/// then it decides about all of the request again.
 pub fn endpoint(journey: &Journey<'_>, outgoing: &Outgoing, chosen: &Chosen, _target: TargetPermit) -> Result<EndpointPermit, Failure> {
-    Way::to(chosen, journey.host).decide(&journey.facts, outgoing)?;
+    let (way, present) = (Way::to(chosen, journey.host), journey.entry.worker.shared.view.load());
+    let workload = present.workload(&chosen.workload.uid).filter(|_| present.version() != journey.view.version());
+    // An endpoint that is gone is what it was when the request came.
+    let Some(workload) = workload else {
+        way.decide(&journey.facts, outgoing)?;
+        return Ok(EndpointPermit(()));
+    };
+    let host = journey.entry.host(&present)?;
+    let endpoint = Endpoint { workload, address: chosen.address };
+    let way = Way { host: &host, there: present.host(&way.pool.host), endpoint, ..way };
+    note(&request::target(&host.policies, &journey.facts)?);
+    way.decide(&journey.facts, outgoing)?;
     Ok(EndpointPermit(()))
 }
 

@@ -322,6 +322,44 @@ fn a_policy_that_selects_the_endpoint_is_decided_for_it() {
     });
 }
 
+/// A change that comes while a request is delayed takes away the label that the policy selected by, and has another policy instead.
+#[test]
+fn a_request_that_was_delayed_is_decided_by_what_is_in_force_then() {
+    run(async {
+        let world = World::new();
+        let delay = FaultDelay { duration: Duration::from_millis(400), share_ppm: 1_000_000 };
+        let delayed = HttpRoute { fault: Some(Fault { delay: Some(delay), abort: None }), ..route("delayed", vec![], to_reviews()) };
+        let from = SourceMatch { principals: vec![StringMatch::Exact("cluster.local/ns/shop/sa/cart".into())], ..SourceMatch::default() };
+        let cart_only = RequestRule { from: vec![from], ..RequestRule::default() };
+        let labels = [(Arc::from("version"), Arc::from("v1"))].into_iter().collect();
+        let by_label = Attachment::Workloads { namespace: Some("shop".into()), labels };
+        let guarded = |attachment| {
+            let policies = vec![policy("cart-only", RequestAction::Allow, attachment, cart_only.clone())];
+            Host { policies, ..routes(vec![delayed.clone()]) }
+        };
+        world.service("reviews", "10.96.0.1", AppProtocol::Http11, guarded(by_label.clone()));
+        let app = world.app(says("allowed", &Seen::default())).await;
+        let endpoint = world.endpoint("reviews", "v1", &app);
+        for (attachment, is_told) in [(Attachment::Target, false), (by_label, true)] {
+            let asked = ["cart", "stranger"].map(|account| {
+                let connection = world.http1(account, "10.96.0.1:9080");
+                async { fetch(&mut connection.await, get("/")).await.0 }
+            });
+            let [cart, stranger] = asked;
+            let change = async {
+                tokio::time::sleep(Duration::from_millis(150)).await;
+                let mut told = endpoint.clone();
+                if !is_told {
+                    told.labels.clear();
+                }
+                world.apply([Change::Workload(Arc::new(told)), Change::Host(Arc::new(guarded(attachment.clone())))]);
+            };
+            let (cart, stranger, ()) = tokio::join!(cart, stranger, change);
+            assert_eq!((cart, stranger), (200, 403), "{attachment:?}");
+        }
+    });
+}
+
 #[test]
 fn a_header_change_that_makes_no_header_says_so_in_the_log() {
     run(async {

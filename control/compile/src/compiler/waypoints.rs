@@ -339,10 +339,12 @@ impl Waypoints {
             let in_force = if refused(&part) { before.get(&part).cloned() } else { Some(present()) };
             now.extend(in_force.map(|policies: Enforced| (part, policies)));
         }
-        if let Some(scope) = self.scopes.get_mut(gateway).filter(|_| of_refused.is_empty()) {
-            scope.acknowledged();
+        if let Some(scope) = self.scopes.get_mut(gateway) {
+            if of_refused.is_empty() {
+                scope.acknowledged();
+            }
+            self.refused.insert(gateway.clone(), of_refused);
         }
-        self.refused.insert(gateway.clone(), of_refused);
         let parts: BTreeSet<&Part> = before.keys().chain(now.keys()).collect();
         let nothing = Enforced::new();
         let mut different = BTreeSet::new();

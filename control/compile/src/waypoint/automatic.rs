@@ -13,7 +13,10 @@ use sha2::{Digest, Sha256};
 use tropis_crds::{Finding, Kind, Object, codes};
 
 use super::{AUTOMATIC, Attached, Traffic, account, binding::Found, is_leaving, is_waypoint, usable};
-use crate::{Index, index::Key};
+use crate::{
+    Index,
+    index::{Key, service_selector},
+};
 
 /// The name of a namespace's one, and what those of accounts begin with; so are its account, its Deployment and its Service called.
 pub const NAME: &str = "automatic-waypoint";
@@ -95,7 +98,7 @@ pub(super) enum Whose<'a> {
     Account(&'a str),
     /// The namespace's, because its pods run as these.
     Mixed(BTreeSet<&'a str>),
-    /// It has no pods, and goes through none yet.
+    /// It is to have pods and has none, and goes through none yet.
     Unknown,
 }
 
@@ -110,7 +113,9 @@ pub(super) fn whose<'a>(index: &'a Index, service: &Object) -> Whose<'a> {
         (Some(_), _) => Whose::Mixed(accounts),
         (None, _) => match present(index, service).and_then(|present| index.gateway(&present)) {
             Some(gateway) => account(gateway).map_or(Whose::Namespace, Whose::Account),
-            None => Whose::Unknown,
+            None if service_selector(service).is_some() => Whose::Unknown,
+            // What it leads to runs as no account, now or later.
+            None => Whose::Namespace,
         },
     }
 }

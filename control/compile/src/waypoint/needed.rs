@@ -142,13 +142,14 @@ fn with_their_own<'a: 'b, 'b>(index: &Index, namespace: &str, all: impl Iterator
     (ranked.into_iter().take(MOST_OF_ACCOUNTS).map(|(_, account)| account).collect(), beyond)
 }
 
-/// Whether a waypoint that nobody made carries a Service, or will: once it has pods, where their account decides which.
+/// Whether a waypoint that nobody made carries a Service, or will. Where the account of its pods decides which, one without pods has none.
 pub(super) fn is_promised(index: &Index, service: &Object) -> bool {
     let namespace = service.metadata.namespace.as_str();
     match Scope::in_namespace(index, namespace) {
         Scope::Namespace => asking(index, namespace).next().is_some(),
         Scope::ServiceAccount => may_have_one(index, namespace)
-            .is_some_and(|object| is_open(index, service) && (for_all(index, object).is_some() || asks(index, service).is_some())),
+            .filter(|_| is_open(index, service) && automatic::whose(index, service) != Whose::Unknown)
+            .is_some_and(|object| for_all(index, object).is_some() || asks(index, service).is_some()),
     }
 }
 

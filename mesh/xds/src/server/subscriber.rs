@@ -150,7 +150,7 @@ impl Subscriber {
             let later = || steps[place + 1..].iter().filter(|Step(_, part)| *part != Part::Removals);
             // What was to follow may not differ any more: that is told as well.
             let is_last = *part != Part::Removals && later().next().is_none();
-            let is_pending = has_pending(&self.subscriptions, step) || (is_last && self.is_continued);
+            let is_pending = has_pending(&self.subscriptions, step) || (is_last && self.is_continued && !is_asking);
             let is_continued = *part != Part::Removals && (is_asking || later().any(|step| has_pending(&self.subscriptions, step)));
             let (Some(subscription), Some(entries)) = (self.subscriptions.get_mut(r#type), tables.get(r#type)) else { continue };
             if is_pending && subscription.state.subscribed {

@@ -182,7 +182,7 @@ fn a_service_without_pods_stays_where_it_is_and_makes_nothing() {
     let mut mesh = shop();
     without_pods(&mut mesh);
     assert_eq!(needs(&mut mesh), [own("api")], "nobody knows whose it will be");
-    assert!(mesh.findings().iter().all(|finding| !finding.starts_with("TRP0007")), "{:?}", mesh.findings());
+    assert!(mesh.findings().contains(&"TRP0007 VirtualService shop/web".to_owned()), "what nobody obeys is told: {:?}", mesh.findings());
     for account in [Some("web"), None] {
         let mut mesh = shop();
         stand(&mut mesh, account, "true", true);
@@ -196,6 +196,17 @@ fn a_service_without_pods_stays_where_it_is_and_makes_nothing() {
         stand(&mut mesh, account, LEAVING, true);
         assert_eq!(mesh.waypoints().0, None);
     }
+}
+
+#[test]
+fn a_service_that_selects_no_pods_goes_through_the_namespaces() {
+    let mut mesh = shop();
+    mesh.apply(json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "bare", "namespace": "shop"},
+        "spec": {"clusterIP": "10.96.0.9", "ports": [{"name": "http", "port": 80}]},
+    }));
+    route(&mut mesh, "bare");
+    assert!(needs(&mut mesh).contains(&(NAME.to_owned(), Reason::ByScope)), "there are no pods to come whose account it would be");
 }
 
 #[test]
