@@ -11,7 +11,7 @@ use tropis_telemetry::logs;
 use tropis_waypoint::{app, config::Config};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// The L7 proxy of the Tropis mesh. Everything is set by environment variables, named as Istio's where Istio has them.
 #[derive(Debug, Parser)]
@@ -43,9 +43,7 @@ fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Small pages only: with huge ones each first touch costs 2 MiB, and resident memory was 22 MiB instead of 13 when idle. The allocator does
-/// not ask for them (its feature `no_thp`: it has touched memory before this runs, which was another 3 MiB); this is for hosts that give
-/// them to everybody.
+/// Small pages only: where hosts give huge ones to everybody, each first touch costs 2 MiB.
 fn spare_memory() {
     if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
         tracing::warn!(%error, "huge pages cannot be turned off: more memory will be used");

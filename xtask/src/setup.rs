@@ -9,7 +9,7 @@ use crate::{ebpf, front};
 
 #[derive(Subcommand, Clone, Copy)]
 pub(crate) enum Part {
-    /// What building and running need: a C compiler, `nft` and `ip`.
+    /// What building and running need: a C compiler, `make`, `nft` and `ip`.
     Run,
     /// What the test of the page needs: a headless browser.
     Browser,
@@ -18,8 +18,12 @@ pub(crate) enum Part {
 }
 
 /// A program that building or running needs, and the Debian package that has it.
-const NEEDED: [(&str, &str, &str); 3] =
-    [("cc", "gcc", "link Rust programs"), ("nft", "nftables", "stand in for kube-proxy"), ("ip", "iproute2", "make the test network")];
+const NEEDED: [(&str, &str, &str); 4] = [
+    ("cc", "gcc", "link Rust programs"),
+    ("make", "make", "build the allocator of the proxies"),
+    ("nft", "nftables", "stand in for kube-proxy"),
+    ("ip", "iproute2", "make the test network"),
+];
 
 /// The names of the browser, and the Debian package that has it.
 const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];

@@ -11,7 +11,7 @@ use tropis_telemetry::logs;
 use tropis_ztunnel::{app, config::Config, confine};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// The node proxy of the Tropis mesh. Everything is set by environment variables, named as Istio's.
 #[derive(Debug, Parser)]
