@@ -393,7 +393,7 @@ impl Index {
         in_namespace(&self.pods, namespace).map(|(key, _)| key.clone())
     }
 
-    fn slices_of(&self, service: &Key) -> impl Iterator<Item = &Arc<Object>> {
+    fn slices_of<'a>(&'a self, service: &Key) -> impl Iterator<Item = &'a Arc<Object>> + use<'a> {
         self.slices_of.get(service).into_iter().flatten().filter_map(|key| self.slices.get(key))
     }
 }

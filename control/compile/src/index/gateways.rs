@@ -63,8 +63,9 @@ impl Index {
     /// Whether no other pod of a Service runs as a pod's account: only then does that one change what accounts the Service has.
     fn is_alone(&self, pod: &Object, service: &Object) -> bool {
         let account = pod.pod_service_account();
-        let same = |other: &&Arc<Object>| key_of(other) != key_of(pod) && other.pod_service_account() == account;
-        !self.pods_of(service).iter().any(same)
+        let same = |other: &Arc<Object>| !waypoint::has_ended(other) && other.pod_service_account() == account;
+        // The first one found is enough: a Service's pods run as one account as a rule.
+        !self.keys_of(service).any(|key| key != key_of(pod) && self.pods.get(&key).is_some_and(same))
     }
 
     /// A Gateway of the Gateway API.
@@ -134,10 +135,15 @@ impl Index {
 
     /// The pods that a service serves and that have not ended.
     pub(crate) fn pods_of(&self, service: &Object) -> Vec<&Arc<Object>> {
-        let keys: BTreeSet<Key> = match service_selector(service) {
-            Some(selector) => self.pod_labels.selected(&service.metadata.namespace, selector).collect(),
-            None => self.slices_of(&key_of(service)).flat_map(|slice| super::slice_pods(slice)).collect(),
-        };
+        let keys: BTreeSet<Key> = self.keys_of(service).collect();
         keys.iter().filter_map(|key| self.pods.get(key)).filter(|pod| !waypoint::has_ended(pod)).collect()
+    }
+
+    /// The pods that a service serves, by what is said of them; one may be there twice.
+    fn keys_of<'a>(&'a self, service: &'a Object) -> impl Iterator<Item = Key> + use<'a> {
+        let selector = service_selector(service);
+        let selected = selector.map(|selector| self.pod_labels.selected(&service.metadata.namespace, selector));
+        let told = selector.is_none().then(|| self.slices_of(&key_of(service)).flat_map(|slice| super::slice_pods(slice)));
+        selected.into_iter().flatten().chain(told.into_iter().flatten())
     }
 }
