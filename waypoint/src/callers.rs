@@ -82,6 +82,7 @@ impl Callers {
         let found = asked.get_mut(&address)?;
         if is_known {
             found.was_known = true;
+            found.is_nobodys.store(false, Ordering::Release);
         } else if std::mem::take(&mut found.was_known) {
             // It is another one's by now, who is told of as the one before was.
             found.at = now;
@@ -229,6 +230,8 @@ mod tests {
         assert!(one.deadline().is_none() && other.deadline().is_some());
         drop(one);
         assert!(callers.ask(address(1), false).unwrap().deadline().is_none(), "nobody waits for an answer that has come");
+        drop(callers.ask(address(1), true));
+        assert!(callers.ask(address(1), false).unwrap().deadline().is_some(), "it was somebody's since");
     }
 
     #[test]

@@ -9,13 +9,21 @@ use std::sync::Arc;
 
 use tropis_model::{
     authorize::request::{self, Endpoint, RequestDenied, RequestPermit, StreamFacts},
+    pick::PickFailure,
     pool::PoolKey,
     request::RequestFacts,
     request_policy::RequestPolicy,
     route::Host,
+    view::View,
 };
 
-use super::{Failure, balance::Chosen, forward::head::Outgoing, report::Report, route::RouteError};
+use super::{
+    Failure,
+    balance::{BalanceError, Chosen},
+    forward::head::Outgoing,
+    report::Report,
+    route::RouteError,
+};
 use crate::request::Journey;
 
 /// The leave to look for an endpoint. Made only here.
@@ -72,24 +80,34 @@ pub fn target(journey: &Journey<'_>, report: &mut Report) -> Result<TargetPermit
 }
 
 /// Decides about a request that goes out as `outgoing`, by what selects the endpoint that was chosen for it, and by what is attached to the
-/// service to which its route brings it. An error is a denial, that what is sent has no single meaning, or that what is addressed was
-/// forgotten meanwhile.
+/// service to which its route brings it. An error is a denial, that what is sent has no single meaning, or that nothing is known of the
+/// endpoint by which to decide.
 ///
 /// After a delay or another try there may be a newer configuration, and the endpoint known by labels that only that one's policies select by:
-/// then it decides about all of the request again.
+/// then it decides about all of the request again. Where it knows no more what is addressed or the endpoint, the one that the request came by
+/// decides, by what it knew of both; an endpoint that it did not know is not gone to. Nobody is asked by the one about the labels of the other.
 pub fn endpoint(journey: &Journey<'_>, outgoing: &Outgoing, chosen: &Chosen, _target: TargetPermit) -> Result<EndpointPermit, Failure> {
     let (way, present) = (Way::to(chosen, journey.host), journey.entry.worker.shared.view.load());
-    let workload = present.workload(&chosen.workload.uid).filter(|_| present.version() != journey.view.version());
-    // An endpoint that is gone is what it was when the request came.
-    let Some(workload) = workload else {
+    if present.version() == journey.view.version() {
         way.decide(&journey.facts, outgoing)?;
         return Ok(EndpointPermit(()));
+    }
+    let (pool, uid) = (way.pool, &chosen.workload.uid);
+    // A service that went to another waypoint meanwhile has its last policies, as long as it is gone to from here.
+    let in_view = |view, host, workload| {
+        let there = View::host(view, &pool.host).or(way.there);
+        Way { host, there, endpoint: Endpoint { workload, ..way.endpoint }, ..way }.decide(&journey.facts, outgoing)
     };
-    let host = journey.entry.host(&present)?;
-    let endpoint = Endpoint { workload, address: chosen.address };
-    let way = Way { host: &host, there: present.host(&way.pool.host), endpoint, ..way };
-    note(&request::target(&host.policies, &journey.facts)?);
-    way.decide(&journey.facts, outgoing)?;
+    match (journey.entry.host(&present), present.workload(uid)) {
+        (Ok(host), Some(workload)) => {
+            note(&request::target(&host.policies, &journey.facts)?);
+            in_view(&present, &host, workload)?;
+        }
+        _ => {
+            let known = journey.view.workload(uid).ok_or(BalanceError::NoEndpoint(PickFailure::NoHealthyUpstream))?;
+            in_view(journey.view, journey.host, known)?;
+        }
+    }
     Ok(EndpointPermit(()))
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tropis_model::{
     request_policy::{Attachment, RequestPolicy},
-    route::{Host, PortProtocol, RouteAction, TcpRoute},
+    route::{Fault, FaultDelay, Host, HttpRoute, PortProtocol, RouteAction, TcpRoute},
     service::{AppProtocol, Service, ServicePort},
     view::Change,
     workload::{GatewayAddress, GatewayDestination},
@@ -130,6 +130,32 @@ fn a_service_that_changes_its_waypoint_is_behind_its_policies_or_behind_the_othe
             world.apply(changes);
             assert_eq!(fetch(&mut sender, get("/")).await.0, status, "{step}");
         }
+    });
+}
+
+/// The service goes to another waypoint while a request is delayed that a route brings to it.
+#[test]
+fn a_delayed_request_is_decided_by_the_last_policies_of_where_its_route_leads() {
+    run(async {
+        let world = World::new();
+        let delay = FaultDelay { duration: Duration::from_millis(300), share_ppm: 1_000_000 };
+        let mut leads = leads_to_ratings(PortProtocol::Http);
+        for port in leads.ports.values_mut() {
+            let delayed = HttpRoute { fault: Some(Fault { delay: Some(delay.clone()), abort: None }), ..HttpRoute::clone(&port.http[0]) };
+            port.http = vec![Arc::new(delayed)];
+        }
+        world.service("reviews", "10.96.0.1", AppProtocol::Http11, leads);
+        world.apply([ratings(Some("waypoint")), under(of_service("stranger"), plain_host("ratings"))]);
+        let app = world.app(says("ratings", &Seen::default())).await;
+        world.endpoint("ratings", "v1", &app);
+        let (mut cart, mut stranger) = (world.http1("cart", "10.96.0.1:9080").await, world.http1("stranger", "10.96.0.1:9080").await);
+        let leaves = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            world.apply([ratings(Some("other"))]);
+            world.apply([Change::RemoveHost(name("ratings"))]);
+        };
+        let (cart, stranger, ()) = tokio::join!(fetch(&mut cart, get("/")), fetch(&mut stranger, get("/")), leaves);
+        assert_eq!((cart.0, stranger.0), (200, 403));
     });
 }
 

@@ -322,41 +322,80 @@ fn a_policy_that_selects_the_endpoint_is_decided_for_it() {
     });
 }
 
+/// Requests to `/` are delayed by 400 ms, others are not.
+fn delays(policies: Vec<Arc<RequestPolicy>>) -> Host {
+    let delay = FaultDelay { duration: Duration::from_millis(400), share_ppm: 1_000_000 };
+    let delayed = HttpRoute { fault: Some(Fault { delay: Some(delay), abort: None }), ..route("delayed", vec![], to_reviews()) };
+    Host { policies, ..routes(vec![route("at-once", vec![prefix("/at-once")], to_reviews()), delayed]) }
+}
+
+/// A policy that lets in `cart` alone.
+fn cart_only(attachment: Attachment) -> Arc<RequestPolicy> {
+    let from = SourceMatch { principals: vec![StringMatch::Exact("cluster.local/ns/shop/sa/cart".into())], ..SourceMatch::default() };
+    let rule = RequestRule { from: vec![from], ..RequestRule::default() };
+    policy("cart-only", RequestAction::Allow, attachment, rule)
+}
+
+/// Pods of version 1.
+fn first_version() -> Attachment {
+    Attachment::Workloads { namespace: Some("shop".into()), labels: [(Arc::from("version"), Arc::from("v1"))].into_iter().collect() }
+}
+
+/// The statuses of a delayed request of `cart` and of one of a stranger. Meanwhile comes `change`, by which `cart` fetches something at once, so
+/// that the endpoints to choose from are those of the change; then comes `last`, by which nobody does.
+async fn delayed_while(world: &World, change: Vec<Change>, last: Option<Change>) -> (u16, u16) {
+    let mut connections = Vec::new();
+    for account in ["cart", "stranger", "cart"] {
+        connections.push(world.http1(account, "10.96.0.1:9080").await);
+    }
+    let [cart, stranger, other] = &mut connections[..] else { unreachable!() };
+    let changes = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        world.apply(change);
+        fetch(other, get("/at-once")).await;
+        world.apply(last);
+    };
+    let (cart, stranger, ()) = tokio::join!(fetch(cart, get("/")), fetch(stranger, get("/")), changes);
+    (cart.0, stranger.0)
+}
+
 /// A change that comes while a request is delayed takes away the label that the policy selected by, and has another policy instead.
 #[test]
 fn a_request_that_was_delayed_is_decided_by_what_is_in_force_then() {
     run(async {
         let world = World::new();
-        let delay = FaultDelay { duration: Duration::from_millis(400), share_ppm: 1_000_000 };
-        let delayed = HttpRoute { fault: Some(Fault { delay: Some(delay), abort: None }), ..route("delayed", vec![], to_reviews()) };
-        let from = SourceMatch { principals: vec![StringMatch::Exact("cluster.local/ns/shop/sa/cart".into())], ..SourceMatch::default() };
-        let cart_only = RequestRule { from: vec![from], ..RequestRule::default() };
-        let labels = [(Arc::from("version"), Arc::from("v1"))].into_iter().collect();
-        let by_label = Attachment::Workloads { namespace: Some("shop".into()), labels };
-        let guarded = |attachment| {
-            let policies = vec![policy("cart-only", RequestAction::Allow, attachment, cart_only.clone())];
-            Host { policies, ..routes(vec![delayed.clone()]) }
-        };
-        world.service("reviews", "10.96.0.1", AppProtocol::Http11, guarded(by_label.clone()));
+        let guarded = |attachment| delays(vec![cart_only(attachment)]);
+        world.service("reviews", "10.96.0.1", AppProtocol::Http11, guarded(first_version()));
         let app = world.app(says("allowed", &Seen::default())).await;
         let endpoint = world.endpoint("reviews", "v1", &app);
-        for (attachment, is_told) in [(Attachment::Target, false), (by_label, true)] {
-            let asked = ["cart", "stranger"].map(|account| {
-                let connection = world.http1(account, "10.96.0.1:9080");
-                async { fetch(&mut connection.await, get("/")).await.0 }
-            });
-            let [cart, stranger] = asked;
-            let change = async {
-                tokio::time::sleep(Duration::from_millis(150)).await;
-                let mut told = endpoint.clone();
-                if !is_told {
-                    told.labels.clear();
-                }
-                world.apply([Change::Workload(Arc::new(told)), Change::Host(Arc::new(guarded(attachment.clone())))]);
-            };
-            let (cart, stranger, ()) = tokio::join!(cart, stranger, change);
-            assert_eq!((cart, stranger), (200, 403), "{attachment:?}");
+        for (attachment, is_told) in [(Attachment::Target, false), (first_version(), true)] {
+            let mut told = endpoint.clone();
+            if !is_told {
+                told.labels.clear();
+            }
+            let change = vec![Change::Workload(Arc::new(told)), Change::Host(Arc::new(guarded(attachment.clone())))];
+            assert_eq!(delayed_while(&world, change, None).await, (200, 403), "{attachment:?}");
         }
+    });
+}
+
+/// The pod goes after that change: what knew it decides, with the labels that it knew.
+#[test]
+fn a_request_that_was_delayed_is_decided_for_an_endpoint_that_went_meanwhile_by_what_knew_it() {
+    run(async {
+        let world = World::new();
+        let guarded = |attachment| Change::Host(Arc::new(delays(vec![cart_only(attachment)])));
+        world.service("reviews", "10.96.0.1", AppProtocol::Http11, delays(vec![cart_only(first_version())]));
+        let app = world.app(says("allowed", &Seen::default())).await;
+        let endpoint = world.endpoint("reviews", "v1", &app);
+        let mut unlabelled = endpoint.clone();
+        unlabelled.labels.clear();
+        let gone = || Some(Change::RemoveAddress(endpoint.uid.to_string().into()));
+        let change = vec![Change::Workload(Arc::new(unlabelled.clone())), guarded(Attachment::Target)];
+        assert_eq!(delayed_while(&world, change, gone()).await, (200, 403));
+        // One that came and went meanwhile was known to no configuration that knew the request.
+        world.apply([guarded(first_version())]);
+        assert_eq!(delayed_while(&world, vec![Change::Workload(Arc::new(unlabelled))], gone()).await, (503, 503));
     });
 }
 

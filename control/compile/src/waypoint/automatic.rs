@@ -111,11 +111,11 @@ pub(super) fn whose<'a>(index: &'a Index, service: &Object) -> Whose<'a> {
     match (accounts.first(), accounts.len()) {
         (Some(account), 1) => Whose::Account(account),
         (Some(_), _) => Whose::Mixed(accounts),
+        // Nothing that it leads to is known to run as an account.
+        (None, _) if service_selector(service).is_none() => Whose::Namespace,
         (None, _) => match present(index, service).and_then(|present| index.gateway(&present)) {
             Some(gateway) => account(gateway).map_or(Whose::Namespace, Whose::Account),
-            None if service_selector(service).is_some() => Whose::Unknown,
-            // What it leads to runs as no account, now or later.
-            None => Whose::Namespace,
+            None => Whose::Unknown,
         },
     }
 }

@@ -207,6 +207,16 @@ fn a_service_that_selects_no_pods_goes_through_the_namespaces() {
     }));
     route(&mut mesh, "bare");
     assert!(needs(&mut mesh).contains(&(NAME.to_owned(), Reason::ByScope)), "there are no pods to come whose account it would be");
+
+    let mut mesh = shop();
+    stand(&mut mesh, Some("web"), "true", true);
+    bound(&mut mesh, "web", Some("web"));
+    without_pods(&mut mesh);
+    let mut service = Value::clone(&mesh.compiler.index().service(&key("shop", "web")).unwrap().value);
+    service["spec"].as_object_mut().unwrap().remove("selector");
+    mesh.apply(service);
+    assert!(needs(&mut mesh).contains(&(NAME.to_owned(), Reason::ByScope)), "it selects none any more");
+    assert_eq!(mesh.waypoints().0, at("shop", &name(Some("web"))), "and stays until there is another");
 }
 
 #[test]

@@ -296,6 +296,7 @@ fn a_waypoint_is_told_what_belongs_together() {
     assert!(talk.next().is_none(), "it is about to ask for the rest");
     talk.subscribe(HOST_TYPE, &[]);
     next(&mut talk, true, "hosts: +web");
+    assert!(talk.next().is_none(), "nothing closes them before it has asked for all");
     talk.subscribe(WAYPOINT_TYPE, &[]);
     next(&mut talk, false, "waypoints: +waypoint");
     talk.tell(&[pod("a", "2")]);
